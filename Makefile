@@ -1,0 +1,61 @@
+# `make serve` and `make test` do everything on a machine with Python 3.11+, make and a C/C++ compiler.
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# llama.cpp is compiled once for this kind of processor; the wheel is kept outside the checkout.
+LLAMACPP := llama-cpp-python==0.3.36
+LLAMACPP_CMAKE ?= -DLLAVA_BUILD=OFF
+PROCESSOR := $(shell (uname -sm; grep -m1 -E '^(flags|Features)' /proc/cpuinfo || sysctl -n machdep.cpu) 2>/dev/null | cksum | cut -d' ' -f1)
+OPTIONS := $(shell printf '%s' '$(LLAMACPP) $(LLAMACPP_CMAKE)' | cksum | cut -d' ' -f1)
+WHEELS ?= $(HOME)/.cache/enginehouse/wheels
+WHEEL := $(WHEELS)/$(PROCESSOR)-$(OPTIONS)
+
+.PHONY: serve test check install install-dev bench requirements clean
+
+serve: install
+	$(BIN)/enginehouse serve $(ARGS)
+
+test: install-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+install: $(VENV)/.serve
+install-dev: $(VENV)/.dev
+
+$(VENV)/.serve: requirements/serve.txt pyproject.toml | $(WHEEL)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(WHEEL)/*.whl -r requirements/serve.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt requirements/reference.txt
+	$(BIN)/pip install -q -r requirements/dev.txt -r requirements/reference.txt
+	touch $@
+
+$(WHEEL):
+	$(PYTHON) -m venv $(VENV)
+	@echo "compiling llama.cpp for this machine, once: a few minutes"
+	rm -rf $@.part
+	CMAKE_ARGS="$(LLAMACPP_CMAKE) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/runtimes/engines/llamacpp.cmake" \
+	SKBUILD_WHEEL_EXCLUDE="lib/**;include/**" \
+	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
+	mv $@.part $@
+
+bench: install-dev
+	$(BIN)/python -m tests.bench.http $(ARGS)
+
+# Pins what pyproject.toml admits; needs uv on the PATH.
+requirements:
+	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra llamacpp --extra dev --no-emit-index-url --no-header --no-annotate -o requirements/dev.txt
+	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra llamacpp -c requirements/dev.txt --no-emit-index-url --no-header --no-annotate -o requirements/serve.txt
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""What the operator says: typed schema, loading, and what ships by default."""

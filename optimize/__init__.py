@@ -1,0 +1,1 @@
+"""From a model's source to an artifact an engine can load."""

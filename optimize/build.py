@@ -1,0 +1,141 @@
+"""`python -m optimize.build`: one fetch or conversion in its own process; orders on stdin, reports on stdout."""
+
+import errno
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from optimize.hub import fetch
+from optimize.recipe import Artifact, CannotBuild, Manifest, Recipe, Source
+from optimize.store import Store
+from optimize.toolchains import toolchains
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Fetch(msgspec.Struct, tag="fetch", frozen=True):
+    source: str
+    revision: str | None
+
+
+class Build(msgspec.Struct, tag="build", frozen=True):
+    source: Source
+    recipe: Recipe
+    cache: str
+
+
+class Progress(msgspec.Struct, tag="progress", frozen=True):
+    stage: str
+    fraction: float
+
+
+class Fetched(msgspec.Struct, tag="fetched", frozen=True):
+    path: str
+
+
+class Built(msgspec.Struct, tag="built", frozen=True):
+    artifact: Artifact
+    seconds: dict[str, float]  # by stage; empty if another process had built it
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    message: str
+
+
+Order = Fetch | Build
+Report = Progress | Fetched | Built | Failed
+
+
+def main() -> None:
+    out = os.dup(1)  # tools print to stdout as they like; it is stderr from here on
+    os.dup2(2, 1)
+
+    def send(report: Report) -> None:
+        os.write(out, msgspec.json.encode(report) + b"\n")
+
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        match order:
+            case Fetch(source, revision):
+                send(Fetched(fetch(source, revision)))
+            case Build():
+                send(build(order, send))
+    except CannotBuild as error:
+        send(Failed(str(error)))
+    except OSError as error:
+        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}"))
+    except MemoryError:
+        send(Failed("building ran out of memory"))
+
+
+def end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os._exit(1)
+
+
+def build(order: Build, send: Callable[[Report], None]) -> Built:
+    recipe, store = order.recipe, Store(Path(order.cache))
+    toolchain = toolchains()[recipe.format]
+    with store.building(recipe.key) as folder:
+        if artifact := store.find(recipe.key, toolchain.entry):
+            return Built(artifact, {})
+        needed, free = toolchain.needs_bytes(order.source, recipe.precision), store.free_bytes()
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+        stages = Stages(send)
+        toolchain.build(order.source, recipe.precision, folder, stages.report)
+        seconds = stages.end()
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        store.publish(
+            folder, Manifest(recipe.key, recipe, order.source, files, seconds, created, version("enginehouse"))
+        )
+    artifact = store.find(recipe.key, toolchain.entry)
+    assert artifact
+    return Built(artifact, seconds)
+
+
+class Stages:
+    """Times the stages a toolchain reports and passes on at most a hundred steps of each."""
+
+    def __init__(self, send: Callable[[Report], None]) -> None:
+        self._send = send
+        self._stage, self._percent, self._began = "", -1, time.monotonic()
+        self._seconds: dict[str, float] = {}
+
+    def report(self, stage: str, fraction: float) -> None:
+        if stage != self._stage:
+            self.end()
+            self._stage, self._percent, self._began = stage, -1, time.monotonic()
+        percent = int(fraction * 100)
+        if percent > self._percent:
+            self._percent = percent
+            self._send(Progress(stage, fraction))
+
+    def end(self) -> dict[str, float]:
+        if self._stage:
+            spent = self._seconds.get(self._stage, 0.0) + time.monotonic() - self._began
+            self._seconds[self._stage] = round(spent, 3)
+            self._stage = ""
+        return self._seconds
+
+
+def is_no_room(error: OSError) -> bool:
+    return error.errno in NO_ROOM or "requested and" in str(error)  # numpy's tofile gives no errno
+
+
+def no_room(order: Order, error: OSError) -> str:
+    where = f"the cache '{order.cache}'" if isinstance(order, Build) else "the hub's cache"
+    return f"no room on the disk of {where}: {error.strerror or error}; free some, or set cache_dir to another disk"
+
+
+if __name__ == "__main__":
+    main()

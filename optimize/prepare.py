@@ -1,0 +1,79 @@
+"""prepare(source, toolchain, precision) -> Artifact: from the store, or built in a child process and kept there."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from optimize.build import Build, Built, Failed, Fetch, Fetched, Order, Progress, Report
+from optimize.recipe import Artifact, CannotBuild, Recipe, Source, Toolchain
+from optimize.source import is_hub_id, resolve
+from optimize.store import Store
+
+log = logging.getLogger("enginehouse.optimize")
+Reporter = Callable[[str, float], None]
+
+
+async def locate(source: str, revision: str | None, report: Reporter) -> Source:
+    """The source on this disk, fetched from the hub first if it is there. Raises CannotBuild."""
+    if not is_hub_id(source):
+        return await asyncio.to_thread(resolve, source)
+    report("fetch", 0.0)
+    fetched = await run(Fetch(source, revision), report)
+    assert isinstance(fetched, Fetched)
+    found = await asyncio.to_thread(resolve, fetched.path)
+    return msgspec.structs.replace(found, id=source)
+
+
+async def prepare(source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter) -> Artifact:
+    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait."""
+    recipe = Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
+    store = Store(cache)
+    if artifact := store.find(recipe.key, toolchain.entry):
+        return artifact
+    log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
+    built = await run(Build(source, recipe, str(cache)), report)
+    assert isinstance(built, Built)
+    spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
+    log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)
+    return built.artifact
+
+
+def size(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
+
+
+async def run(order: Order, report: Reporter) -> Fetched | Built:
+    """One child process from start to its last word."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "optimize.build",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is the server's to answer
+    )
+    assert child.stdin and child.stdout
+    last: Report | None = None
+    try:
+        with contextlib.suppress(ConnectionError):
+            child.stdin.write(msgspec.json.encode(order) + b"\n")
+            await child.stdin.drain()
+        async for line in child.stdout:
+            last = msgspec.json.decode(line, type=Report)
+            if isinstance(last, Progress):
+                report(last.stage, last.fraction)
+    finally:
+        child.stdin.close()  # the child ends at that, whatever it is doing
+    status = await child.wait()
+    match last:
+        case Fetched() | Built():
+            return last
+        case Failed(reason):
+            raise CannotBuild(reason)
+        case _:
+            raise CannotBuild(f"the build process ended with status {status} in the middle of its work; see the log")

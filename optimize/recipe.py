@@ -1,0 +1,76 @@
+"""What is built from what, with which tool; and the contract of a toolchain file."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+# Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
+Report = Callable[[str, float], None]
+
+
+class CannotBuild(Exception):
+    """This source cannot become this artifact; the message is one sentence for the operator."""
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where a model's weights are on this machine, and what they are."""
+
+    id: str  # as written in the config
+    kind: str  # "checkpoint" (a Hugging Face folder) or the name of a ready-made artifact format ("gguf", "echo")
+    path: str  # the folder, or the single file
+    architecture: str  # "Qwen3ForCausalLM"; for a ready-made artifact what its header says, or ""
+    context_length: int  # tokens; what the model was made for, 0 where the source does not say
+    parameters: int  # weights counted from the headers, 0 where unknown
+    bytes: int
+    fingerprint: str  # changes when any file does
+    precision: str = ""  # of a ready-made artifact, "" for a checkpoint
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """One way of building an artifact from a source; equal recipes give interchangeable artifacts."""
+
+    format: str  # "gguf"
+    precision: str  # the toolchain's own name: "Q4_K_M"
+    source_fingerprint: str
+    versions: dict[str, str]  # of every tool that leaves its mark on the bytes
+
+    @property
+    def key(self) -> str:
+        encoded = msgspec.json.encode(self, order="deterministic")
+        return f"{self.format}-{self.precision}-{hashlib.blake2b(encoded, digest_size=10).hexdigest()}"
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """Lies in every artifact as manifest.json: what it is, of what, how it was made."""
+
+    key: str
+    recipe: Recipe
+    source: Source
+    files: dict[str, int]  # name -> bytes
+    seconds: dict[str, float]  # by stage
+    created: str  # ISO 8601, UTC
+    enginehouse: str  # our version
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """Something an engine can load."""
+
+    format: str
+    precision: str
+    path: str  # what the engine is given: a file for gguf, a folder for others
+    bytes: int
+
+
+class Toolchain(msgspec.Struct, frozen=True):
+    """One artifact format and the tool that makes it. Functions import their heavy libraries inside."""
+
+    format: str
+    precisions: dict[str, str]  # every accepted name -> the toolchain's own: {"int4": "Q4_K_M", "Q4_K_M": "Q4_K_M"}
+    unavailable: Callable[[], str | None]  # why it cannot run here and the remedy, or None
+    versions: Callable[[], dict[str, str]]
+    refuses: Callable[[Source], str | None]  # cheap look at the headers: why this source cannot be built, or None
+    needs_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of disk the build takes at its peak
+    build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
+    entry: str  # the file in the artifact folder that engines load, "" for the folder itself

@@ -1,0 +1,67 @@
+"""The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from optimize.recipe import Artifact, CannotBuild, Manifest
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    def __init__(self, cache: Path) -> None:
+        self._artifacts = cache / "artifacts"
+        self._locks = cache / "locks"
+
+    def find(self, key: str, entry: str) -> Artifact | None:
+        folder = self._artifacts / key
+        try:
+            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError):
+            return None
+        recipe = manifest.recipe
+        return Artifact(recipe.format, recipe.precision, str(folder / entry), sum(manifest.files.values()))
+
+    @contextmanager
+    def building(self, key: str) -> Iterator[Path]:
+        """An empty folder to build in, held by this process alone across all servers; gone afterwards unless published.
+
+        The lock falls with the process, however it ends; the next holder sweeps up what a killed one left behind.
+        """
+        try:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            self._locks.mkdir(parents=True, exist_ok=True)
+            lock = (self._locks / key).open("w")
+        except OSError as error:
+            raise CannotBuild(
+                f"the cache '{self._artifacts.parent}' cannot be written: {error.strerror}; "
+                "set cache_dir to a folder that can"
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            folder = self._artifacts / f".building-{key}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, folder: Path, manifest: Manifest) -> None:
+        """Makes a finished build visible in one rename, everything on disk before it."""
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        for file in folder.iterdir():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        target = self._artifacts / manifest.key
+        shutil.rmtree(target, ignore_errors=True)  # only ever something broken: a whole artifact is never built again
+        folder.rename(target)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self._artifacts).free

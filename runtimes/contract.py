@@ -1,0 +1,174 @@
+"""The types between server, pool, worker and engines. Read this first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+FinishReason = str  # "stop" | "length" | "tool_calls"
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How the next token is chosen. Neutral defaults: plain sampling from the model's own distribution."""
+
+    max_tokens: int | None = None  # None: until the context is full
+    min_tokens: int = 0  # no end-of-sequence token before so many tokens
+    ignore_eos: bool = False  # an end-of-sequence token does not end the answer
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = all
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    frequency_penalty: float = 0.0  # over generated tokens
+    presence_penalty: float = 0.0  # over generated tokens
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: dict[int, float] = {}  # token id -> added to its logit
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One answer to be generated."""
+
+    id: str
+    model: str
+    messages: list[dict[str, Any]]  # OpenAI's shape, checked by the server
+    tools: list[dict[str, Any]] | None = None
+    template_options: dict[str, Any] = {}  # further variables for the chat template, e.g. enable_thinking
+    sampling: Sampling = Sampling()
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # prompt tokens whose prefill was reused
+    reasoning_tokens: int = 0
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str  # JSON text as the model wrote it
+
+
+class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What came out for one job since the last one."""
+
+    text: str = ""
+    reasoning: str = ""
+    tool_call: ToolCall | None = None
+
+
+class Done(msgspec.Struct, frozen=True):
+    finish_reason: FinishReason
+    usage: Usage
+    prefill_seconds: float = 0.0  # from admission to the first token
+    decode_seconds: float = 0.0
+
+
+class Placed(msgspec.Struct, frozen=True):
+    """The first event of an answer: who gives it."""
+
+    runtime: str
+    precision: str
+
+
+Event = Placed | Delta | Done
+
+
+class Refused(Exception):
+    """The request cannot be served as it stands; becomes a 400."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code
+
+
+def too_long(context: int, count: str) -> Refused:
+    """OpenAI's own sentence: clients look for it."""
+    return Refused(
+        f"This model's maximum context length is {context} tokens. However, your messages resulted in {count} tokens. "
+        "Please reduce the length of the messages.",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+class Unavailable(Exception):
+    """The model cannot be served now; becomes a 503. `retry_after` in seconds when waiting helps."""
+
+    def __init__(self, message: str, code: str = "model_unavailable", retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.code, self.retry_after = message, code, retry_after
+
+
+class Busy(Unavailable):
+    """Too many requests wait already; becomes a 429."""
+
+
+class EngineFailed(Exception):
+    """The engine or its worker broke in the middle of this answer; becomes a 500 or an SSE error event."""
+
+
+class Token(msgspec.Struct, frozen=True):
+    """What one step brought for one job."""
+
+    job: int
+    id: int  # -1: no token, only the end
+    text: bytes  # b"" for a control token; may end inside a UTF-8 sequence
+    finish: FinishReason | None = None  # "stop": the model ended; "length": max_tokens or the context is reached
+    cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What a loaded engine says of itself."""
+
+    context_length: int  # tokens of prompt and answer together
+    slots: int
+    vocabulary: int
+    chat_template: str | None
+    bos: str  # text of the token, "" if none
+    eos: str
+    device: str
+    features: tuple[str, ...]  # names of the Sampling fields it honours
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a worker is told to load."""
+
+    runtime: str
+    path: str
+    context: int  # tokens of prompt and answer together, at most; Facts says what became of it
+    slots: int
+    threads: int
+    free_bytes: int  # memory that may be taken, 0 where the host does not say
+    options: dict[str, Any] = {}
+
+
+class Engine(Protocol):
+    """A step loop over every running sequence. One thread calls it; nothing here may block but `step`."""
+
+    facts: Facts
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt: special tokens in it are parsed, BOS is added if the model wants one."""
+
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+        """Admits a sequence or queues it. `ids` fit the context. Raises Refused for what it cannot honour."""
+
+    def step(self) -> list[Token]:
+        """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""
+
+    def remove(self, job: int) -> None:
+        """Forgets a sequence at once; unknown jobs are ignored."""
+
+    def close(self) -> None: ...
+
+
+class Local(msgspec.Struct, frozen=True):
+    """A runtime that runs in a worker of ours."""
+
+    name: str
+    format: str  # of the artifacts it loads
+    unavailable: Callable[[], str | None]  # why it cannot run here and the remedy, or None
+    load: Callable[[Load, Callable[[float], None]], Engine]  # the callable takes the fraction loaded
+    options: type[msgspec.Struct]  # what a model's `options:` may hold for it
+    environment: Mapping[str, str] = {}  # of the worker process

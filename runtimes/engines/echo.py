@@ -1,0 +1,60 @@
+"""The engine without a model: answers with the last message, a byte a token. The pattern for every other engine."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from runtimes.contract import Engine, Facts, Load, Local, Sampling, Token
+
+TEMPLATE = "{{ messages[-1].content }}"
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Echo takes none."""
+
+
+class Echo:
+    def __init__(self, load: Load) -> None:
+        self.facts = Facts(
+            context_length=load.context,
+            slots=load.slots,
+            vocabulary=256,
+            chat_template=TEMPLATE,
+            bos="",
+            eos="",
+            device="cpu",
+            features=("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),  # a choice of one meets all
+        )
+        self._running: dict[int, tuple[bytes, int]] = {}  # job -> what is left to say, tokens still allowed
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+        room = self.facts.context_length - len(ids)
+        self._running[job] = bytes(ids), min(sampling.max_tokens or room, room)
+
+    def step(self) -> list[Token]:
+        return [self._advance(job) for job in list(self._running)[: self.facts.slots]]
+
+    def _advance(self, job: int) -> Token:
+        rest, allowed = self._running[job]
+        finish = "stop" if len(rest) <= 1 else "length" if allowed == 1 else None
+        if finish:
+            del self._running[job]
+        else:
+            self._running[job] = rest[1:], allowed - 1
+        return Token(job, rest[0] if rest else -1, rest[:1], finish)
+
+    def remove(self, job: int) -> None:
+        self._running.pop(job, None)
+
+    def close(self) -> None:
+        pass
+
+
+def load(load: Load, report: Callable[[float], None]) -> Engine:
+    return Echo(load)
+
+
+RUNTIME = Local(name="echo", format="echo", unavailable=lambda: None, load=load, options=Options)

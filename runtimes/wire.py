@@ -1,0 +1,64 @@
+"""Every message between server and worker, and their framing: four bytes of length, then msgpack."""
+
+from typing import Any
+
+import msgspec
+
+from runtimes.contract import Delta, Done, Facts, Load, Sampling
+
+
+class Submit(msgspec.Struct, tag="submit", frozen=True):
+    job: int
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    template_options: dict[str, Any]
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    job: int
+
+
+class Start(msgspec.Struct, tag="start", frozen=True):
+    load: Load
+
+
+class Loading(msgspec.Struct, tag="loading", frozen=True):
+    fraction: float
+
+
+class Ready(msgspec.Struct, tag="ready", frozen=True):
+    facts: Facts
+    seconds: float
+
+
+class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
+    message: str
+
+
+class Emit(msgspec.Struct, tag="emit", frozen=True):
+    """All that one engine step brought, for all jobs."""
+
+    deltas: list[tuple[int, Delta]]
+    dones: list[tuple[int, Done]]
+
+
+class Refusal(msgspec.Struct, tag="refusal", frozen=True):
+    job: int
+    message: str
+    param: str | None
+    code: str | None
+
+
+ToWorker = Start | Submit | Cancel
+ToServer = Loading | Ready | LoadFailed | Emit | Refusal
+
+LENGTH_BYTES = 4
+_encoder = msgspec.msgpack.Encoder()
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_server = msgspec.msgpack.Decoder(ToServer).decode
+
+
+def frame(message: ToWorker | ToServer) -> bytes:
+    body = _encoder.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "little") + body

@@ -1,0 +1,182 @@
+"""`python -m runtimes.worker`: one loaded model, one step loop. Talks to the server over stdin and stdout."""
+
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import BinaryIO
+
+import msgspec
+
+from runtimes import chat
+from runtimes.contract import Delta, Done, Engine, Facts, Refused, Sampling, Token, Usage, too_long
+from runtimes.engines import runtimes
+from runtimes.output import CALL, THINK, Output
+from runtimes.wire import (
+    LENGTH_BYTES,
+    Cancel,
+    Emit,
+    LoadFailed,
+    Loading,
+    Ready,
+    Refusal,
+    Start,
+    Submit,
+    ToServer,
+    ToWorker,
+    decode_to_worker,
+    frame,
+)
+
+NEUTRAL = Sampling()
+
+
+def main() -> None:
+    out = os.dup(1)  # engines print to stdout as they like; it is stderr from here on
+    os.dup2(2, 1)
+    inbox = Inbox(sys.stdin.buffer)
+
+    def send(message: ToServer) -> None:
+        data = memoryview(frame(message))
+        while data:
+            data = data[os.write(out, data) :]
+
+    start = inbox.get()
+    assert isinstance(start, Start)
+    began = time.monotonic()
+    try:
+        runtime = runtimes()[start.load.runtime]
+        engine = runtime.load(start.load, lambda fraction: send(Loading(fraction)))
+    except Exception as error:  # the boundary: whatever an engine raises becomes one sentence
+        send(LoadFailed(str(error) or type(error).__name__))
+        return
+    send(Ready(engine.facts, time.monotonic() - began))
+    Loop(engine, inbox, send).run()
+
+
+class Inbox:
+    """Messages from the server, read by a thread so that a closed pipe ends this process whatever it is doing."""
+
+    def __init__(self, pipe: BinaryIO) -> None:
+        self._messages: deque[ToWorker] = deque()
+        self._arrived = threading.Event()
+        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
+
+    def _read(self, pipe: BinaryIO) -> None:
+        while header := pipe.read(LENGTH_BYTES):
+            body = pipe.read(int.from_bytes(header, "little"))
+            self._messages.append(decode_to_worker(body))
+            self._arrived.set()
+        os._exit(0)  # the server is gone, or wants no more
+
+    def waiting(self) -> bool:
+        return bool(self._messages)
+
+    def get(self) -> ToWorker:
+        while not self._messages:
+            self._arrived.wait()
+            self._arrived.clear()
+        return self._messages.popleft()
+
+
+class Answer:
+    """One job under way."""
+
+    def __init__(self, prompt_tokens: int, output: Output) -> None:
+        self.output = output
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
+        self.started = time.monotonic()
+        self.first = 0.0
+
+    def take(self, token: Token) -> list[Delta]:
+        if not self.first:
+            self.first, self.cached_tokens = time.monotonic(), token.cached
+        deltas = self.output.feed(token.text)
+        if token.id >= 0:
+            self.completion_tokens += 1
+            self.reasoning_tokens += self.output.reasoned
+        return deltas
+
+    def done(self, finish: str) -> Done:
+        usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
+        reason = "tool_calls" if finish == "stop" and self.output.called else finish
+        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first)
+
+
+class Loop:
+    def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[ToServer], None]) -> None:
+        self._engine, self._inbox, self._send = engine, inbox, send
+        self._answers: dict[int, Answer] = {}
+        template = engine.facts.chat_template or ""
+        self._reasoning, self._tools = THINK in template, CALL in template
+
+    def run(self) -> None:
+        while True:
+            while self._inbox.waiting() or not self._answers:
+                self._obey(self._inbox.get())
+            self._emit(self._engine.step())
+
+    def _obey(self, message: ToWorker) -> None:
+        match message:
+            case Submit():
+                try:
+                    self._admit(message)
+                except Refused as error:
+                    self._send(Refusal(message.job, error.message, error.param, error.code))
+            case Cancel():
+                self._engine.remove(message.job)
+                self._answers.pop(message.job, None)
+
+    def _admit(self, submit: Submit) -> None:
+        if submit.tools and not self._tools:
+            raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
+        prompt = chat.render(self._engine.facts, submit.messages, submit.tools, submit.template_options)
+        ids = self._engine.encode(prompt)
+        check_features(submit.sampling, self._engine.facts)
+        check_length(len(ids), submit.sampling, self._engine.facts.context_length)
+        thinking = self._reasoning and prompt.rstrip().endswith(THINK)
+        output = Output(submit.sampling.stop, self._reasoning, thinking, bool(submit.tools))
+        self._engine.add(submit.job, ids, submit.sampling)
+        self._answers[submit.job] = Answer(len(ids), output)
+
+    def _emit(self, tokens: list[Token]) -> None:
+        emit = Emit([], [])
+        for token in tokens:
+            answer = self._answers[token.job]
+            deltas = answer.take(token)
+            finish = token.finish
+            if answer.output.stopped and not finish:
+                self._engine.remove(token.job)
+                finish = "stop"
+            if finish:
+                finish = "stop" if answer.output.stopped else finish
+                deltas += answer.output.end()
+                emit.dones.append((token.job, answer.done(finish)))
+                del self._answers[token.job]
+            emit.deltas.extend((token.job, delta) for delta in deltas)
+        if emit.deltas or emit.dones:
+            self._send(emit)
+
+
+def check_features(sampling: Sampling, facts: Facts) -> None:
+    """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
+    for field in msgspec.structs.fields(Sampling):
+        asked = getattr(sampling, field.name) != getattr(NEUTRAL, field.name)
+        if asked and field.name not in (*facts.features, "stop"):
+            raise Refused(f"'{field.name}' is not honoured by this model's engine", field.name, "unsupported_parameter")
+
+
+def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:
+    if sampling.max_tokens and sampling.max_tokens > context:
+        raise Refused(
+            f"max_tokens {sampling.max_tokens} is more than this model's context of {context} tokens", "max_tokens"
+        )
+    if prompt_tokens >= context:
+        raise too_long(context, f"{prompt_tokens}")
+
+
+if __name__ == "__main__":
+    main()

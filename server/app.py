@@ -1,0 +1,40 @@
+"""The Litestar application around one pool."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.openapi import OpenAPIConfig
+
+from config.schema import Config
+from runtimes.pool import Pool
+from server.auth import guard
+from server.chat import chat_completions
+from server.errors import respond
+from server.models import get_model, health, list_models, ready
+
+LARGEST_BODY_BYTES = 10 << 20
+
+
+def create(config: Config) -> Litestar:
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        app.state.pool = Pool(config)
+        app.state.started = int(time.time())
+        try:
+            yield
+        finally:
+            await app.state.pool.drain()
+
+    api = Router("/", route_handlers=[chat_completions, list_models, get_model], guards=[guard(config.server.api_keys)])
+    return Litestar(
+        [api, health, ready],
+        lifespan=[lifespan],
+        state=State(),
+        exception_handlers={Exception: respond},
+        request_max_body_size=LARGEST_BODY_BYTES,
+        openapi_config=OpenAPIConfig("Enginehouse", "1"),
+        logging_config=None,
+    )

@@ -1,0 +1,121 @@
+"""POST /v1/chat/completions."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from litestar import Request, Response, post
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.response import Stream
+
+from runtimes.contract import Delta, Done, Event, Job, Placed, ToolCall
+from runtimes.pool import Pool
+from server import openai, sse
+
+log = logging.getLogger("enginehouse.server")
+T = TypeVar("T")
+# The client is gone when this is sent; it only names what happened in the log of a proxy in between.
+CLIENT_CLOSED_REQUEST = 499
+
+
+@post("/v1/chat/completions", status_code=200)
+async def chat_completions(request: Request[Any, Any, State], state: State) -> Response[Any]:
+    """A chat completion, whole or as server-sent events; OpenAI's fields and the extensions the README lists."""
+    check_content_type(request)
+    chat = openai.read(await request.body())
+    pool: Pool = state.pool
+    job = openai.to_job(chat, f"chatcmpl-{secrets.token_hex(12)}")
+    created = int(time.time())
+    events = log_end(job, pool.run(job))
+    placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
+    assert isinstance(placed, Placed)
+    headers = {"x-enginehouse-runtime": placed.runtime, "x-enginehouse-precision": placed.precision}
+    if chat.stream:
+        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
+        chunks = sse.Chunks(job.id, created, chat.model, include_usage)
+        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return Stream(sse.stream(events, chunks), media_type="text/event-stream", headers=headers)
+    answer = await unless_client_leaves(request, collect(events))
+    completion = {"id": job.id, "object": "chat.completion", "created": created, "model": chat.model, **answer}
+    return Response(completion, headers=headers, media_type="application/json")
+
+
+def check_content_type(request: Request[Any, Any, State]) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(detail=f"content-type '{kind}' is not read here; send application/json", status_code=415)
+
+
+async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutine[Any, Any, T]) -> T:
+    """Litestar lets a handler run on when its client hangs up; this ends it, and with it the job in the engine."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HTTPException(detail="the client closed the connection", status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def disconnected(request: Request[Any, Any, State]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
+    text: list[str] = []
+    reasoning: list[str] = []
+    calls: list[ToolCall] = []
+    async for event in events:
+        match event:
+            case Delta():
+                text.append(event.text)
+                reasoning.append(event.reasoning)
+                if event.tool_call:
+                    calls.append(event.tool_call)
+            case Done():
+                done = event
+    content = "".join(text)
+    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+    if thought := "".join(reasoning):
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = [sse.call_fields(call) for call in calls]
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
+    return {"choices": [choice], "usage": sse.usage_fields(done.usage)}
+
+
+async def log_end(job: Job, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Passes events on; one line in the log when the answer is complete."""
+    began = time.monotonic()
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Placed):
+                placed = event
+            elif isinstance(event, Done):
+                log_done(job, placed, event, time.monotonic() - began)
+            yield event
+
+
+def log_done(job: Job, placed: Placed, done: Done, seconds: float) -> None:
+    log.info(
+        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
+        job.id,
+        job.model,
+        placed.runtime,
+        placed.precision,
+        done.usage.prompt_tokens,
+        done.usage.cached_tokens,
+        done.usage.completion_tokens,
+        done.finish_reason,
+        seconds,
+        done.prefill_seconds,
+    )

@@ -1,0 +1,98 @@
+"""`enginehouse serve`."""
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from importlib.metadata import version
+
+import msgspec
+
+from config.load import BadConfig, load
+from config.schema import Config
+
+STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        serve(arguments)
+    except BadConfig as error:
+        sys.exit(f"enginehouse: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
+    )
+    top.add_argument("--version", action="version", version=version("enginehouse"))
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("serve", help="serve the models of the config file")
+    command.add_argument(
+        "--config", metavar="FILE", help="else $ENGINEHOUSE_CONFIG, ./enginehouse.yaml, or the built-in config"
+    )
+    command.add_argument("--host", help="address to listen on, over the config's")
+    command.add_argument("--port", type=int, help="port to listen on, over the config's")
+    command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    return top
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    import uvicorn
+
+    from server import app
+
+    config = with_flags(load(arguments.config), arguments)
+    refuse_open(config)
+    listener = listen(config.server.host, config.server.port)
+    options = uvicorn.Config(
+        app.create(config),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STREAMS_MAY_END_SECONDS,
+    )
+    host, port = listener.getsockname()[:2]
+    models = ", ".join(config.models)
+    logging.getLogger("enginehouse").info(
+        "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
+    )
+    uvicorn.Server(options).run([listener])
+
+
+def with_flags(config: Config, arguments: argparse.Namespace) -> Config:
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given))
+
+
+def refuse_open(config: Config) -> None:
+    """Without keys anyone who can connect may use the models: on more than loopback that must be said aloud."""
+    if config.server.api_keys or config.server.allow_open or is_loopback(config.server.host):
+        return
+    raise BadConfig(
+        f"host '{config.server.host}' is reachable from outside and there are no API keys; set ENGINEHOUSE_API_KEYS "
+        "(or server.api_keys), or say server.allow_open: true (ENGINEHOUSE_ALLOW_OPEN=true)"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bound here and not by uvicorn, whose message for a port in use names no remedy."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # Python 3.11 and older add the address again
+        raise BadConfig(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Every failure in OpenAI's shape, {"error": {message, type, param, code}}: the one table from exception to HTTP."""
+
+import logging
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from runtimes.contract import Busy, EngineFailed, Refused, Unavailable
+from runtimes.pool import UnknownModel
+
+log = logging.getLogger("enginehouse.server")
+CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"
+
+
+class Unauthorized(Exception):
+    pass
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
+    """Status, body and further headers for an exception."""
+    match error:
+        case Refused():
+            return 400, ErrorBody(error.message, CLIENT_ERROR, error.param, error.code), {}
+        case UnknownModel():
+            return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
+        case Unauthorized():
+            return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
+        case Unavailable():
+            status, kind = (429, "rate_limit_error") if isinstance(error, Busy) else (503, SERVER_ERROR)
+            headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
+            return status, ErrorBody(error.message, kind, None, error.code), headers
+        case EngineFailed():
+            return 500, ErrorBody(str(error), SERVER_ERROR, None, "engine_failed"), {}
+        case HTTPException():
+            kind = CLIENT_ERROR if error.status_code < 500 else SERVER_ERROR
+            return error.status_code, ErrorBody(error.detail, kind), dict(error.headers or {})
+        case _:
+            log.error("unexpected error", exc_info=error)
+            return (
+                500,
+                ErrorBody(
+                    "the server met an unexpected error; its log says more", SERVER_ERROR, None, "internal_error"
+                ),
+                {},
+            )
+
+
+def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, ErrorBody]]:
+    status, body, headers = describe(error)
+    if isinstance(error, HTTPException) and status in (404, 405):
+        method_or_path = f"{request.method} {request.url.path}"
+        body = msgspec.structs.replace(body, message=f"there is no {method_or_path} here", code="unknown_url")
+    return Response({"error": body}, status_code=status, headers=headers, media_type="application/json")

@@ -1,0 +1,198 @@
+"""OpenAI's wire shapes for chat: what a request may hold, and what of it has no effect here."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from runtimes.contract import Job, Refused, Sampling
+
+# Accepted and without effect: they steer nothing in a server that runs on one's own machine.
+IGNORED = {
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+}
+# Accepted only with the value that asks for nothing; anything else is refused by name.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "parallel_tool_calls": (True,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "modalities": (["text"],),
+    "functions": (),
+    "function_call": (),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "moderation": (),
+}
+PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
+UNKNOWN = re.compile(r"^Object contains unknown field `(.+?)`")
+
+LARGEST = 2**31 - 1  # what engines count with
+Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+
+
+class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: str
+    text: str = ""
+
+
+class Function(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+
+
+class Call(msgspec.Struct, frozen=True):
+    id: str
+    function: Function
+    type: Literal["function"] = "function"
+    index: int = 0
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ToolFunction(msgspec.Struct, frozen=True):
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    function: ToolFunction
+    type: Literal["function"] = "function"
+
+
+class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    model: str
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] = []
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    tools: list[Tool] = []
+    tool_choice: Literal["auto", "none"] = "auto"
+    # Extensions, named as other servers name them.
+    top_k: Whole = 0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
+    min_tokens: Whole = 0
+    ignore_eos: bool = False
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+def read(body: bytes) -> ChatRequest:
+    """A request, or Refused with the field's name."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"the body is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise Refused("the body must be a JSON object")
+    fields = {key: value for key, value in raw.items() if value is not None and key not in IGNORED}
+    for key in fields.keys() & NEUTRAL.keys():
+        if fields.pop(key) not in NEUTRAL[key]:
+            allowed = " or ".join(msgspec.json.encode(value).decode() for value in NEUTRAL[key])
+            remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
+            raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
+    try:
+        request = msgspec.convert(fields, ChatRequest, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise refusal(str(error)) from error
+    check_messages(request.messages)
+    return request
+
+
+def refusal(message: str) -> Refused:
+    match = PLACE.match(message)
+    assert match
+    what, place = match[1], match[2] or ""
+    if unknown := UNKNOWN.match(what):
+        name = f"{place}.{unknown[1]}" if place else unknown[1]
+        return Refused(f"unknown field '{name}'", name, "unknown_parameter")
+    if place == "tool_choice":
+        return Refused('\'tool_choice\' is supported here as "auto" and "none" only', place, "unsupported_parameter")
+    if missing := re.match(r"Object missing required field `(.+?)`", what):
+        place = f"{place}.{missing[1]}" if place else missing[1]
+    return Refused(f"'{place}': {what[0].lower()}{what[1:]}" if place else what, place or None, "invalid_value")
+
+
+def check_messages(messages: list[Message]) -> None:
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message.content is None and not message.tool_calls:
+            raise Refused(f"'{where}.content' is missing", f"{where}.content", "invalid_value")
+        if isinstance(message.content, list):
+            for part in message.content:
+                if part.type != "text":
+                    raise Refused(f"content of type '{part.type}' is not supported here; only text", f"{where}.content")
+        if message.tool_calls and message.role != "assistant":
+            raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
+
+
+def to_job(request: ChatRequest, id: str) -> Job:
+    limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
+    return Job(
+        id,
+        request.model,
+        [message_fields(message) for message in request.messages],
+        [msgspec.to_builtins(tool) for tool in request.tools] if request.tool_choice != "none" else None,
+        request.chat_template_kwargs,
+        Sampling(
+            max_tokens=min(limits, default=None),
+            min_tokens=request.min_tokens,
+            ignore_eos=request.ignore_eos,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            seed=request.seed,
+            stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
+            frequency_penalty=request.frequency_penalty,
+            presence_penalty=request.presence_penalty,
+            repetition_penalty=request.repetition_penalty,
+            logit_bias=request.logit_bias,
+        ),
+    )
+
+
+def message_fields(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    if message.role == "developer":  # the newer name of the same thing; no model's template knows it
+        fields["role"] = "system"
+    return fields

@@ -1,0 +1,82 @@
+"""Server-sent events of a chat completion: a bytes template around each piece of text."""
+
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+import msgspec
+
+from runtimes.contract import Delta, Done, EngineFailed, Event, Placed, ToolCall, Unavailable, Usage
+from server.errors import describe
+
+encode = msgspec.json.Encoder().encode
+DONE = b"data: [DONE]\n\n"
+
+
+class Chunks:
+    """Renders the chunks of one answer; what is equal in all of them is encoded once."""
+
+    def __init__(self, id: str, created: int, model: str, include_usage: bool) -> None:
+        head = encode({"id": id, "object": "chat.completion.chunk", "created": created, "model": model})
+        self._head = b"data: " + head[:-1]
+        self._before = self._head + b',"choices":[{"index":0,"delta":'
+        self._after = b',"finish_reason":null}]' + (b',"usage":null' if include_usage else b"") + b"}\n\n"
+        self._text = self._before + b'{"content":'
+        self._include_usage = include_usage
+        self._calls = 0
+
+    def opening(self) -> bytes:
+        return self._before + b'{"role":"assistant","content":""}' + self._after
+
+    def delta(self, delta: Delta) -> bytes:
+        if delta.text:
+            return self._text + encode(delta.text) + b"}" + self._after
+        if delta.reasoning:
+            return self._before + b'{"reasoning_content":' + encode(delta.reasoning) + b"}" + self._after
+        assert delta.tool_call
+        call = {"index": self._calls, **call_fields(delta.tool_call)}
+        self._calls += 1
+        return self._before + encode({"tool_calls": [call]}) + self._after
+
+    def closing(self, done: Done) -> bytes:
+        usage = b',"usage":null' if self._include_usage else b""
+        last = self._before + b'{},"finish_reason":' + encode(done.finish_reason) + b"}]" + usage + b"}\n\n"
+        if self._include_usage:
+            last += self._head + b',"choices":[],"usage":' + encode(usage_fields(done.usage)) + b"}\n\n"
+        return last + DONE
+
+
+async def stream(events: AsyncGenerator[Event, None], chunks: Chunks) -> AsyncIterator[bytes]:
+    """The body. Headers are out by now, so an error becomes an event."""
+    async with aclosing(events):
+        yield chunks.opening()
+        try:
+            async for event in events:
+                match event:
+                    case Delta():
+                        yield chunks.delta(event)
+                    case Done():
+                        yield chunks.closing(event)
+                    case Placed():
+                        pass
+        except (EngineFailed, Unavailable) as error:
+            _, body, _ = describe(error)
+            yield b"data: " + encode({"error": body}) + b"\n\n" + DONE
+
+
+def call_fields(call: ToolCall) -> dict[str, object]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def usage_fields(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }

@@ -1,0 +1,69 @@
+"""What many tests share: one cache, and one server with the pocket model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import config
+from tests.serving import Served, serve
+
+POCKET = Path(config.__file__).parent / "pocket"
+EXACT = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its `cache` serves the whole session: an artifact is built once, as on a user's machine."""
+    return tmp_path_factory.mktemp("house")
+
+
+class Reference:
+    """The pocket model in transformers, 32 bits: what every engine is compared with."""
+
+    def __init__(self) -> None:
+        import torch
+        import transformers
+
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(str(POCKET))
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(str(POCKET), dtype=torch.float32).eval()
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The most likely continuation, without the token that ends it."""
+        import torch
+
+        out: list[int] = self._model.generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)[0][
+            len(ids) :
+        ].tolist()
+        ends = self._model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return out[:-1] if out[-1] in ends else out
+
+
+@pytest.fixture(scope="session")
+def reference() -> Reference:
+    return Reference()
+
+
+@pytest.fixture(scope="session")
+def house(folder: Path) -> Iterator[Served]:
+    models = {
+        "pocket": {"source": "builtin:pocket", "aliases": ["gpt-4o-mini"]},
+        "pocket-f32": {"source": "builtin:pocket", "precision": "f32", "options": EXACT},
+        "pocket-int4": {"source": "builtin:pocket", "precision": "int4"},
+        "echo": {"source": "builtin:echo"},
+    }
+    with serve(folder, models) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3 of random weights, for what needs a source and no sense."""
+    from tests.checkpoints import make_checkpoint
+
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"))

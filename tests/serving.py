@@ -1,0 +1,94 @@
+"""A real server in its own process, for tests: start it, read its log, end it, see what is left."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+
+START_SECONDS = 60
+LINE_SECONDS = 120
+
+
+class Served:
+    """One running `enginehouse serve`."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process = process
+        self.root = f"http://127.0.0.1:{port}"
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            self.log.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for(self, text: str, seconds: float = LINE_SECONDS) -> str:
+        """The next log line with `text` in it."""
+        while (line := self._lines.get(timeout=seconds)) is not None:
+            if text in line:
+                return line
+        raise AssertionError(f"the server ended without saying '{text}':\n{''.join(self.log)}")
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.root}/v1", api_key="none", max_retries=0, timeout=120)
+
+    @property
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.root}/v1", api_key="none", max_retries=0, timeout=120)
+
+    def children(self) -> list[psutil.Process]:
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def worker(self) -> psutil.Process:
+        return next(child for child in self.children() if "runtimes.worker" in child.cmdline())
+
+
+@contextmanager
+def serve(
+    folder: Path, models: dict[str, Any], environment: dict[str, str] | None = None, **server: Any
+) -> Iterator[Served]:
+    """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it."""
+    port = free_port()
+    config = folder / f"config-{port}.yaml"
+    config.write_text(
+        json.dumps({"server": {"port": port, **server}, "cache_dir": str(folder / "cache"), "models": models})
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.cli", "serve", "--config", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+    )
+    served = Served(process, port)
+    try:
+        served.wait_for("Application startup complete", START_SECONDS)
+        yield served
+    finally:
+        left = served.children() if process.poll() is None else []
+        process.terminate()
+        process.wait(timeout=30)
+        _, alive = psutil.wait_procs(left, timeout=10)
+        assert not alive, f"processes outlived the server: {alive}"
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,95 @@
+"""The command: what it says when it cannot start, and what it does not load."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving import free_port, serve
+
+POCKET = {"models": {"pocket": {"source": "builtin:pocket"}}}
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "server.cli", *arguments]
+    root = str(Path(__file__).parent.parent)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ENGINEHOUSE_")}
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**clean, "PYTHONPATH": root, **environment},
+    )
+
+
+def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run(tmp_path, "serve", "--port", port)
+    assert ended.returncode == 1
+    assert (
+        ended.stderr
+        == f"enginehouse: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
+    )
+
+
+def test_a_mistake_in_the_config_ends_the_command_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "enginehouse.yaml").write_text("models: {a: {source: x, precison: int4}}")
+    ended = run(tmp_path, "serve")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "model 'a': unknown key 'precison'; did you mean 'precision'?" in ended.stderr
+
+
+def test_listening_to_the_outside_without_keys_must_be_said_aloud(tmp_path: Path) -> None:
+    ended = run(tmp_path, "serve", "--host", "0.0.0.0")
+    assert ended.returncode == 1
+    assert "no API keys; set ENGINEHOUSE_API_KEYS" in ended.stderr
+
+
+def test_the_help_names_every_flag_of_serve(tmp_path: Path) -> None:
+    shown = run(tmp_path, "serve", "--help").stdout
+    assert all(flag in shown for flag in ("--config FILE", "--host HOST", "--port PORT", "--log-level"))
+
+
+def test_keys_are_asked_of_everything_but_the_health_checks(tmp_path: Path) -> None:
+    with serve(tmp_path, {"echo": {"source": "builtin:echo"}}, api_keys=["secret", "other"]) as served:
+        assert httpx.get(f"{served.root}/health").status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
+            refused = httpx.get(f"{served.root}/v1/models", headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        for key in ("secret", "other"):
+            assert httpx.get(f"{served.root}/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_the_server_process_imports_no_engine_and_no_toolchain_library() -> None:
+    program = """
+import sys
+import server.cli, server.app, uvicorn
+from config.load import load
+from runtimes.pool import Pool
+Pool(load(None, {})).ready()
+heavy = {"llama_cpp", "torch", "transformers", "numpy", "gguf", "tokenizers", "tiktoken", "huggingface_hub"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_flags_win_over_environment_and_environment_over_file(tmp_path: Path) -> None:
+    taken = free_port()
+    (tmp_path / "enginehouse.yaml").write_text(json.dumps(POCKET | {"server": {"port": 1}}))
+    with socket.create_server(("127.0.0.1", taken)):
+        assert f"port {taken}" in run(tmp_path, "serve", ENGINEHOUSE_PORT=str(taken)).stderr
+        assert f"port {taken}" in run(tmp_path, "serve", "--port", str(taken), ENGINEHOUSE_PORT="2").stderr
+
+
+@pytest.mark.parametrize("command", [["serve", "--prot", "1"], ["sreve"], []])
+def test_an_unknown_flag_or_command_is_refused(tmp_path: Path, command: list[str]) -> None:
+    assert run(tmp_path, *command).returncode == 2

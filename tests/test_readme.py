@@ -1,0 +1,75 @@
+"""The README says what is so."""
+
+import contextlib
+import io
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import yaml
+
+from config.schema import Config, Model, Server
+from runtimes.engines import runtimes
+from server import openai as wire
+from tests.serving import Served
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def defaults(struct: Any) -> dict[str, Any]:
+    return {field.name: None if field.required else field.default for field in msgspec.structs.fields(struct)}
+
+
+def test_the_config_reference_names_every_key_with_its_default() -> None:
+    shown = yaml.safe_load(blocks("yaml")[0])
+    model = shown["models"].pop("my-model")
+    server = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Server).items()}
+    assert shown["server"] == server
+    assert shown["cache_dir"] == defaults(Config)["cache_dir"]
+    expected = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Model).items()}
+    assert model | {"source": None, "options": {}} == expected | {"options": {}}
+
+
+def test_the_options_of_llamacpp_are_all_there_with_their_defaults() -> None:
+    rows = dict(re.findall(r"\| `(\w+)` \| (\S+) \|", README))
+    for field in msgspec.structs.fields(runtimes()["llamacpp"].options):
+        assert rows[field.name] == json.dumps(field.default).strip('"'), field.name
+
+
+def test_every_field_of_a_request_is_listed() -> None:
+    listed = set(re.findall(r"`(\w+)`", README))
+    honoured = {field.name for field in msgspec.structs.fields(wire.ChatRequest)} - {"model"}
+    assert honoured <= listed
+    assert listed >= wire.IGNORED
+
+
+def test_every_field_of_openais_schema_is_honoured_neutral_or_ignored() -> None:
+    from openai.types.chat import completion_create_params as params
+
+    known = {field.name for field in msgspec.structs.fields(wire.ChatRequest)} | wire.IGNORED | wire.NEUTRAL.keys()
+    fields = set(params.CompletionCreateParamsBase.__annotations__) | {"stream"}
+    assert fields - known == set()
+    assert get_args(params.CompletionCreateParams)
+
+
+def test_the_curl_example_gives_the_answer_shown(house: Served) -> None:
+    command = blocks("sh")[0].replace("http://127.0.0.1:8080", house.root)
+    reply = json.loads(subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout)
+    shown = blocks("json")[0]
+    assert json.dumps(reply["choices"], separators=(",", ":"))[1:-1] in shown
+    assert list(reply) == re.findall(r'"(id|object|created|model|choices|usage)":', shown)
+
+
+def test_the_python_example_prints_what_is_shown(house: Served) -> None:
+    program = blocks("python")[0].replace("http://127.0.0.1:8080", house.root)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(program, {})
+    assert printed.getvalue() == blocks("text")[0].rstrip("\n")
