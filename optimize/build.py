@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,7 +59,8 @@ def main() -> None:
     def send(report: Report) -> None:
         os.write(out, msgspec.json.encode(report) + b"\n")
 
-    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    with os.fdopen(0, "rb", buffering=0, closefd=False) as orders:
+        order = msgspec.json.decode(orders.readline(), type=Order)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         match order:
@@ -77,7 +77,8 @@ def main() -> None:
 
 
 def end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1 << 16):  # not through sys.stdin, whose lock a thread may not hold when the interpreter ends
+        pass
     os._exit(1)
 
 

@@ -1,11 +1,20 @@
 """What is built from what, with which tool; and the contract of a toolchain file."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
+# A folder artifact keeps these of its checkpoint: engines tokenize, render and end answers by them.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 # Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
 Report = Callable[[str, float], None]
 
@@ -74,3 +83,10 @@ class Toolchain(msgspec.Struct, frozen=True):
     needs_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of disk the build takes at its peak
     build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
     entry: str  # the file in the artifact folder that engines load, "" for the folder itself
+
+
+def copy_companions(checkpoint: Path, folder: Path) -> None:
+    """Copies what the checkpoint has of COMPANIONS, over what a tool wrote under those names."""
+    for name in COMPANIONS:
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, folder / name)

@@ -17,6 +17,8 @@ HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?$")
 WHOLE_FILE_BYTES = 64 << 20  # a file up to here is hashed whole; of a larger one its ends, size and time
 EDGE_BYTES = 1 << 20
 WEIGHTS = "*.safetensors"
+# A folder with this file in it holds an artifact that is ready for the engines of that format.
+READY = {"openvino_model.xml": "openvino", "genai_config.json": "onnx"}
 
 
 def is_hub_id(source: str) -> bool:
@@ -32,7 +34,8 @@ def resolve(source: str) -> Source:
         return builtin(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return checkpoint(source, path)
+        ready = next((kind for name, kind in READY.items() if (path / name).exists()), None)
+        return ready_folder(source, path, ready) if ready else checkpoint(source, path)
     if path.is_file() and path.suffix == ".gguf":
         return gguf_file(source, path)
     if path.is_file():
@@ -66,8 +69,25 @@ def gguf_file(source: str, path: Path) -> Source:
     )
 
 
+def ready_folder(source: str, folder: Path, kind: str) -> Source:
+    config = read_json(folder / "config.json", source) if (folder / "config.json").exists() else {}
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    return Source(
+        source,
+        kind,
+        str(folder.resolve()),
+        (config.get("architectures") or [""])[0],
+        int(config.get("max_position_embeddings") or 0),
+        0,
+        sum(file.stat().st_size for file in files),
+        fingerprint(files),
+    )
+
+
 def checkpoint(source: str, folder: Path) -> Source:
     config = read_json(folder / "config.json", source)
+    if isinstance(config.get("quantization"), dict):  # mlx_lm's mark; its 16-bit folders are checkpoints
+        return ready_folder(source, folder, "mlx")
     weights = sorted(folder.glob(WEIGHTS))
     if not weights:
         pickles = list(folder.glob("*.bin")) + list(folder.glob("*.pt"))

@@ -1,11 +1,34 @@
 """The types between server, pool, worker and engines. Read this first."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 FinishReason = str  # "stop" | "length" | "tool_calls"
+Pooling = Literal["mean", "last", "cls"]
+
+
+class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
+    """The answer is one JSON value that validates."""
+
+    schema: str  # as JSON text
+
+
+class Regex(msgspec.Struct, frozen=True, tag="regex"):
+    """The whole answer matches."""
+
+    pattern: str
+
+
+class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
+    """The answer derives from `start` of a grammar in llguidance's dialect of Lark."""
+
+    lark: str
+
+
+Constraint = JsonSchema | Regex | Grammar
+JSON_OBJECT = JsonSchema('{"type": "object"}')
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -24,6 +47,9 @@ class Sampling(msgspec.Struct, frozen=True):
     presence_penalty: float = 0.0  # over generated tokens
     repetition_penalty: float = 1.0  # over prompt and generated tokens
     logit_bias: dict[int, float] = {}  # token id -> added to its logit
+    stop_token_ids: tuple[int, ...] = ()  # end the answer as an end-of-sequence token does
+    logprobs: int | None = None  # how many alternatives to report beside the chosen token; None: not even that one
+    constraint: Constraint | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -108,6 +134,14 @@ class EngineFailed(Exception):
     """The engine or its worker broke in the middle of this answer; becomes a 500 or an SSE error event."""
 
 
+class Scored(msgspec.Struct, frozen=True, array_like=True):
+    """A token and how likely the model held it to be: before temperature, penalties, bias and constraints."""
+
+    id: int
+    text: bytes
+    logprob: float
+
+
 class Token(msgspec.Struct, frozen=True):
     """What one step brought for one job."""
 
@@ -116,6 +150,8 @@ class Token(msgspec.Struct, frozen=True):
     text: bytes  # b"" for a control token; may end inside a UTF-8 sequence
     finish: FinishReason | None = None  # "stop": the model ended; "length": max_tokens or the context is reached
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
+    logprob: float | None = None  # of this token, if `logprobs` was asked for
+    top: tuple[Scored, ...] = ()  # the likeliest, best first, as many as asked for
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -128,7 +164,11 @@ class Facts(msgspec.Struct, frozen=True):
     bos: str  # text of the token, "" if none
     eos: str
     device: str
-    features: tuple[str, ...]  # names of the Sampling fields it honours
+    features: tuple[str, ...]  # names of the Sampling fields it honours, of constraints by tag, and of FURTHER
+
+
+# What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed().
+FURTHER = ("top_logprobs", "embeddings")
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -152,7 +192,8 @@ class Engine(Protocol):
         """Token ids of a rendered prompt: special tokens in it are parsed, BOS is added if the model wants one."""
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        """Admits a sequence or queues it. `ids` fit the context. Raises Refused for what it cannot honour."""
+        """Admits a sequence or queues it. `ids` fit the context. Raises Refused for what it cannot honour, among it
+        a token id that the vocabulary does not have (see `check_tokens`)."""
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""
@@ -160,7 +201,24 @@ class Engine(Protocol):
     def remove(self, job: int) -> None:
         """Forgets a sequence at once; unknown jobs are ignored."""
 
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        """A vector of length 1 for each text. Called only where Facts lists "embeddings"; blocks the loop."""
+
     def close(self) -> None: ...
+
+
+def check_tokens(ids: Sequence[int], sampling: Sampling, vocabulary: int) -> None:
+    """Refuses ids outside the vocabulary: engines crash on them, or answer nonsense."""
+    if not ids:
+        raise Refused("the prompt is empty", "messages")
+    for param, named in (
+        ("messages", (min(ids), max(ids))),
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        unknown = [token for token in named if not 0 <= token < vocabulary]
+        if unknown:
+            raise Refused(f"'{param}' names token {unknown[0]}; ids go from 0 to {vocabulary - 1}", param)
 
 
 class Local(msgspec.Struct, frozen=True):

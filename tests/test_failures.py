@@ -185,9 +185,9 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path,
 def test_a_full_disk_ends_the_build_with_a_sentence_and_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
     """The limit on a file's size stands in for the disk's: the write fails in the middle, as on a full one."""
     with serve(tmp_path, {"tiny": {"source": str(checkpoint)}}) as served:
-        psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (20_000, 20_000))
+        psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (20_000, psutil.RLIM_INFINITY))
         assert "no room on the disk" in unservable(tmp_path, served, "tiny")
-        psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (-1, -1))
+        psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))
         served.client.chat.completions.create(model="tiny", messages=COUNT, max_tokens=2)
 
 

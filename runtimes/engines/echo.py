@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from runtimes.contract import Engine, Facts, Load, Local, Sampling, Token
+from runtimes.contract import Engine, Facts, Load, Local, Pooling, Sampling, Token
 
 TEMPLATE = "{{ messages[-1].content }}"
 
@@ -48,6 +48,9 @@ class Echo:
 
     def remove(self, job: int) -> None:
         self._running.pop(job, None)
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -7,12 +7,26 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
-from runtimes.contract import Engine, Facts, Load, Local, Refused, Sampling, Token
+from runtimes.constrain import Guide, Guides
+from runtimes.contract import (
+    FURTHER,
+    Constraint,
+    Engine,
+    Facts,
+    Load,
+    Local,
+    Pooling,
+    Sampling,
+    Scored,
+    Token,
+    check_tokens,
+)
+from runtimes.sampling import likeliest, log_probabilities
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +37,8 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 GREEDY_BELOW = 1e-5  # temperature; dividing by less overflows 32-bit logits
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
-FEATURES = tuple(name for name in Sampling.__struct_fields__)
+FEATURES = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind in get_args(Constraint)), *FURTHER)
+EMBEDDING_ROWS = 512  # tokens of a text read at a time
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,6 +60,8 @@ class Running:
         self.prompt = len(self.tokens)
         self.chain: Any = None  # sampler; kept when preempted, so that a seed goes on where it was
         self.eos_barred = False
+        self.ends: frozenset[int] = frozenset()  # ids that end the answer
+        self.guide: Guide | None = None
         self.cached: int | None = None  # prompt tokens reused, of the first admission
 
 
@@ -98,6 +115,9 @@ class LlamaCpp:
         self._pieces: dict[int, bytes] = {}
         self._piece_buffer = ctypes.create_string_buffer(1024)
         self._eos = self._end_tokens(vocabulary)
+        self._guides: Guides | None = None
+        self._embedding: Any = None  # a context of its own, made when the first text comes
+        self._threads = load.threads
         rules = self._metadata("enginehouse.text")
         self._text_rules = msgspec.json.decode(rules, type=TextRules) if rules else None
         self.facts = self._facts(context, load.slots, vocabulary)
@@ -116,13 +136,11 @@ class LlamaCpp:
         return list(ids[:count])
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        unknown = [token for token in sampling.logit_bias if not 0 <= token < self.facts.vocabulary]
-        if unknown:
-            raise Refused(
-                f"logit_bias names token {unknown[0]}; ids go from 0 to {self.facts.vocabulary - 1}", "logit_bias"
-            )
+        check_tokens(ids, sampling, self.facts.vocabulary)
         self._order += 1
         running = Running(job, ids, sampling, self._order)
+        running.ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self._eos)
+        running.guide = self._guide(sampling.constraint) if sampling.constraint else None
         running.chain = self._sampler(running)
         self._jobs[job] = running
         self._waiting.append(running)
@@ -153,9 +171,23 @@ class LlamaCpp:
         if running:
             self._end(running)
 
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        import numpy as np
+
+        if self._embedding is None:
+            self._embedding = self._embedding_context()
+        vectors = []
+        for text in ids:
+            hidden = self._hidden_states(text)
+            vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
+            vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist())
+        return vectors
+
     def close(self) -> None:
         for running in list(self._jobs.values()):
             self._end(running)
+        if self._embedding:
+            self._l.llama_free(self._embedding)
         self._l.llama_free(self._context)
         self._l.llama_model_free(self._model)
 
@@ -188,20 +220,41 @@ class LlamaCpp:
         return filled
 
     def _next(self, slot: Slot, running: Running) -> Token:
-        token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
         sampling, cached = running.sampling, running.cached or 0
-        if token in self._eos and not sampling.ignore_eos:
+        score, top = self._scores(slot.row, sampling.logprobs)
+        if running.guide:
+            running.guide.forbid(self._logits(slot.row))
+        token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
+        if token in running.ends:
             self._end(running)
             return Token(running.job, -1, b"", "stop", cached)
         running.tokens.append(token)
         generated = len(running.tokens) - running.prompt
         full = generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
-        if full:
+        complete = running.guide.accept(token) if running.guide else False
+        if full or complete:
             self._end(running)
         elif running.eos_barred and generated >= sampling.min_tokens:
             self._l.llama_sampler_free(self._l.llama_sampler_chain_remove(running.chain, 0))
             running.eos_barred = False
-        return Token(running.job, token, self._piece(token), "length" if full else None, cached)
+        finish = "stop" if complete else "length" if full else None
+        return Token(running.job, token, self._piece(token), finish, cached, score and score(token), top)
+
+    def _logits(self, row: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """A view of the library's own, before sampling."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(self._l.llama_get_logits_ith(self._context, row), (self.facts.vocabulary,))
+
+    def _scores(self, row: int, count: int | None) -> tuple[Callable[[int], float] | None, tuple[Scored, ...]]:
+        """What a token's log-probability is, and the likeliest tokens."""
+        if count is None:
+            return None, ()
+        logits = self._logits(row).copy()
+        logprob_of = log_probabilities(logits)
+        top = likeliest(logits, count, logprob_of) if count else []
+        scored = tuple(Scored(token, self._piece(token), logprob) for token, logprob in top)
+        return lambda token: float(logprob_of(float(logits[token]))), scored
 
     def _end(self, running: Running) -> None:
         self._l.llama_sampler_free(running.chain)
@@ -278,8 +331,8 @@ class LlamaCpp:
         def add(sampler: Any) -> None:
             lib.llama_sampler_chain_add(chain, sampler)
 
-        if s.min_tokens > 0 and not s.ignore_eos:
-            add(self._bias(dict.fromkeys(self._eos, float("-inf"))))
+        if s.min_tokens > 0 and running.ends:
+            add(self._bias(dict.fromkeys(running.ends, float("-inf"))))
             running.eos_barred = True
         if s.logit_bias:
             add(self._bias(s.logit_bias))
@@ -321,6 +374,48 @@ class LlamaCpp:
             size = self._l.llama_token_to_piece(self._vocab, token, self._piece_buffer, 1024, 0, False)
             piece = self._pieces[token] = self._piece_buffer.raw[: max(size, 0)]
         return piece
+
+    def _guide(self, constraint: Constraint) -> Guide:
+        if self._guides is None:
+            lib, vocab = self._l, self._vocab
+            size = self.facts.vocabulary
+            pieces = [self._piece(token) for token in range(size)]
+            special = [token for token in range(size) if lib.llama_vocab_is_control(vocab, token)]
+            self._guides = Guides(pieces, special, sorted(self._eos), self.encode)
+        return self._guides.guide(constraint)
+
+    # --- embeddings ---
+
+    def _embedding_context(self) -> Any:
+        params = self._l.llama_context_default_params()
+        params.n_ctx = self.facts.context_length
+        params.n_batch = params.n_ubatch = min(EMBEDDING_ROWS, self.facts.context_length)
+        params.n_threads = params.n_threads_batch = self._threads
+        params.embeddings = True
+        params.pooling_type = self._l.LLAMA_POOLING_TYPE_NONE
+        params.no_perf = True
+        context = self._l.llama_init_from_model(self._model, params)
+        if not context:
+            raise RuntimeError(f"llama.cpp cannot make a context for embeddings: {self._log.reason}")
+        return context
+
+    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+        """Of the last layer, normalised: (tokens, width)."""
+        import numpy as np
+
+        lib, context = self._l, self._embedding
+        width, batch = lib.llama_model_n_embd(self._model), Batch(lib, np, EMBEDDING_ROWS)
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        parts = []
+        for start in range(0, len(ids), EMBEDDING_ROWS):
+            chunk = list(ids[start : start + EMBEDDING_ROWS])
+            batch.clear()
+            batch.add_many(chunk, start, 0, False)
+            batch.want_all()
+            if code := lib.llama_decode(context, batch.struct):
+                raise RuntimeError(f"llama_decode returned {code} for an embedding: {self._log.reason}")
+            parts.append(np.ctypeslib.as_array(lib.llama_get_embeddings(context), (len(chunk), width)).copy())
+        return np.concatenate(parts)
 
     # --- loading ---
 
@@ -426,6 +521,10 @@ class Batch:
 
     def clear(self) -> None:
         self.struct.n_tokens = 0
+
+    def want_all(self) -> None:
+        """Asks for the output of every row."""
+        self._logits[: self.struct.n_tokens] = 1
 
     def add_one(self, token: int, position: int, sequence: int) -> int:
         """Adds a row whose logits are wanted; its index."""

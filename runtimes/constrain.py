@@ -1,0 +1,101 @@
+"""Constrained decoding for engines without their own: a constraint -> which tokens may come next, by llguidance."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runtimes.contract import Constraint, Grammar, JsonSchema, Refused, Regex
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Between JSON's tokens: nothing, a blank, or a new line and its indentation. Without a limit small models write blanks
+# for ever.
+BLANKS = r"( |\n[ \t]{0,24})?"
+
+
+class Guides:
+    """Compiles constraints for one vocabulary. Built when the first one comes: about a second for 150k tokens."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], special: Sequence[int], ends: Sequence[int], encode: Callable[[str], list[int]]
+    ) -> None:
+        """`pieces`: the text of each id; `special`: ids that show none; `ends`: ids that end an answer."""
+        import llguidance
+
+        self._lib = llguidance
+        wrapped = llguidance.TokenizerWrapper(Wrapped(pieces, special, ends, encode))
+        self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=list(ends))
+        self._grammar = functools.lru_cache(maxsize=64)(self._compile)
+
+    def guide(self, constraint: Constraint) -> "Guide":
+        """Raises Refused, naming what cannot be enforced."""
+        return Guide(self._lib.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0), self._tokenizer)
+
+    def _compile(self, constraint: Constraint) -> str:
+        try:
+            grammar = self._lark(constraint)
+        except ValueError as error:
+            raise Refused(f"the constraint cannot be read: {error}", PARAM, "invalid_constraint") from error
+        if trouble := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
+            raise Refused(f"the constraint cannot be enforced: {trouble}", PARAM, "invalid_constraint")
+        return grammar
+
+    def _lark(self, constraint: Constraint) -> str:
+        match constraint:
+            case JsonSchema(schema):
+                return str(
+                    self._lib.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS})
+                )
+            case Regex(pattern):
+                return str(self._lib.LLMatcher.grammar_from_regex(pattern))
+            case Grammar(lark):
+                return str(self._lib.LLMatcher.grammar_from_lark(lark))
+
+
+PARAM = "response_format"
+
+
+class Guide:
+    """One answer under a constraint."""
+
+    def __init__(self, matcher: Any, tokenizer: Any) -> None:
+        import llguidance.numpy
+
+        self._matcher = matcher
+        self._fill = llguidance.numpy.fill_next_token_bitmask
+        self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
+
+    def forbid(self, logits: "np.ndarray[Any, Any]") -> None:
+        """Sets the logits of tokens that may not come next to -inf, in place. `logits`: float32, (vocabulary,)."""
+        import numpy as np
+
+        self._fill(self._matcher, self._mask, 0)
+        allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")
+        known = min(len(allowed), len(logits))
+        logits[:known][allowed[:known] == 0] = -np.inf
+        logits[known:] = -np.inf
+
+    def accept(self, token: int) -> bool:
+        """Notes the chosen token; True when nothing more may follow but the end."""
+        if not self._matcher.consume_token(token):
+            raise RuntimeError(f"the constraint does not admit token {token}: {self._matcher.get_error()}")
+        return bool(self._matcher.is_stopped())
+
+
+class Wrapped:
+    """What llguidance wants to know of a tokenizer."""
+
+    def __init__(
+        self, pieces: Sequence[bytes], special: Sequence[int], ends: Sequence[int], encode: Callable[[str], list[int]]
+    ) -> None:
+        self.eos_token_id = ends[0]
+        self.bos_token_id = None
+        self.tokens = list(pieces)
+        self.special_token_ids = list(special)
+        self._encode = encode
+
+    def __call__(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError("text, not bytes")
+        return self._encode(text)
