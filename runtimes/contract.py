@@ -1,6 +1,6 @@
 """The types between server, pool, worker and engines. Read this first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -50,6 +50,20 @@ class Sampling(msgspec.Struct, frozen=True):
     stop_token_ids: tuple[int, ...] = ()  # end the answer as an end-of-sequence token does
     logprobs: int | None = None  # how many alternatives to report beside the chosen token; None: not even that one
     constraint: Constraint | None = None
+
+
+NEUTRAL = Sampling()
+
+
+def asked_for(sampling: Sampling) -> Iterator[tuple[str, str]]:
+    """Each feature an engine must have for this, and the field that asks for it."""
+    for field in Sampling.__struct_fields__:
+        if field not in ("stop", "constraint") and getattr(sampling, field) != getattr(NEUTRAL, field):
+            yield field, field
+    if sampling.logprobs:
+        yield "top_logprobs", "top_logprobs"
+    if sampling.constraint:
+        yield str(sampling.constraint.__struct_config__.tag), "response_format"
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -8,10 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
 
-import msgspec
-
 from runtimes import chat
-from runtimes.contract import Delta, Done, Engine, Facts, Refused, Sampling, Token, Usage, too_long
+from runtimes.contract import Delta, Done, Engine, Facts, Refused, Sampling, Token, Usage, asked_for, too_long
 from runtimes.engines import runtimes
 from runtimes.output import CALL, THINK, Output
 from runtimes.wire import (
@@ -29,8 +27,6 @@ from runtimes.wire import (
     decode_to_worker,
     frame,
 )
-
-NEUTRAL = Sampling()
 
 
 def main() -> None:
@@ -163,10 +159,9 @@ class Loop:
 
 def check_features(sampling: Sampling, facts: Facts) -> None:
     """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
-    for field in msgspec.structs.fields(Sampling):
-        asked = getattr(sampling, field.name) != getattr(NEUTRAL, field.name)
-        if asked and field.name not in (*facts.features, "stop"):
-            raise Refused(f"'{field.name}' is not honoured by this model's engine", field.name, "unsupported_parameter")
+    for feature, param in asked_for(sampling):
+        if feature not in facts.features:
+            raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
 
 
 def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:

@@ -43,6 +43,24 @@ class Reference:
         ends = ends if isinstance(ends, list) else [ends]
         return out[:-1] if out[-1] in ends else out
 
+    def logprobs(self, ids: list[int], prompt: int) -> list[list[float]]:
+        """Of every token of the vocabulary, at each place after the prompt."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([ids])).logits[0, prompt - 1 : -1]
+        rows: list[list[float]] = torch.log_softmax(logits, -1).tolist()
+        return rows
+
+    def embedding(self, ids: list[int], pooling: str) -> list[float]:
+        import torch
+
+        with torch.inference_mode():
+            hidden = self._model.model(torch.tensor([ids])).last_hidden_state[0]
+        vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
+        unit: list[float] = torch.nn.functional.normalize(vector, dim=0).tolist()
+        return unit
+
 
 @pytest.fixture(scope="session")
 def reference() -> Reference:
