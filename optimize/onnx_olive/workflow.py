@@ -1,0 +1,91 @@
+"""Runs Olive over one checkpoint, offline and silent towards the world."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from optimize.onnx_olive.precisions import PRECISIONS
+from optimize.recipe import CannotBuild, Report
+
+# Olive's telemetry has a heartbeat that only CI stops; the two others obey their own variable.
+SILENT = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "OLIVE_DISABLE_TELEMETRY": "1",
+    "CI": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+STRETCH, STRETCHES = 128, 32  # tokens of calibration text at a time, and how often
+
+
+def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
+    """The folder with the finished model, in `work`."""
+    os.environ.update(SILENT)
+    import olive
+    from olive.workflows import run as run_workflow
+
+    from optimize.onnx_olive import passes
+
+    passes.report = report
+    packages = json.loads((Path(olive.__file__).parent / "olive_config.json").read_text(encoding="utf-8"))
+    packages["passes"]["GenaiBuild"] = {
+        "module_path": "optimize.onnx_olive.passes.GenaiBuild",
+        "supported_providers": ["*"],
+        "supported_accelerators": ["*"],
+        "supported_precisions": ["*"],
+        "supported_algorithms": [],
+        "supported_quantization_encodings": [],
+    }
+    result = run_workflow(workflow(checkpoint, precision, work), package_config=packages)
+    output = work / "out"
+    if result is None or not result.has_output_model() or not (output / "genai_config.json").exists():
+        raise CannotBuild(f"Olive made no '{precision}' of '{checkpoint}'; the log says why")
+    (output / "model_config.json").unlink(missing_ok=True)  # Olive's own
+    return output
+
+
+def workflow(checkpoint: Path, precision: str, work: Path) -> dict[str, Any]:
+    what = PRECISIONS[precision]
+    passes: dict[str, Any] = {"build": {"type": "GenaiBuild", "precision": precision}}
+    if what.method == "gptq":
+        gptq = {"type": "Gptq", "bits": what.bits, "group_size": what.block, "data_config": "calibration"}
+        passes = {"gptq": gptq, **passes}
+    if what.half:
+        half = {"type": "OnnxFloatToFloat16", "save_as_external_data": True, "use_symbolic_shape_infer": False}
+        passes = {**passes, "half": half}
+    return {
+        "input_model": {"type": "HfModel", "model_path": str(checkpoint), "task": "text-generation"},
+        "systems": {
+            "local": {
+                "type": "LocalSystem",
+                "accelerators": [{"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}],
+            }
+        },
+        "host": "local",
+        "target": "local",
+        "data_configs": [calibration_data(checkpoint)] if what.method == "gptq" else [],
+        "passes": passes,
+        "output_dir": str(work / "out"),
+        "cache_dir": str(work / "cache"),
+        "clean_cache": True,
+        "no_artifacts": True,
+        "log_severity_level": 2,
+        "evaluate_input_model": False,
+    }
+
+
+def calibration_data(checkpoint: Path) -> dict[str, Any]:
+    own = checkpoint / "calibration.txt"
+    text = own if own.exists() else Path(__file__).parent.parent / "calibration.txt"
+    load = {"text_file": str(text), "tokenizer": str(checkpoint), "length": STRETCH, "count": STRETCHES}
+    return {
+        "name": "calibration",
+        "type": "DataContainer",
+        "load_dataset_config": {"type": "enginehouse_calibration", "params": load},
+        "pre_process_data_config": {"type": "skip_pre_process"},
+        "post_process_data_config": {"type": "skip_post_process"},
+        "dataloader_config": {"type": "default_dataloader", "params": {"batch_size": 1}},
+    }
