@@ -173,6 +173,10 @@ def too_long(context: int, count: str) -> Refused:
     )
 
 
+class UnknownModel(Exception):
+    """No model or alias of that name; becomes a 404."""
+
+
 class Unavailable(Exception):
     """The model cannot be served now; becomes a 503. `retry_after` in seconds when waiting helps."""
 

@@ -10,10 +10,8 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
-import msgspec
-
-from config.schema import DEFAULT_CONTEXT, Config, Model, bytes_of, seconds
-from optimize.prepare import locate, prepare
+from config.schema import Config, bytes_of, seconds
+from optimize.prepare import prepare
 from optimize.recipe import Artifact, CannotBuild, Source
 from optimize.toolchains import toolchains
 from runtimes import chat, host, routing, smoke, tokens
@@ -27,27 +25,23 @@ from runtimes.contract import (
     Placed,
     Pooling,
     Unavailable,
+    UnknownModel,
     asked_for,
     too_long,
 )
 from runtimes.engines import runtimes
-from runtimes.host import Host
+from runtimes.knowledge import Knowledge, context_length
 from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
 from runtimes.records import Records
-from runtimes.routing import Candidate, Decision, Figures, Held, Offer, Ranked
+from runtimes.routing import Candidate, Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
-DECISION_SECONDS = 30.0  # a decision is made anew after it, for candidates whose parking has ended
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
-
-
-class UnknownModel(Exception):
-    """No model or alias of that name; becomes a 404."""
 
 
 class Loaded:
@@ -61,14 +55,6 @@ class Loaded:
         self.unload: asyncio.TimerHandle | None = None
 
 
-class Known(msgspec.Struct):
-    """A model's source as found for its last load, and what was decided for it."""
-
-    source: Source
-    decision: Decision
-    until: float  # on the monotonic clock
-
-
 Key = tuple[str, str]  # name of the model, key of the candidate
 
 
@@ -78,10 +64,8 @@ class Pool:
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
         self._records = Records(self._cache / "records.sqlite")
-        self._host: asyncio.Task[Host] | None = None
+        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, self._records, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
-        self._sources: dict[str, asyncio.Task[Source]] = {}  # being found, or found for a load to come
-        self._known: dict[str, Known] = {}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
@@ -170,7 +154,7 @@ class Pool:
     ) -> bool:
         """Whether a candidate is left beside this one."""
         without = {**tried, loaded.candidate.key: ""}
-        decision = (await self._know(name)).decision
+        decision = (await self._knowledge.of(name)).decision
         return any(
             ranked.candidate.key not in without and routing.lacking(ranked, needs) is None for ranked in decision.ranked
         )
@@ -179,8 +163,8 @@ class Pool:
         """Notes a death once, however many requests saw it."""
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
-            known = await self._know(name)
-            await self._note_failure(known.source, loaded.candidate, "death", str(death))
+            known = await self._knowledge.of(name)
+            await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
 
     @contextmanager
     def _request(self, name: str) -> Iterator[None]:
@@ -197,6 +181,8 @@ class Pool:
         finally:
             self._requests[name] -= 1
             self._rest(name)
+            if not self._requests[name] and not any(model == name for model, _ in self._loads):
+                self._knowledge.forget(name)
 
     @contextmanager
     def _using(self, loaded: Loaded) -> Iterator[None]:
@@ -211,11 +197,10 @@ class Pool:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
         if any(model == name for model, _ in self._loads):
             return
-        source = await self._locate(name)
+        source = await self._knowledge.source(name)
         limit = context_length(self.config.models[name], source)
         count = await asyncio.to_thread(self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
-            self._sources.pop(name, None)
             raise too_long(limit, f"at least {count}")
 
     def _count(self, source: Source, text: str, limit: int) -> int:
@@ -238,10 +223,10 @@ class Pool:
         requests = self._requests[name]
         tasks = [task for (model, _), task in self._loads.items() if model == name]
         ready = [task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception()]
-        if not tasks and name not in self._sources:
+        if not tasks and not self._knowledge.finding(name):
             return {"state": "unloaded", "requests": requests}
         if not ready:
-            stage, fraction = self._stages.get(name, ("start", 0.0))
+            stage, fraction = self.progress(name)
             return {"state": "loading", "requests": requests, "stage": stage, "percent": round(100 * fraction)}
         first = max(ready, key=lambda loaded: loaded.used)
         return {
@@ -266,105 +251,29 @@ class Pool:
     def _only_echo(self) -> bool:
         return all(model.source == "builtin:echo" for model in self.config.models.values())
 
-    async def explain(self, model: str) -> dict[str, object]:
-        """The decision for a model with every number it was made from."""
-        name = self.resolve(model)
-        known, machine = await self._know(name, fresh=True), await self.host()
-        slots = self.config.models[name].slots
-        at = await asyncio.to_thread(self._records.measurements, known.source.fingerprint, slots, machine.fingerprint)
-        rows = []
-        for ranked in known.decision.ranked:
-            measurement = at.get(ranked.candidate.key)
-            rows.append(
-                msgspec.to_builtins(ranked)
-                | {
-                    "loaded": (name, ranked.candidate.key) in self._loads,
-                    "measured_at": measurement and int(measurement.at),
-                    "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
-                }
-            )
-        return {
-            "model": name,
-            "source": known.source.id,
-            "objective": known.decision.objective,
-            "chosen": rows[0]["candidate"] if rows else None,
-            "reason": rows[0]["reason"] if rows else None,
-            "candidates": rows,
-            "rejected": msgspec.to_builtins(known.decision.rejected),
-            "host": msgspec.to_builtins(machine) | {"kind": machine.kind, "fingerprint": machine.fingerprint},
-        }
-
-    async def host(self) -> Host:
-        """This machine; found out once, in child processes."""
-        if self._host is None:
-            self._host = asyncio.create_task(host.discover(self._runtimes))
-        return await asyncio.shield(self._host)
-
-    async def _know(self, name: str, fresh: bool = False) -> Known:
-        known = self._known.get(name)
-        if known and not fresh and time.monotonic() < known.until:
-            return known
-        source = known.source if known else await self._locate(name)
-        machine = await self.host()
-        decision = await asyncio.to_thread(self._decide, name, source, machine)
-        if known is None or known.decision != decision:
-            tell(decision)
-        self._known[name] = Known(source, decision, time.monotonic() + DECISION_SECONDS)
-        return self._known[name]
-
-    def _decide(self, name: str, source: Source, machine: Host) -> Decision:
-        """Runs in a thread: looks at files."""
-        model, objective = self.config.models[name], self.config.routing.objective
-        offers = [self._offer(runtime, source, machine) for runtime in self._runtimes]
-        figures: dict[str, Figures] = {}
-        if self.config.routing.measure != "off":
-            found = self._records.measurements(source.fingerprint, model.slots, machine.fingerprint)
-            figures = {key: measurement.figures for key, measurement in found.items()}
-        parked = self._records.parked(source.fingerprint, machine.fingerprint)
-        return routing.decide(name, model, source, offers, machine.kind, objective, figures, parked)
-
-    def _offer(self, name: str, source: Source, machine: Host) -> Offer:
-        runtime = self._runtimes[name]
-        toolchain = self._toolchains.get(runtime.format)
-        devices = machine.devices.get(name, ())
-        if toolchain is None:
-            return Offer(name, runtime.format, runtime.unavailable(), features=runtime.features, devices=devices)
-        cannot = toolchain.unavailable() or toolchain.refuses(source)
-        unavailable, precisions = runtime.unavailable(), toolchain.precisions
-        return Offer(name, runtime.format, unavailable, precisions, cannot, runtime.features, devices)
-
-    async def _note_failure(self, source: Source, candidate: Candidate, kind: str, message: str) -> None:
-        machine = await self.host()
-        await asyncio.to_thread(
-            self._records.failed, source.fingerprint, candidate.key, machine.fingerprint, kind, message
-        )
-        for known in self._known.values():
-            known.until = 0.0
-
     # --- models in memory ---
 
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
         self._stop_measuring()
-        under_way = [*self._sources.values(), *self._loads.values(), *filter(None, (self._host, self._measuring))]
+        under_way = [*self._loads.values(), *filter(None, (self._measuring,))]
         for key, load in list(self._loads.items()):
             if load.done():
                 self._drop(key, load.result())
         for task in under_way:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*under_way, self._knowledge.close(), return_exceptions=True)
         await asyncio.gather(*(worker.closed() for worker in self._closing), return_exceptions=True)
 
     async def _lease(self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str]) -> Loaded:
         """The best candidate that can be had, loaded; those that could not are noted in `tried`."""
         model = self.config.models[name]
         while True:
-            decision = (await self._know(name)).decision
+            decision = (await self._knowledge.of(name)).decision
             ranked = routing.pick(decision, model, needs, tried, self.config.routing.strict)
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
-                self._forget(name)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
             try:
                 return await self._loaded(name, ranked)
@@ -391,7 +300,6 @@ class Pool:
         name = key[0]
         self._reserved.pop(key, None)
         self._stages.pop(name, None)
-        self._sources.pop(name, None)  # the next load looks again: the source may have changed by then
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
             del self._loads[key]
@@ -422,19 +330,14 @@ class Pool:
         log.info("unloading '%s'", key[0])
         del self._loads[key]
         if not any(name == key[0] for name, _ in self._loads):
-            self._forget(key[0])
+            self._knowledge.forget(key[0])
         loaded.worker.close()
         self._closing = [w for w in self._closing if not w.death] + [loaded.worker]
         return True
 
-    def _forget(self, name: str) -> None:
-        """The next load looks at the source again."""
-        self._known.pop(name, None)
-        self._sources.pop(name, None)
-
     async def _load(self, name: str, ranked: Ranked) -> Loaded:
         began = time.monotonic()
-        key, source = (name, ranked.candidate.key), (await self._know(name)).source
+        key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
         artifact = await self._prepare(name, source, ranked.candidate)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
         worker = await self._start(name, source, ranked.candidate, artifact)
@@ -463,7 +366,7 @@ class Pool:
         try:
             await worker.start(load, runtime.environment, lambda fraction: self._report(name, "load", fraction))
         except Unavailable as error:
-            await self._note_failure(source, candidate, "load", error.message)
+            await self._knowledge.failed(source, candidate, "load", error.message)
             raise
         if model.context and model.context > worker.facts.context_length:
             worker.close()
@@ -477,7 +380,7 @@ class Pool:
         try:
             said = await smoke.test(worker, expected)
         except (smoke.Gibberish, EngineFailed) as error:
-            await self._note_failure(source, candidate, "smoke", str(error))
+            await self._knowledge.failed(source, candidate, "smoke", str(error))
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and said:
             await asyncio.to_thread(self._records.says, source.fingerprint, said)
@@ -513,26 +416,6 @@ class Pool:
     def _busy(self, name: str, loaded: Loaded) -> bool:
         return loaded.users > 0 or self._requests[name] > 0
 
-    async def _locate(self, name: str) -> Source:
-        """Found once for the length check and the load that follows it."""
-        found = self._sources.get(name)
-        if found is None:
-            found = self._sources[name] = asyncio.create_task(self._find(name))
-            found.add_done_callback(functools.partial(self._end_search, name))
-        return await asyncio.shield(found)
-
-    def _end_search(self, name: str, search: asyncio.Task[Source]) -> None:
-        if search.cancelled() or search.exception():
-            self._stages.pop(name, None)
-            self._sources.pop(name, None)
-
-    async def _find(self, name: str) -> Source:
-        model = self.config.models[name]
-        try:
-            return await locate(model.source, model.revision, functools.partial(self._report, name))
-        except CannotBuild as error:
-            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
-
     async def _prepare(self, name: str, source: Source, candidate: Candidate) -> Artifact:
         if not candidate.precision:
             return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
@@ -542,7 +425,7 @@ class Pool:
             return await prepare(source, toolchain, candidate.precision, self._cache, report)
         except CannotBuild as error:
             if not error.environment:
-                await self._note_failure(source, candidate, "build", str(error))
+                await self._knowledge.failed(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
 
     def _report(self, name: str, stage: str, fraction: float) -> None:
@@ -553,7 +436,7 @@ class Pool:
     async def measure(self, model: str, ranked: Ranked) -> Figures:
         """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
         name = self.resolve(model)
-        source, machine = (await self._know(name)).source, await self.host()
+        source = (await self._knowledge.of(name)).source
         artifact = await self._prepare(name, source, ranked.candidate)
         key = (f"{name} (measured)", ranked.candidate.key)
         self._reserved[key] = await self._make_room(name, ranked, artifact, evict=False)
@@ -568,21 +451,20 @@ class Pool:
         finally:
             del self._reserved[key]
             self._stages.pop(name, None)
-        await asyncio.to_thread(
-            self._records.measured,
-            source.fingerprint,
-            ranked.candidate.key,
-            self.config.models[name].slots,
-            machine.fingerprint,
-            figures,
-        )
-        if known := self._known.get(name):
-            known.until = 0.0
+        await self._knowledge.measured(name, ranked.candidate, figures)
         log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
         return figures
 
+    def progress(self, name: str) -> tuple[str, float]:
+        """The stage a model is in on its way to being loaded or measured, and the fraction done."""
+        return self._stages.get(name, ("start", 0.0))
+
     async def decision(self, model: str) -> Decision:
-        return (await self._know(self.resolve(model), fresh=True)).decision
+        return (await self._knowledge.of(self.resolve(model), fresh=True)).decision
+
+    async def explain(self, model: str) -> dict[str, object]:
+        """The decision for a model with every number it was made from."""
+        return await self._knowledge.explain(self.resolve(model))
 
     def _start_measuring(self) -> None:
         if self._measuring is None or self._measuring.done():
@@ -597,7 +479,7 @@ class Pool:
     async def _measure_untried(self) -> None:
         """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
         for name in sorted(self._asked):
-            decision = (await self._know(name)).decision
+            decision = (await self._knowledge.of(name)).decision
             if len(decision.ranked) < 2:
                 continue
             for ranked in decision.ranked:
@@ -606,27 +488,6 @@ class Pool:
                         await self.measure(name, ranked)
                     except (Unavailable, EngineFailed) as error:
                         log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
-
-
-def context_length(model: Model, source: Source) -> int:
-    return model.context or min(source.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-
-
-def tell(decision: Decision) -> None:
-    """One line for a decision."""
-    if not decision.ranked:
-        return
-    chosen, *others = decision.ranked
-    also = ", ".join(other.candidate.key for other in others) or "nothing else"
-    not_these = "; ".join(f"{r.runtime}: {r.reason}" for r in decision.rejected) or "nothing rejected"
-    log.info(
-        "'%s' runs on %s: %s; after it: %s; %s",
-        decision.model,
-        chosen.candidate.key,
-        chosen.reason,
-        also,
-        not_these,
-    )
 
 
 def told(figures: Figures) -> str:
