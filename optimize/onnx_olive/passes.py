@@ -17,7 +17,9 @@ from optimize.onnx_olive.quantize import quantize_graph
 from optimize.recipe import Report
 
 BUILDER_PRECISIONS = {4: "int4", 8: "int8", 32: "fp32"}
-report: Report = lambda stage, fraction: None  # noqa: E731  set by the build: Olive's configs hold only data
+# Set by the build and read after it, for Olive's configs hold only data, and its log eats what a pass raises.
+report: Report = lambda stage, fraction: None  # noqa: E731
+failures: list[Exception] = []
 
 
 class GenaiBuild(Pass):  # type: ignore[misc]
@@ -33,7 +35,11 @@ class GenaiBuild(Pass):  # type: ignore[misc]
 
     def _run_for_config(self, model: Any, config: Any, output_model_path: str) -> ONNXModelHandler:
         output = Path(output_model_path)
-        build(str(model.model_name_or_path), output, PRECISIONS[config.precision])
+        try:
+            build(str(model.model_name_or_path), output, PRECISIONS[config.precision])
+        except Exception as error:
+            failures.append(error)
+            raise
         files = sorted(str(file) for file in output.iterdir() if not file.name.startswith("model.onnx"))
         return ONNXModelHandler(
             str(output), onnx_file_name="model.onnx", model_attributes={"additional_files": files}
@@ -61,12 +67,25 @@ def build(checkpoint: str, output: Path, precision: Precision) -> None:
         options += [f"block_size={precision.block}", "shared_embeddings=false"]  # tying is quantize_graph's
     output.mkdir(parents=True, exist_ok=True)
     extra = builder.parse_extra_options(**arguments, extra_options=options)
+    say_in_older_words(extra["hf_details"]["hf_config"])
     count = int(text.num_hidden_layers)
     with replaced(builder.Model, "to_nbits", quantizing(precision, tied)), replaced(
         builder.Model, "get_attn_module", watched(builder.Model.get_attn_module, count)
     ):
         builder.create_model(**arguments, **extra)
     shutil.rmtree(work, ignore_errors=True)
+
+
+def say_in_older_words(config: Any) -> None:
+    """Transformers 5 keeps Gemma-3's two rotations under the kinds of layers, and a window over all layers (Mistral,
+    Phi-3) beside them; the builder would fail at the one and overlook the other."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "sliding_attention" in rope:
+        config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+        config.rope_parameters = rope["full_attention"]
+        config.rope_theta = rope["full_attention"]["rope_theta"]
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
 
 
 def quantizing(precision: Precision, tied: bool) -> Callable[[Any], Any]:

@@ -18,8 +18,8 @@ class Precision(msgspec.Struct, frozen=True):
 
 def quantized() -> dict[str, Precision]:
     """INT4_B32, INT4_B128_KQUANT_H8, ...: bits, block, method if not round-to-nearest, eight bits for the head."""
-    named = {f"INT8_B{block}": Precision(8, block, "rtn", 8) for block in (32, 128)}
-    for block in (32, 128):
+    named = {f"INT8_B{block}": Precision(8, block, "rtn", 8) for block in (32, 64, 128)}
+    for block in (32, 64, 128):
         for method, suffix in (("rtn", ""), ("k_quant", "_KQUANT"), ("gptq", "_GPTQ")):
             for head_bits, ending in ((4, ""), (8, "_H8")):
                 named[f"INT4_B{block}{suffix}{ending}"] = Precision(4, block, method, head_bits)

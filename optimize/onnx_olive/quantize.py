@@ -20,20 +20,16 @@ def quantize_graph(graph: Any, precision: Precision, tied: bool, report: Callabl
 
     `tied`: head and embedding are one weight, and become one quantized weight.
     """
-    heads = [node for node in graph if node.name == HEAD]
-    matmuls = [node for node in graph if node.op_type == "MatMul" and constant(node.inputs[1]) and node.name != HEAD]
-    total = len(matmuls) + 2
+    matmuls = [node for node in graph if node.op_type == "MatMul" and constant(node.inputs[1])]
+    # The head first: it is the largest, and what was read of the checkpoint adds up.
+    matmuls.sort(key=lambda node: node.name != HEAD)
     for done, node in enumerate(matmuls):
-        quantize_matmul(graph, node, precision, precision.bits)
-        report(done / total)
-    for node in heads:  # last, for it is the largest, and the memory of the others is free by now
-        if node.op_type == "MatMul":
-            quantize_matmul(graph, node, precision, precision.head_bits)
-    report(1 - 1 / total)
-    for node in graph:
-        if node.name == EMBEDDING and node.op_type == "Gather" and constant(node.inputs[0]):
-            quantize_embedding(graph, node, heads[0] if tied and heads else None)
-            break
+        quantize_matmul(graph, node, precision, precision.head_bits if node.name == HEAD else precision.bits)
+        report(done / len(matmuls))
+    named = {node.name: node for node in graph}
+    embedding = named.get(EMBEDDING)
+    if embedding is not None and embedding.op_type == "Gather" and constant(embedding.inputs[0]):
+        quantize_embedding(graph, embedding, named.get(HEAD) if tied else None)
     report(1.0)
 
 

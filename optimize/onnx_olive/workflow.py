@@ -41,6 +41,9 @@ def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
     }
     result = run_workflow(workflow(checkpoint, precision, work), package_config=packages)
     output = work / "out"
+    if passes.failures:
+        reason = passes.failures.pop()
+        raise CannotBuild(f"the model builder cannot make '{precision}' of '{checkpoint}': {reason!r}") from reason
     if result is None or not result.has_output_model() or not (output / "genai_config.json").exists():
         raise CannotBuild(f"Olive made no '{precision}' of '{checkpoint}'; the log says why")
     (output / "model_config.json").unlink(missing_ok=True)  # Olive's own
