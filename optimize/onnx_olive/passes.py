@@ -41,9 +41,27 @@ class GenaiBuild(Pass):  # type: ignore[misc]
             failures.append(error)
             raise
         files = sorted(str(file) for file in output.iterdir() if not file.name.startswith("model.onnx"))
-        return ONNXModelHandler(
-            str(output), onnx_file_name="model.onnx", model_attributes={"additional_files": files}
-        )
+        return ONNXModelHandler(str(output), onnx_file_name="model.onnx", model_attributes={"additional_files": files})
+
+
+class Half(Pass):  # type: ignore[misc]
+    """32-bit graph -> float16: what OnnxFloatToFloat16 does, but for the memory it takes."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+        return {}
+
+    def _run_for_config(self, model: Any, config: Any, output_model_path: str) -> ONNXModelHandler:
+        from optimize.onnx_olive.half import convert
+
+        source, output = Path(model.model_path), Path(output_model_path)
+        output.mkdir(parents=True, exist_ok=True)
+        convert(source, output / "model.onnx")
+        others = [file for file in source.parent.iterdir() if not file.name.startswith("model.onnx")]
+        for file in others:
+            shutil.copyfile(file, output / file.name)
+        attributes = {"additional_files": sorted(str(output / file.name) for file in others)}
+        return ONNXModelHandler(str(output), onnx_file_name="model.onnx", model_attributes=attributes)
 
 
 def build(checkpoint: str, output: Path, precision: Precision) -> None:
@@ -69,8 +87,9 @@ def build(checkpoint: str, output: Path, precision: Precision) -> None:
     extra = builder.parse_extra_options(**arguments, extra_options=options)
     say_in_older_words(extra["hf_details"]["hf_config"])
     count = int(text.num_hidden_layers)
-    with replaced(builder.Model, "to_nbits", quantizing(precision, tied)), replaced(
-        builder.Model, "get_attn_module", watched(builder.Model.get_attn_module, count)
+    with (
+        replaced(builder.Model, "to_nbits", quantizing(precision, tied)),
+        replaced(builder.Model, "get_attn_module", watched(builder.Model.get_attn_module, count)),
     ):
         builder.create_model(**arguments, **extra)
     shutil.rmtree(work, ignore_errors=True)
@@ -107,7 +126,7 @@ def watched(get_attn_module: Callable[..., Any], count: int) -> Callable[..., An
     return get
 
 
-class replaced:  # noqa: N801
+class replaced:
     """A method of a class, for a while."""
 
     def __init__(self, kind: Any, name: str, function: Callable[..., Any]) -> None:

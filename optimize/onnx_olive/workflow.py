@@ -2,9 +2,13 @@
 
 import json
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from optimize.build import end_with_parent
 from optimize.onnx_olive.precisions import PRECISIONS
 from optimize.recipe import CannotBuild, Report
 
@@ -22,8 +26,44 @@ STRETCH, STRETCHES = 128, 32  # tokens of calibration text at a time, and how of
 
 
 def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
-    """The folder with the finished model, in `work`."""
-    os.environ.update(SILENT)
+    """The folder with the finished model, in `work`. In a process of its own, whose memory is free again for the check.
+
+    Raises CannotBuild.
+    """
+    command = [sys.executable, "-m", "optimize.onnx_olive.workflow", str(checkpoint), precision, str(work)]
+    environment = {**os.environ, **SILENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    last: dict[str, Any] = {}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout  # it ends when its stdin closes, with this process
+        for line in child.stdout:
+            last = json.loads(line)
+            if "stage" in last:
+                report(last["stage"], last["fraction"])
+    if "failed" in last:
+        raise CannotBuild(last["failed"])
+    if child.returncode or "made" not in last:
+        raise CannotBuild(
+            f"Olive's process ended with status {child.returncode} in the middle of its work; see the log"
+        )
+    return Path(last["made"])
+
+
+def main(checkpoint: str, precision: str, work: str) -> None:
+    out = os.dup(1)  # Olive and the builder print as they like; it is stderr from here on
+    os.dup2(2, 1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+    def send(**message: Any) -> None:
+        os.write(out, json.dumps(message).encode() + b"\n")
+
+    try:
+        made = run_here(Path(checkpoint), precision, Path(work), lambda stage, done: send(stage=stage, fraction=done))
+        send(made=str(made))
+    except CannotBuild as error:
+        send(failed=str(error))
+
+
+def run_here(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
     import olive
     from olive.workflows import run as run_workflow
 
@@ -31,14 +71,15 @@ def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
 
     passes.report = report
     packages = json.loads((Path(olive.__file__).parent / "olive_config.json").read_text(encoding="utf-8"))
-    packages["passes"]["GenaiBuild"] = {
-        "module_path": "optimize.onnx_olive.passes.GenaiBuild",
-        "supported_providers": ["*"],
-        "supported_accelerators": ["*"],
-        "supported_precisions": ["*"],
-        "supported_algorithms": [],
-        "supported_quantization_encodings": [],
-    }
+    for name in ("GenaiBuild", "Half"):
+        packages["passes"][name] = {
+            "module_path": f"optimize.onnx_olive.passes.{name}",
+            "supported_providers": ["*"],
+            "supported_accelerators": ["*"],
+            "supported_precisions": ["*"],
+            "supported_algorithms": [],
+            "supported_quantization_encodings": [],
+        }
     result = run_workflow(workflow(checkpoint, precision, work), package_config=packages)
     output = work / "out"
     if passes.failures:
@@ -57,8 +98,7 @@ def workflow(checkpoint: Path, precision: str, work: Path) -> dict[str, Any]:
         gptq = {"type": "Gptq", "bits": what.bits, "group_size": what.block, "data_config": "calibration"}
         passes = {"gptq": gptq, **passes}
     if what.half:
-        half = {"type": "OnnxFloatToFloat16", "save_as_external_data": True, "use_symbolic_shape_infer": False}
-        passes = {**passes, "half": half}
+        passes = {**passes, "half": {"type": "Half"}}
     return {
         "input_model": {"type": "HfModel", "model_path": str(checkpoint), "task": "text-generation"},
         "systems": {
@@ -92,3 +132,7 @@ def calibration_data(checkpoint: Path) -> dict[str, Any]:
         "post_process_data_config": {"type": "skip_post_process"},
         "dataloader_config": {"type": "default_dataloader", "params": {"batch_size": 1}},
     }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
