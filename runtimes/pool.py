@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import msgspec
+
 from config.schema import Config, bytes_of, seconds
 from optimize.prepare import prepare
 from optimize.recipe import Artifact, CannotBuild, Source
@@ -120,7 +122,7 @@ class Pool:
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
-        placed: Placed | None = None
+        told: Loaded | None = None  # whom the client knows to answer
         while True:
             loaded = await self._lease(name, needs, tried)
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
@@ -129,25 +131,25 @@ class Pool:
                 async with suspect, aclosing(loaded.worker.stream(job, said)) as events:
                     with self._using(loaded):
                         async for event in events:
-                            if placed is not loaded.placed:
-                                placed = loaded.placed
-                                yield placed
+                            if told is not loaded:
+                                yield msgspec.structs.replace(
+                                    loaded.placed, again=told is not None and not job.resumable
+                                )
+                                told = loaded
                             yield event
                 return
             except WorkerDied as death:
                 await self._mourn(name, loaded, death)
                 deaths.append(loaded.candidate.key)
-                if len(deaths) == ATTEMPTS or (placed and not job.resumable):
+                if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
                     raise
                 if not job.resumable:
                     said.clear()
-                if deaths.count(loaded.candidate.key) == ATTEMPTS - 1 and await self._another(
-                    name, needs, tried, loaded
-                ):
+                on_this = deaths.count(loaded.candidate.key)
+                if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
                     tried[loaded.candidate.key] = str(death)
-                log.warning(
-                    "%s; %s after %d tokens", death, "going on" if said else "running the request again", len(said)
-                )
+                then = f"going on after {len(said)} tokens" if said else "running the request again"
+                log.warning("%s; %s", death, then)
 
     async def _another(
         self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], loaded: Loaded

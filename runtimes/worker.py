@@ -36,6 +36,7 @@ from runtimes.wire import (
     Embed,
     Embedded,
     Emit,
+    Failure,
     LoadFailed,
     Loading,
     Ready,
@@ -195,6 +196,10 @@ class Loop:
     def _emit(self, tokens: list[Token]) -> None:
         emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])
         for token in tokens:
+            if token.failure:
+                del self._answers[token.job]
+                self._send(Failure(token.job, token.failure))
+                continue
             answer = self._answers[token.job]
             deltas = answer.take(token)
             finish = token.finish
