@@ -7,7 +7,7 @@ import msgspec
 import psutil
 
 from runtimes import host
-from runtimes.contract import Local
+from runtimes.contract import Device, Local
 from runtimes.engines import runtimes
 
 
@@ -46,6 +46,6 @@ def test_the_kind_of_host_is_told_by_what_it_reports() -> None:
         "intel": msgspec.structs.replace(base, processor="Intel(R) Core(TM) Ultra 7"),
         "arm": msgspec.structs.replace(base, machine="aarch64", processor="Neoverse-N1"),
         "apple": msgspec.structs.replace(base, system="Darwin", machine="arm64"),
-        "nvidia": msgspec.structs.replace(base, devices={"llamacpp": (host.Device("CUDA0", "gpu"),)}),
+        "nvidia": msgspec.structs.replace(base, devices={"llamacpp": (Device("CUDA0", "gpu"),)}),
     }
     assert {name: machine.kind for name, machine in kinds.items()} == {name: name for name in kinds}
