@@ -124,32 +124,32 @@ class Pool:
         said: list[int] = []
         told: Loaded | None = None  # whom the client knows to answer
         while True:
-            loaded = await self._lease(name, needs, tried)
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
-            suspect = self._suspects[name] if len(deaths) >= ATTEMPTS - 1 else contextlib.nullcontext()
-            try:
-                async with suspect, aclosing(loaded.worker.stream(job, said)) as events:
+            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
+            async with suspect:
+                loaded = await self._lease(name, needs, tried)
+                try:
                     with self._using(loaded):
-                        async for event in events:
-                            if told is not loaded:
-                                yield msgspec.structs.replace(
-                                    loaded.placed, again=told is not None and not job.resumable
-                                )
-                                told = loaded
-                            yield event
-                return
-            except WorkerDied as death:
-                await self._mourn(name, loaded, death)
-                deaths.append(loaded.candidate.key)
-                if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
-                    raise
-                if not job.resumable:
-                    said.clear()
-                on_this = deaths.count(loaded.candidate.key)
-                if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
-                    tried[loaded.candidate.key] = str(death)
-                then = f"going on after {len(said)} tokens" if said else "running the request again"
-                log.warning("%s; %s", death, then)
+                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                            async for event in events:
+                                if told is not loaded:
+                                    again = told is not None and not job.resumable
+                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    told = loaded
+                                yield event
+                    return
+                except WorkerDied as death:
+                    await self._mourn(name, loaded, death)
+                    deaths.append(loaded.candidate.key)
+                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
+                        raise
+                    if not job.resumable:
+                        said.clear()
+                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                    log.warning("%s; %s", death, then)
+            on_this = deaths.count(loaded.candidate.key)
+            if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
+                tried[loaded.candidate.key] = f"died {on_this} times"
 
     async def _another(
         self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], loaded: Loaded

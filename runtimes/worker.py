@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
@@ -70,7 +71,11 @@ def main() -> None:
         send(LoadFailed(str(error) or type(error).__name__))
         os._exit(1)
     send(Ready(engine.facts, time.monotonic() - began))
-    Loop(engine, inbox, send).run()
+    try:
+        Loop(engine, inbox, send).run()
+    except Exception:  # the other boundary: an engine that failed in a step is not to be trusted with another
+        traceback.print_exc()
+        os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
 
 class Inbox:
