@@ -16,7 +16,7 @@ from config.schema import Config, bytes_of, seconds
 from optimize.prepare import prepare
 from optimize.recipe import Artifact, CannotBuild, Source
 from optimize.toolchains import toolchains
-from runtimes import chat, host, routing, smoke, tokens
+from runtimes import chat, host, records, routing, smoke, tokens
 from runtimes.contract import (
     Busy,
     Chat,
@@ -65,7 +65,7 @@ class Pool:
         self.config = config
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
-        self._records = Records(self._cache / "records.sqlite")
+        self._records = Records(self._cache / records.FILE)
         self._knowledge = Knowledge(config, self._runtimes, self._toolchains, self._records, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}

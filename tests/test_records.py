@@ -12,13 +12,17 @@ FIGURES = Figures(400.0, 50.0, 120.0, 8, 1.0, 0.5, 900 << 20)
 CANDIDATE = "llamacpp/cpu/Q8_0"
 
 
+def measure(records: Records, candidate: str = CANDIDATE) -> None:
+    records.measured("source", candidate, 8, "host", "artifact", FIGURES)
+
+
 @pytest.fixture
 def records(tmp_path: Path) -> Records:
     return Records(tmp_path / "deep" / "records.sqlite")
 
 
 def test_figures_come_back_for_the_same_source_slots_and_host_only(records: Records, tmp_path: Path) -> None:
-    records.measured("source", CANDIDATE, 8, "host", FIGURES)
+    measure(records)
     again = Records(tmp_path / "deep" / "records.sqlite")
     assert again.measurements("source", 8, "host")[CANDIDATE].figures == FIGURES
     for elsewhere in (("other", 8, "host"), ("source", 4, "host"), ("source", 8, "newer driver")):
@@ -52,7 +56,7 @@ def test_a_file_that_cannot_be_used_costs_no_request(tmp_path: Path, caplog: pyt
     (tmp_path / "broken.sqlite").write_bytes(b"not a database at all" * 100)
     for file in (tmp_path / "broken.sqlite", tmp_path / "broken.sqlite" / "inside.sqlite"):
         records = Records(file)
-        records.measured("source", CANDIDATE, 8, "host", FIGURES)
+        measure(records)
         assert records.measurements("source", 8, "host") == {}
         assert records.parked("source", "host") == {}
     assert "is not kept" in caplog.text
@@ -61,7 +65,7 @@ def test_a_file_that_cannot_be_used_costs_no_request(tmp_path: Path, caplog: pyt
 def test_many_writers_at_once_lose_nothing(records: Records) -> None:
     """Two servers may share a cache."""
     names = [f"candidate {n}" for n in range(8)]
-    writers = [threading.Thread(target=records.measured, args=("source", name, 8, "host", FIGURES)) for name in names]
+    writers = [threading.Thread(target=measure, args=(records, name)) for name in names]
     for writer in writers:
         writer.start()
     for writer in writers:
