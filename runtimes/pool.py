@@ -20,6 +20,7 @@ from runtimes import chat, host, records, routing, smoke, tokens
 from runtimes.contract import (
     Busy,
     Chat,
+    Done,
     EngineFailed,
     Event,
     Job,
@@ -79,6 +80,7 @@ class Pool:
         self._measuring: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._draining = False
+        self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model; see server/metrics.py
 
     # --- requests ---
 
@@ -98,6 +100,9 @@ class Pool:
                 await self._check_length(name, job.prompt)
             async with aclosing(self._answer(name, job)) as events:
                 async for event in events:
+                    if isinstance(event, Done):
+                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
+                        self.counts["completion_tokens", name] += event.usage.completion_tokens
                     yield event
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
@@ -145,6 +150,7 @@ class Pool:
                         raise
                     if not job.resumable:
                         said.clear()
+                    self.counts["continuations" if said else "reruns", name] += 1
                     then = f"going on after {len(said)} tokens" if said else "running the request again"
                     log.warning("%s; %s", death, then)
             on_this = deaths.count(loaded.candidate.key)
@@ -165,6 +171,7 @@ class Pool:
         """Notes a death once, however many requests saw it."""
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
+            self.counts["deaths", name] += 1
             known = await self._knowledge.of(name)
             await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
 
@@ -176,6 +183,7 @@ class Pool:
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
+        self.counts["requests", name] += 1
         self._asked.add(name)
         self._stop_measuring()
         try:
@@ -239,8 +247,13 @@ class Pool:
             "device": first.placed.device,
             "context_length": first.worker.facts.context_length,
             "slots": first.worker.facts.slots,
-            "memory_bytes": sum(loaded.worker.memory()[0] for loaded in ready),
+            "memory_bytes": self.memory(name),
         }
+
+    def memory(self, name: str) -> int:
+        """Bytes resident in a model's workers."""
+        loads = [load for (model, _), load in self._loads.items() if model == name and load.done()]
+        return sum(load.result().worker.memory()[0] for load in loads if not load.cancelled() and not load.exception())
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -277,6 +290,8 @@ class Pool:
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
+            if needs and ranked.candidate.key not in tried and ranked is not decision.ranked[0]:
+                self.counts["detours", name] += 1
             try:
                 return await self._loaded(name, ranked)
             except Unavailable as error:
@@ -330,6 +345,7 @@ class Pool:
         if not (load and load.done() and not load.cancelled() and load.result() is loaded):
             return False
         log.info("unloading '%s'", key[0])
+        self.counts["unloads", key[0]] += 1
         del self._loads[key]
         if not any(name == key[0] for name, _ in self._loads):
             self._knowledge.forget(key[0])
@@ -348,6 +364,7 @@ class Pool:
         except BaseException:
             worker.close()
             raise
+        self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         return Loaded(worker, ranked, artifact)
 
