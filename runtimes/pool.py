@@ -452,8 +452,12 @@ class Pool:
                 continue
             for ranked in decision.ranked:
                 if ranked.figures is None:
+                    log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
                     try:
                         await self.measure(name, ranked)
+                    except asyncio.CancelledError:
+                        log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
+                        raise
                     except (Unavailable, EngineFailed) as error:
                         log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
 
