@@ -10,18 +10,19 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import msgspec
+
 from config.schema import Config, bytes_of, seconds
-from optimize.prepare import prepare
-from optimize.recipe import Artifact, CannotBuild, Source
+from optimize.recipe import Artifact, Source
 from optimize.toolchains import toolchains
-from runtimes import chat, host, routing, smoke, tokens
+from runtimes import chat, host, records, routing, tokens
 from runtimes.contract import (
     Busy,
     Chat,
+    Done,
     EngineFailed,
     Event,
     Job,
-    Load,
     Placed,
     Pooling,
     Unavailable,
@@ -31,10 +32,11 @@ from runtimes.contract import (
 )
 from runtimes.engines import runtimes
 from runtimes.knowledge import Knowledge, context_length
+from runtimes.loading import Loader
 from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
 from runtimes.records import Records
-from runtimes.routing import Candidate, Decision, Figures, Held, Ranked
+from runtimes.routing import Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
@@ -63,8 +65,9 @@ class Pool:
         self.config = config
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
-        self._records = Records(self._cache / "records.sqlite")
-        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, self._records, self._report)
+        kept = Records(self._cache / records.FILE)
+        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, kept, self._report)
+        self._loader = Loader(config, self._runtimes, self._toolchains, self._knowledge, kept, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
@@ -77,6 +80,7 @@ class Pool:
         self._measuring: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._draining = False
+        self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model; see server/metrics.py
 
     # --- requests ---
 
@@ -96,6 +100,9 @@ class Pool:
                 await self._check_length(name, job.prompt)
             async with aclosing(self._answer(name, job)) as events:
                 async for event in events:
+                    if isinstance(event, Done):
+                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
+                        self.counts["completion_tokens", name] += event.usage.completion_tokens
                     yield event
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
@@ -120,34 +127,35 @@ class Pool:
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
-        placed: Placed | None = None
+        told: Loaded | None = None  # whom the client knows to answer
         while True:
-            loaded = await self._lease(name, needs, tried)
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
-            suspect = self._suspects[name] if len(deaths) >= ATTEMPTS - 1 else contextlib.nullcontext()
-            try:
-                async with suspect, aclosing(loaded.worker.stream(job, said)) as events:
+            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
+            async with suspect:
+                loaded = await self._lease(name, needs, tried)
+                try:
                     with self._using(loaded):
-                        async for event in events:
-                            if placed is not loaded.placed:
-                                placed = loaded.placed
-                                yield placed
-                            yield event
-                return
-            except WorkerDied as death:
-                await self._mourn(name, loaded, death)
-                deaths.append(loaded.candidate.key)
-                if len(deaths) == ATTEMPTS or (placed and not job.resumable):
-                    raise
-                if not job.resumable:
-                    said.clear()
-                if deaths.count(loaded.candidate.key) == ATTEMPTS - 1 and await self._another(
-                    name, needs, tried, loaded
-                ):
-                    tried[loaded.candidate.key] = str(death)
-                log.warning(
-                    "%s; %s after %d tokens", death, "going on" if said else "running the request again", len(said)
-                )
+                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                            async for event in events:
+                                if told is not loaded:
+                                    again = told is not None and not job.resumable
+                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    told = loaded
+                                yield event
+                    return
+                except WorkerDied as death:
+                    await self._mourn(name, loaded, death)
+                    deaths.append(loaded.candidate.key)
+                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
+                        raise
+                    if not job.resumable:
+                        said.clear()
+                    self.counts["continuations" if said else "reruns", name] += 1
+                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                    log.warning("%s; %s", death, then)
+            on_this = deaths.count(loaded.candidate.key)
+            if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
+                tried[loaded.candidate.key] = f"died {on_this} times"
 
     async def _another(
         self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], loaded: Loaded
@@ -163,6 +171,7 @@ class Pool:
         """Notes a death once, however many requests saw it."""
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
+            self.counts["deaths", name] += 1
             known = await self._knowledge.of(name)
             await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
 
@@ -174,6 +183,7 @@ class Pool:
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
+        self.counts["requests", name] += 1
         self._asked.add(name)
         self._stop_measuring()
         try:
@@ -237,8 +247,13 @@ class Pool:
             "device": first.placed.device,
             "context_length": first.worker.facts.context_length,
             "slots": first.worker.facts.slots,
-            "memory_bytes": sum(loaded.worker.memory()[0] for loaded in ready),
+            "memory_bytes": self.memory(name),
         }
+
+    def memory(self, name: str) -> int:
+        """Bytes resident in a model's workers."""
+        loads = [load for (model, _), load in self._loads.items() if model == name and load.done()]
+        return sum(load.result().worker.memory()[0] for load in loads if not load.cancelled() and not load.exception())
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -275,6 +290,8 @@ class Pool:
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
+            if routing.lacking(decision.ranked[0], needs):
+                self.counts["detours", name] += 1
             try:
                 return await self._loaded(name, ranked)
             except Unavailable as error:
@@ -315,6 +332,8 @@ class Pool:
                     loaded.unload.cancel()
                 if not self._requests[name] and idle_seconds is not None and not self._draining:
                     loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+        if self._idle:
+            self._idle.cancel()
         if not self._draining and not self._requests.total() and self.config.routing.measure == "idle":
             self._idle = loop.call_later(IDLE_SECONDS, self._start_measuring)
 
@@ -328,6 +347,7 @@ class Pool:
         if not (load and load.done() and not load.cancelled() and load.result() is loaded):
             return False
         log.info("unloading '%s'", key[0])
+        self.counts["unloads", key[0]] += 1
         del self._loads[key]
         if not any(name == key[0] for name, _ in self._loads):
             self._knowledge.forget(key[0])
@@ -338,52 +358,12 @@ class Pool:
     async def _load(self, name: str, ranked: Ranked) -> Loaded:
         began = time.monotonic()
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
-        artifact = await self._prepare(name, source, ranked.candidate)
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
-        worker = await self._start(name, source, ranked.candidate, artifact)
-        try:
-            await self._smoke(source, ranked.candidate, worker)
-        except BaseException:
-            worker.close()
-            raise
+        worker = await self._loader.start(name, source, ranked.candidate, artifact)
+        self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         return Loaded(worker, ranked, artifact)
-
-    async def _start(self, name: str, source: Source, candidate: Candidate, artifact: Artifact) -> Worker:
-        """A worker of its own with the artifact loaded."""
-        runtime, model = self._runtimes[candidate.runtime], self.config.models[name]
-        load = Load(
-            runtime.name,
-            artifact.path,
-            context_length(model, source),
-            model.slots,
-            host.cores(),
-            host.free_memory(),
-            model.options.get(runtime.name, {}),
-            candidate.device,
-        )
-        worker = Worker(name)
-        try:
-            await worker.start(load, runtime.environment, lambda fraction: self._report(name, "load", fraction))
-        except Unavailable as error:
-            await self._knowledge.failed(source, candidate, "load", error.message)
-            raise
-        if model.context and model.context > worker.facts.context_length:
-            worker.close()
-            most = f"more than the {worker.facts.context_length} tokens it was made for"
-            raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
-        return worker
-
-    async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
-        """Raises Unavailable for an engine that answers nonsense."""
-        expected = await asyncio.to_thread(self._records.saying, source.fingerprint)
-        try:
-            said = await smoke.test(worker, expected)
-        except (smoke.Gibberish, EngineFailed) as error:
-            await self._knowledge.failed(source, candidate, "smoke", str(error))
-            raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
-        if expected is None and said:
-            await asyncio.to_thread(self._records.says, source.fingerprint, said)
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""
@@ -416,18 +396,6 @@ class Pool:
     def _busy(self, name: str, loaded: Loaded) -> bool:
         return loaded.users > 0 or self._requests[name] > 0
 
-    async def _prepare(self, name: str, source: Source, candidate: Candidate) -> Artifact:
-        if not candidate.precision:
-            return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
-        toolchain = self._toolchains[candidate.format]
-        report = functools.partial(self._report, name)
-        try:
-            return await prepare(source, toolchain, candidate.precision, self._cache, report)
-        except CannotBuild as error:
-            if not error.environment:
-                await self._knowledge.failed(source, candidate, "build", str(error))
-            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
-
     def _report(self, name: str, stage: str, fraction: float) -> None:
         self._stages[name] = stage, fraction
 
@@ -437,11 +405,11 @@ class Pool:
         """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
         name = self.resolve(model)
         source = (await self._knowledge.of(name)).source
-        artifact = await self._prepare(name, source, ranked.candidate)
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
         key = (f"{name} (measured)", ranked.candidate.key)
         self._reserved[key] = await self._make_room(name, ranked, artifact, evict=False)
         try:
-            worker = await self._start(name, source, ranked.candidate, artifact)
+            worker = await self._loader.start(name, source, ranked.candidate, artifact)
             try:
                 self._report(name, "measure", 0.0)
                 figures = await measure(worker)
@@ -484,8 +452,12 @@ class Pool:
                 continue
             for ranked in decision.ranked:
                 if ranked.figures is None:
+                    log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
                     try:
                         await self.measure(name, ranked)
+                    except asyncio.CancelledError:
+                        log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
+                        raise
                     except (Unavailable, EngineFailed) as error:
                         log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
 

@@ -1,4 +1,4 @@
-"""`enginehouse serve | bench | explain`."""
+"""`enginehouse serve | bench | explain | doctor`."""
 
 import argparse
 import ipaddress
@@ -34,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
         prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
     )
     top.add_argument("--version", action="version", version=version("enginehouse"))
-    top.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
     serving.add_argument("--host", help="address to listen on, over the config's")
@@ -47,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
     explaining.add_argument("--json", action="store_true")
+    command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
     return top
 
 
@@ -61,6 +61,7 @@ def command(
     parser.add_argument(
         "--config", metavar="FILE", help="else $ENGINEHOUSE_CONFIG, ./enginehouse.yaml, or the built-in config"
     )
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     return parser
 
 
@@ -74,6 +75,12 @@ def explain(arguments: argparse.Namespace) -> None:
     from server import bench
 
     bench.explain(load(arguments.config), arguments.model, arguments.json)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from server import doctor
+
+    sys.exit(doctor.run(arguments.config))
 
 
 def serve(arguments: argparse.Namespace) -> None:
