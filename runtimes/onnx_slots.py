@@ -88,10 +88,10 @@ class Slots:
         ids[rows, 0] = tokens
         lengths[rows, 0] = [self._length[slot] for slot in slots]
         mask = (np.arange(int(lengths.max()) + 1)[None] <= lengths).astype(np.int64)
-        logits = self._run(0, count, ids, mask, lengths)
+        logits: np.ndarray[Any, Any] = self._run(0, count, ids, mask, lengths)[rows]
         for slot in slots:
             self._length[slot] += 1
-        return logits[rows]
+        return logits
 
     def cut(self, slot: int, length: int) -> int:
         """Forgets what follows the first `length` tokens; how many are left."""

@@ -14,7 +14,7 @@ from tests.test_engine_contract import *  # noqa: F403
 from tests.test_engine_contract import CONTEXT, SLOTS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # type: ignore[no-redef]
 def build(folder: Path) -> Any:
     if reason := RUNTIME.unavailable() or TOOLCHAIN.unavailable():
         pytest.skip(reason)

@@ -158,7 +158,7 @@ def initializer(graph: Any, name: str, array: "np.ndarray[Any, Any]") -> Any:
     import onnx_ir as ir
 
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 

@@ -147,6 +147,9 @@ class Onnx:
                 out.append(self._next(running, logits))
         return out
 
+    def text(self, token: int) -> bytes:
+        return self._vocabulary.pieces[token]
+
     def remove(self, job: int) -> None:
         if running := self._jobs.get(job):
             self._end(running)
@@ -177,7 +180,7 @@ class Onnx:
             self._make_room()
 
     def _next(self, running: Running, logits: "np.ndarray[Any, Any]") -> Token:
-        cached, pieces = running.cached or 0, self._vocabulary.pieces
+        cached = running.cached or 0
         choice = running.sampler.choose(logits)
         if choice.token in running.ends:
             self._end(running)
@@ -189,8 +192,8 @@ class Onnx:
         if full or complete:
             self._end(running)
         finish = "stop" if complete else "length" if full else None
-        top = tuple(Scored(token, pieces[token], logprob) for token, logprob in choice.top)
-        return Token(running.job, choice.token, pieces[choice.token], finish, cached, choice.logprob, top)
+        top = tuple(Scored(token, self.text(token), logprob) for token, logprob in choice.top)
+        return Token(running.job, choice.token, self.text(choice.token), finish, cached, choice.logprob, top)
 
     def _end(self, running: Running) -> None:
         del self._jobs[running.job]
