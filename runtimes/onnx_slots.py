@@ -54,12 +54,12 @@ class Slots:
     def __init__(self, session: Any, graph: Graph, slots: int, context: int) -> None:
         import numpy as np
 
-        self._np, self._session, self._graph = np, session, graph
+        self._session, self._graph = session, graph
         self.slots, self._context = slots, context
         inputs = {value.name: value for value in session.get_inputs()}
         self._positions = "position_ids" in inputs
         self._element = np.dtype(ELEMENTS[inputs[f"{PAST}0.key"].type])
-        logits = session.get_outputs()[0]
+        logits = next(value for value in session.get_outputs() if value.name == "logits")
         self._logits_element = np.dtype(ELEMENTS[logits.type])
         self._pruned = logits.shape[1] == 1  # the graph gives the last position only
         shape = (slots, graph.heads, context, graph.width)
@@ -72,16 +72,21 @@ class Slots:
 
     def read(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         """Appends to a sequence; the logits after its last token: float32, (vocabulary,)."""
+        import numpy as np
+
         row, past = self._row[slot], self._length[slot]
-        ids = self._np.asarray(tokens, self._np.int64)[None]
-        mask = self._np.ones((1, past + len(tokens)), self._np.int64)
-        positions = self._np.arange(past, past + len(tokens), dtype=self._np.int64)[None]
+        ids = np.asarray(tokens, np.int64)[None]
+        mask = np.ones((1, past + len(tokens)), np.int64)
+        positions = np.arange(past, past + len(tokens), dtype=np.int64)[None]
+        logits: np.ndarray[Any, Any] = self._run(row, row + 1, ids, mask, positions)[0]
         self._length[slot] += len(tokens)
-        return self._run(row, row + 1, ids, mask, positions)[0]
+        return logits
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         """Appends one token to each of these sequences; the logits after it: float32, (slots, vocabulary)."""
-        np, count = self._np, len(slots)
+        import numpy as np
+
+        count = len(slots)
         self._gather(slots)
         rows = [self._row[slot] for slot in slots]
         ids, lengths = np.zeros((count, 1), np.int64), np.zeros((count, 1), np.int64)
@@ -124,7 +129,8 @@ class Slots:
         self._slot[one], self._slot[other] = self._slot[other], self._slot[one]
         self._row[self._slot[one]], self._row[self._slot[other]] = one, other
 
-    def _run(self, low: int, high: int, ids: Any, mask: Any, positions: Any) -> "np.ndarray[Any, Any]":
+    def _run(self, low: int, high: int, ids: Any, mask: Any, positions: Any) -> Any:
+        """The logits of the last position of these rows: float32, (rows, vocabulary); good until the next run."""
         binding = self._binding(low, high)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
@@ -133,12 +139,9 @@ class Slots:
         if not self._pruned:
             binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(binding)
-        if self._pruned:
-            logits = self._out[low:high, 0]
-        else:
-            names = [value.name for value in self._session.get_outputs()]
-            logits = binding.get_outputs()[names.index("logits")].numpy()[:, -1]
-        return logits.astype(self._np.float32, copy=False)
+        # A binding lists its outputs in the order of binding.
+        logits = self._out[low:high] if self._pruned else binding.get_outputs()[-1].numpy()
+        return logits[:, -1].astype("float32", copy=False)
 
     def _binding(self, low: int, high: int) -> Any:
         """Everything that does not change between runs over these rows is bound once."""
@@ -148,8 +151,6 @@ class Slots:
         if self._pruned:
             out = self._out[low:high]
             binding.bind_output("logits", "cpu", 0, self._logits_element.type, out.shape, out.ctypes.data)
-        else:
-            binding.bind_output("logits", "cpu")  # first, for a binding lists its outputs in the order of binding
         for number, cache in enumerate(self._caches):
             layer, kind = number // 2, ("key", "value")[number % 2]
             rows = cache.rows[low:high]

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from optimize.onnx_olive.genai import build as build_without_olive
+from optimize.onnx_olive.precisions import PRECISIONS
 from optimize.prepare import locate, prepare
-from optimize.recipe import CannotBuild
+from optimize.recipe import CannotBuild, copy_companions
 from optimize.source import resolve
 from optimize.toolchains.onnx import TOOLCHAIN
 from runtimes.contract import Engine, Load, Sampling
@@ -90,12 +92,15 @@ def test_each_family_says_what_the_reference_implementation_says(
     architecture: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
     checkpoint = make(tmp_path / "checkpoint", architecture, **config)
-    engine = open_engine(build(checkpoint, "F32", tmp_path / "artifact"), path="slots", prefill_chunk=16)
+    artifact = tmp_path / "artifact"
+    build_without_olive(str(checkpoint), artifact, PRECISIONS["F32"], silent)
+    copy_companions(checkpoint, artifact)
+    engine = open_engine(artifact, path="slots", prefill_chunk=16)
     prompts = [engine.encode(text) for text in TEXTS]
     assert generate(engine, prompts, 24) == continue_by_reference(checkpoint, prompts, 24)
 
 
-@pytest.mark.parametrize("precision", ["INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "INT4_B128", "F16"])
+@pytest.mark.parametrize("precision", ["INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "F16"])
 @pytest.mark.parametrize("path", ["slots", "generator"])
 def test_every_kind_of_precision_runs_on_both_paths_alike(precision: str, path: str, tiny: dict[str, Path]) -> None:
     folder = tiny[precision]
@@ -112,7 +117,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tiny-onnx")
     checkpoint = make(folder / "checkpoint", "Qwen3ForCausalLM", hidden_size=128)
     (checkpoint / "calibration.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    names = ("F32", "INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "INT4_B128", "F16")
+    names = ("F32", "INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "F16")
     return {name: build(checkpoint, name, folder / name) for name in names}
 
 
@@ -135,15 +140,17 @@ def test_int8_answers_as_the_reference_implementation_does(folder: Path, referen
     assert generate(engine, [ids], 12)[0][: len(expected)] == expected
 
 
-def test_a_folder_of_others_needs_no_config_json(tiny: dict[str, Path], tmp_path: Path) -> None:
-    theirs = tmp_path / "theirs"
-    shutil.copytree(tiny["F32"], theirs)
-    for name in ("config.json", "generation_config.json"):
-        (theirs / name).unlink()
+def test_a_folder_that_others_made_needs_no_config_json(checkpoint: Path, tmp_path: Path) -> None:
+    """As the builder makes it: with the logits of every position."""
+    theirs, builder = tmp_path / "theirs", [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+    options = ["-i", str(checkpoint), "-o", str(theirs), "-p", "fp32", "-e", "cpu", "-c", str(tmp_path / "work")]
+    subprocess.run([*builder, *options], check=True, capture_output=True)
+    assert not (theirs / "config.json").exists()
     assert resolve(str(theirs)).kind == "onnx"
-    engine, own = open_engine(theirs, 10**6), open_engine(tiny["F32"], 10**6)
-    assert engine.facts == own.facts
+    engine = open_engine(theirs, 10**6, path="slots", prefill_chunk=3)
+    prompts = [engine.encode(text) for text in TEXTS]
     assert engine.facts.context_length == 256
+    assert generate(engine, prompts, 8) == continue_by_reference(checkpoint, prompts, 8)
 
 
 def test_a_cache_beyond_the_free_memory_is_refused_with_the_remedy(tiny: dict[str, Path]) -> None:
