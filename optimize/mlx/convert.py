@@ -81,11 +81,8 @@ def quantize(model: Any, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
         raise CannotBuild(f"no layer can be quantized in groups of {plan.group}: they are {width} wide")
     if left:
         named = ", ".join(left[:NAMED_LAYERS]) + (" ..." if len(left) > NAMED_LAYERS else "")
-        print(
-            f"{len(left)} of {len(able)} layers stay in 16 bits, groups of {plan.group} do not divide their width: {named}",
-            file=sys.stderr,
-            flush=True,
-        )
+        why = f"groups of {plan.group} do not divide their width"
+        print(f"{len(left)} of {len(able)} layers stay in 16 bits, {why}: {named}", file=sys.stderr, flush=True)
     try:
         choose = mixed_quant_predicate_builder(plan.recipe, model, plan.group) if plan.recipe else None
     except ValueError as error:

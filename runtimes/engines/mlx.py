@@ -2,10 +2,11 @@
 second thread that touches MLX ends the process."""
 
 import importlib.util
+import math
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -89,7 +90,7 @@ class Mlx:
         device = choose_device(options.device)
         mx.set_default_device(device)
         if device.type == mx.cpu:
-            mx.disable_compile()  # kernels would be compiled by g++ when first used, two seconds each, for no more speed
+            mx.disable_compile()  # g++ would take two seconds for each kernel when first used, and gain nothing
         folder = Path(load.path)
         self._vocabulary = Vocabulary(folder)
         self._model = load_model(folder)
@@ -101,8 +102,10 @@ class Mlx:
             raise ValueError(
                 f"kv_tokens {self._cells} is less than the context of {context} tokens; raise it or lower 'context'"
             )
-        width, token_bytes, slot_bytes = measure(self._model)
-        check_memory(self._model, self._cells, token_bytes * self._cells + slot_bytes * load.slots, load.free_bytes)
+        size = measure(self._model)
+        kv_bytes = size.token_bytes * self._cells + size.slot_bytes * load.slots
+        check_memory(self._model, self._cells, kv_bytes, load.free_bytes)
+        self._window = size.window
         read_weights(self._model, report)
         self._chunk = options.prefill_chunk
         self._generator = BatchGenerator(
@@ -122,7 +125,7 @@ class Mlx:
         self.facts = Facts(
             context_length=context,
             slots=load.slots,
-            vocabulary=min(self._vocabulary.size, width),
+            vocabulary=min(self._vocabulary.size, size.vocabulary),
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
@@ -267,21 +270,14 @@ class Mlx:
         """Whose KV begins as this prompt does, and how far. The last token is always computed: it gives the logits."""
         best: Kept | Running | None = None
         longest = WORTH_SHARING - 1
-        for source in (*self._kept, *(other for other in self._active.values() if not other.unread)):
+        running = [other for other in self._active.values() if not other.unread]
+        sources: list[Kept | Running] = [*self._kept, *running]
+        for source in sources:
             common = common_prefix(source.tokens, tokens[:-1])
-            if common > longest and (common == len(source.tokens) or self._trimmable(source)):
+            whole = common == len(source.tokens)
+            if common > longest and (whole or len(source.tokens) < self._window):
                 best, longest = source, common
         return best, longest if best else 0
-
-    def _trimmable(self, source: "Kept | Running") -> bool:
-        """Sliding windows that have moved on and recurrent states cannot give back a part of what they read."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache
-
-        if isinstance(source, Kept):
-            return bool(can_trim_prompt_cache(source.cache))
-        fresh = make_prompt_cache(self._model)
-        windows = [entry.max_size for entry in fresh if hasattr(entry, "max_size")]
-        return bool(can_trim_prompt_cache(fresh)) and all(len(source.tokens) + 1 < window for window in windows)
 
     def _beginning(self, source: "Kept | Running", shared: int) -> list[Any]:
         """A copy of a sequence's KV, cut after `shared` tokens."""
@@ -382,8 +378,8 @@ class Chooser:
         if s.repetition_penalty != 1:
             self._seen = scatter(vocabulary, dict.fromkeys(running.tokens, 1.0)) > 0
         if s.frequency_penalty or s.presence_penalty:
-            said = running.tokens[running.prompt :]
-            self._counts = scatter(vocabulary, {token: float(said.count(token)) for token in said})
+            self._counts = scatter(vocabulary, Counter(running.tokens[running.prompt :]))
+            self._counted = running.generated
         self._infinity = mx.array(-float("inf"))
         self._vocabulary = vocabulary
         adjusted = s.logit_bias or s.min_tokens or s.logprobs is not None or running.guide
@@ -427,7 +423,7 @@ class Chooser:
             weights = mx.softmax(values)
             values = mx.where(mx.cumsum(weights) - weights < s.top_p, values, self._infinity)
         if s.min_p > 0:
-            values = mx.where(mx.softmax(values) >= s.min_p * mx.softmax(values).max(), values, self._infinity)
+            values = mx.where(values >= values.max() + math.log(s.min_p), values, self._infinity)
         key = mx.random.key((self._running.seed * ODD + self._position) & (2**64 - 1))
         at = mx.random.categorical(values, key=key)
         return (at if ids is None else ids[at])[None]
@@ -460,7 +456,7 @@ class Chooser:
         return logits + mx.array(mask)
 
 
-def scatter(size: int, values: dict[int, float]) -> Any:
+def scatter(size: int, values: Mapping[int, float]) -> Any:
     """An array of zeros but for these."""
     import mlx.core as mx
     import numpy as np
@@ -505,8 +501,17 @@ def add_adapter(model: Any, folder: Path) -> None:
     model.eval()  # an adapter's dropout is for training
 
 
-def measure(model: Any) -> tuple[int, int, int]:
-    """Width of the logits, KV bytes for a token, bytes of state for a slot: from a step that is never computed."""
+class Size(msgspec.Struct, frozen=True):
+    """What a model asks of its caches."""
+
+    vocabulary: int  # width of the logits
+    token_bytes: int  # of keys and values
+    slot_bytes: int  # of states that do not grow
+    window: float  # tokens; a longer sequence cannot give back a part of what was read
+
+
+def measure(model: Any) -> Size:
+    """From a step that is never computed."""
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
 
@@ -514,7 +519,7 @@ def measure(model: Any) -> tuple[int, int, int]:
     if unable := [type(entry).__name__ for entry in cache if not hasattr(entry, "merge")]:
         raise ValueError(f"mlx_lm cannot run several sequences of this architecture at once: {unable[0]}")
     logits = model(mx.array([[0]]), cache=cache)
-    token_bytes = slot_bytes = 0
+    token_bytes, slot_bytes, window = 0, 0, math.inf
     entries = list(cache)
     while entries:
         entry = entries.pop()
@@ -522,9 +527,10 @@ def measure(model: Any) -> tuple[int, int, int]:
             entries.extend(parts)
         elif (keys := getattr(entry, "keys", None)) is not None:
             token_bytes += entry.nbytes // keys.shape[2]
+            window = min(window, getattr(entry, "max_size", math.inf))
         else:
-            slot_bytes += entry.nbytes
-    return logits.shape[-1], token_bytes, slot_bytes
+            slot_bytes, window = slot_bytes + entry.nbytes, 0
+    return Size(logits.shape[-1], token_bytes, slot_bytes, window)
 
 
 def check_memory(model: Any, cells: int, kv_bytes: int, free: int) -> None:
@@ -533,7 +539,7 @@ def check_memory(model: Any, cells: int, kv_bytes: int, free: int) -> None:
     from mlx.utils import tree_flatten
 
     weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
-    limits = [free, mx.device_info().get("max_recommended_working_set_size", 0)]
+    limits = [free, int(mx.device_info().get("max_recommended_working_set_size", 0))]
     limit = min((known for known in limits if known), default=0)
     if limit and weights + kv_bytes > 0.9 * limit:
         raise ValueError(
