@@ -13,6 +13,8 @@ class Family(msgspec.Struct, frozen=True):
     ropes: tuple[str, ...] = ("default", "linear", "llama3", "yarn")
     tied: bool = False  # what transformers takes where the config does not say tie_word_embeddings
     windows: bool = False  # mlx_lm keeps to the sliding window; elsewhere it reads every token
+    partial: bool = False  # mlx_lm turns a part of each head where the config says so
+    activation: str = "silu"  # mlx_lm's own, whatever the config says
 
 
 FAMILIES = {
@@ -20,16 +22,17 @@ FAMILIES = {
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
-    "phi3": Family(ropes=("default",)),
-    "gemma3_text": Family(ropes=("default", "linear"), tied=True, windows=True),
+    "phi3": Family(ropes=("default",), partial=True),
+    "gemma3_text": Family(ropes=("default", "linear"), tied=True, windows=True, activation="gelu_pytorch_tanh"),
     "qwen3_moe": Family(ropes=("default",)),
     "mixtral": Family(ropes=("default",)),
     "olmo2": Family(ropes=("default",)),
     "granite": Family(ropes=("default",)),
     "smollm3": Family(ropes=("default",)),
-    "stablelm": Family(ropes=("default",)),
-    "glm4": Family(ropes=("default",)),
+    "stablelm": Family(ropes=("default",), partial=True),
+    "glm4": Family(ropes=("default",), partial=True),
 }
+YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
 GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 
@@ -45,10 +48,22 @@ def refusal(folder: Path) -> str | None:
     missing = [name for name in ("tokenizer.json", "model*.safetensors") if not any(folder.glob(name))]
     if missing:
         return f"the checkpoint has no {missing[0]}"
-    unknown = [rope for rope in ropes(config) if rope not in family.ropes]
-    if unknown:
-        return f"mlx_lm does not compute '{unknown[0]}' positions of '{kind}' as transformers does"
-    return None if family.windows else window(config)
+    activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
+    if activation != family.activation:
+        return f"mlx_lm computes '{kind}' with '{family.activation}', the model wants '{activation}'"
+    return positions(config, family) or (None if family.windows else window(config))
+
+
+def positions(config: dict[str, Any], family: Family) -> str | None:
+    for rope in ropes(config):
+        kind = rope.get("rope_type") or rope.get("type") or "default"
+        strange = [name for name in YARN_OWN if rope.get(name) is not None]
+        if not family.partial and (rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1) != 1:
+            strange.append("partial_rotary_factor")
+        if kind not in family.ropes or strange:
+            named = f"'{kind}' positions" + (f" with '{strange[0]}'" if strange else "")
+            return f"mlx_lm does not compute {named} of '{config['model_type']}' as transformers does"
+    return None
 
 
 def window(config: dict[str, Any]) -> str | None:
@@ -60,11 +75,10 @@ def window(config: dict[str, Any]) -> str | None:
     return None
 
 
-def ropes(config: dict[str, Any]) -> list[str]:
-    """The kinds of rotary positions: one, or one for each kind of layer."""
+def ropes(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is said of rotary positions: once, or once for each kind of layer."""
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    several = [entry for entry in given.values() if isinstance(entry, dict)] or [given]
-    return [entry.get("rope_type") or entry.get("type") or "default" for entry in several]
+    return [entry for entry in given.values() if isinstance(entry, dict)] or [given]
 
 
 def translate(config: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from runtimes.contract import (
     Load,
     Local,
     Pooling,
+    Refused,
     Sampling,
     Scored,
     Token,
@@ -328,6 +329,10 @@ class Mlx:
     def _guide(self, constraint: Constraint) -> Guide:
         if self._guides is None:
             own = self._vocabulary
+            if not own.ends:
+                raise Refused(
+                    "this model has no token that ends an answer, which a constraint needs", "response_format"
+                )
             size = self.facts.vocabulary
             self._guides = Guides(own.pieces[:size], [id for id in own.special if id < size], own.ends, own.encode)
         return self._guides.guide(constraint)
