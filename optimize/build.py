@@ -46,6 +46,7 @@ class Built(msgspec.Struct, tag="built", frozen=True):
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
+    environment: bool = False  # as in CannotBuild
 
 
 Order = Fetch | Build
@@ -69,11 +70,11 @@ def main() -> None:
             case Build():
                 send(build(order, send))
     except CannotBuild as error:
-        send(Failed(str(error)))
+        send(Failed(str(error), error.environment))
     except OSError as error:
-        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}"))
+        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}", environment=True))
     except MemoryError:
-        send(Failed("building ran out of memory"))
+        send(Failed("building ran out of memory", environment=True))
 
 
 def end_with_parent() -> None:

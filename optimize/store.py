@@ -41,7 +41,8 @@ class Store:
         except OSError as error:
             raise CannotBuild(
                 f"the cache '{self._artifacts.parent}' cannot be written: {error.strerror}; "
-                "set cache_dir to a folder that can"
+                "set cache_dir to a folder that can",
+                environment=True,
             ) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -19,9 +19,9 @@ POCKET = {"pocket": {"source": "builtin:pocket", "slots": 1}}
 ENDLESS = {"ignore_eos": True}
 
 
-def stream(served: Served, max_tokens: int = 3000) -> Any:
+def stream(served: Served, max_tokens: int = 3000, temperature: float = 0) -> Any:
     return served.client.chat.completions.create(
-        model="pocket", messages=COUNT, temperature=0, max_tokens=max_tokens, stream=True, extra_body=ENDLESS
+        model="pocket", messages=COUNT, temperature=temperature, max_tokens=max_tokens, stream=True, extra_body=ENDLESS
     )
 
 
@@ -30,9 +30,26 @@ def ask(served: Served) -> str:
     return str(reply.choices[0].message.content)
 
 
-def test_a_worker_killed_in_mid_stream_ends_it_with_an_error_and_the_next_request_is_answered(folder: Path) -> None:
+def test_a_greedy_stream_goes_on_when_its_worker_is_killed_as_if_nothing_had_happened(folder: Path) -> None:
+    exact = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
+    model = POCKET["pocket"] | {"runtime": "llamacpp", "precision": "f32", "options": exact}
+    with serve(folder, {"pocket": model}) as served:
+        whole = "".join(chunk.choices[0].delta.content or "" for chunk in stream(served, 400))
+        chunks = iter(stream(served, 400))
+        parts = [next(chunks).choices[0].delta.content or "" for _ in range(40)]
+        served.worker().kill()
+        ends = []
+        for chunk in chunks:
+            parts.append(chunk.choices[0].delta.content or "")
+            ends.append(chunk.choices[0].finish_reason)
+        assert "".join(parts) == whole
+        assert ends[-1] == "length"
+        served.wait_for("going on after")
+
+
+def test_a_random_streams_worker_killed_ends_it_with_an_error_and_the_next_request_is_answered(folder: Path) -> None:
     with serve(folder, POCKET) as served:
-        chunks = iter(stream(served))
+        chunks = iter(stream(served, temperature=1))
         next(chunks)
         first = next(chunks)
         served.worker().kill()

@@ -7,6 +7,7 @@ import msgspec
 from runtimes.contract import Engine, Facts, Load, Local, Pooling, Sampling, Token
 
 TEMPLATE = "{{ messages[-1].content }}"
+FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +24,7 @@ class Echo:
             bos="",
             eos="",
             device="cpu",
-            features=("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),  # a choice of one meets all
+            features=FEATURES,
         )
         self._running: dict[int, tuple[bytes, int]] = {}  # job -> what is left to say, tokens still allowed
 
@@ -46,6 +47,9 @@ class Echo:
             self._running[job] = rest[1:], allowed - 1
         return Token(job, rest[0] if rest else -1, rest[:1], finish)
 
+    def text(self, token: int) -> bytes:
+        return bytes([token])
+
     def remove(self, job: int) -> None:
         self._running.pop(job, None)
 
@@ -60,4 +64,4 @@ def load(load: Load, report: Callable[[float], None]) -> Engine:
     return Echo(load)
 
 
-RUNTIME = Local(name="echo", format="echo", unavailable=lambda: None, load=load, options=Options)
+RUNTIME = Local(name="echo", format="echo", unavailable=lambda: None, load=load, options=Options, features=FEATURES)

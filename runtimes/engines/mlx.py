@@ -8,7 +8,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import msgspec
 
@@ -17,6 +17,7 @@ from runtimes.constrain import Guide, Guides
 from runtimes.contract import (
     FURTHER,
     Constraint,
+    Device,
     Engine,
     Facts,
     Load,
@@ -44,7 +45,6 @@ FEATURES = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind i
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options: {mlx: {...}}` of a model."""
 
-    device: Literal["auto", "cpu", "gpu"] = "auto"
     adapter: str | None = None  # a folder with a LoRA adapter in mlx_lm's format
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
@@ -88,7 +88,7 @@ class Mlx:
         from mlx_lm.generate import BatchGenerator
 
         options = msgspec.convert(load.options, Options)
-        device = choose_device(options.device)
+        device = mx.Device(mx.gpu if load.device == "gpu" else mx.cpu)
         mx.set_default_device(device)
         if device.type == mx.cpu:
             mx.disable_compile()  # g++ would take two seconds for each kernel when first used, and gain nothing
@@ -130,7 +130,7 @@ class Mlx:
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
-            device="gpu" if device.type == mx.gpu else "cpu",
+            device=load.device,
             features=FEATURES,
         )
 
@@ -163,6 +163,9 @@ class Mlx:
         tokens = [self._next(self._active[one.uid], one.token) for one in said]
         self._end([self._jobs[token.job] for token in tokens if token.finish])
         return tokens
+
+    def text(self, token: int) -> bytes:
+        return self._vocabulary.pieces[token]
 
     def remove(self, job: int) -> None:
         if job in self._jobs:
@@ -205,7 +208,7 @@ class Mlx:
         running.tokens.append(token)
         full = running.generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
         finish = "stop" if running.complete else "length" if full else None
-        return Token(running.job, token, self._vocabulary.pieces[token], finish, cached, logprob, top)
+        return Token(running.job, token, self.text(token), finish, cached, logprob, top)
 
     def _scores(self, running: Running, token: int) -> tuple[float | None, tuple[Scored, ...]]:
         """The token's log-probability, and the likeliest tokens."""
@@ -217,8 +220,7 @@ class Mlx:
         logits = np.array(running.rows.pop(running.generated))[0]
         logprob_of = log_probabilities(logits)
         top = likeliest(logits, count, logprob_of) if count else []
-        pieces = self._vocabulary.pieces
-        return float(logprob_of(float(logits[token]))), tuple(Scored(id, pieces[id], value) for id, value in top)
+        return float(logprob_of(float(logits[token]))), tuple(Scored(id, self.text(id), value) for id, value in top)
 
     def _end(self, ended: list[Running]) -> None:
         for running in ended:
@@ -482,18 +484,6 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 # --- loading ---
 
 
-def choose_device(wanted: str) -> Any:
-    import mlx.core as mx
-
-    if wanted == "cpu":
-        return mx.Device(mx.cpu)
-    if mx.is_available(mx.gpu):
-        return mx.Device(mx.gpu)
-    if wanted == "gpu":
-        raise ValueError("MLX finds no GPU here; leave out options.mlx.device or set it to cpu")
-    return mx.Device(mx.cpu)
-
-
 def add_adapter(model: Any, folder: Path) -> None:
     from mlx_lm.tuner.utils import load_adapters
 
@@ -579,6 +569,16 @@ def unavailable() -> str | None:
     return None
 
 
+def devices() -> list[Device]:
+    """Where there is a GPU, MLX computes on it first. Written from the documentation for all but the CPU."""
+    import mlx.core as mx
+
+    cpu = Device("CPU", "cpu", "for correctness only: its kernels are plain loops" if sys.platform == "linux" else "")
+    if not mx.is_available(mx.gpu):
+        return [cpu]
+    return [Device("GPU", "gpu", str(mx.device_info().get("device_name", ""))), cpu]
+
+
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     return Mlx(load, report)
 
@@ -589,5 +589,8 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
+    features=FEATURES,
+    devices=devices,
+    distributions=("mlx", "mlx-lm"),
     environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
 )
