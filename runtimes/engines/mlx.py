@@ -97,6 +97,8 @@ class Mlx:
         self._model = load_model(folder)
         if options.adapter:
             add_adapter(self._model, Path(options.adapter).expanduser())
+        # What is below the head; hidden states cannot be had where a family keeps it elsewhere.
+        self._body = getattr(getattr(self._model, "language_model", self._model), "model", None)
         context = min(load.context, self._vocabulary.context_length or load.context)
         self._cells = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
         if self._cells < context:
@@ -131,7 +133,7 @@ class Mlx:
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=load.device,
-            features=FEATURES,
+            features=FEATURES if self._body else tuple(name for name in FEATURES if name != "embeddings"),
         )
 
     # --- the contract ---
@@ -187,7 +189,7 @@ class Mlx:
         self._end(list(self._jobs.values()))
         self._kept.clear()
         self._generator.close()
-        del self._generator, self._model
+        del self._generator, self._model, self._body
         mx.clear_cache()
 
     # --- one step ---
@@ -299,12 +301,16 @@ class Mlx:
         return list(cache)
 
     def _keep(self, new: Kept) -> None:
-        """In place of what it begins with."""
-        self._kept = [
-            old
-            for old in self._kept
-            if len(old.tokens) > len(new.tokens) or common_prefix(old.tokens, new.tokens) < len(old.tokens)
-        ]
+        """In place of what it begins with, if it can be cut back to that."""
+        import mlx.core as mx
+
+        mx.eval([entry.state for entry in new.cache])  # until then it holds the KV of the whole batch
+        if len(new.tokens) < self._window:
+            self._kept = [
+                old
+                for old in self._kept
+                if len(old.tokens) > len(new.tokens) or common_prefix(old.tokens, new.tokens) < len(old.tokens)
+            ]
         self._kept.append(new)
 
     def _cells_taken(self, *more: Running) -> int:
@@ -345,11 +351,11 @@ class Mlx:
         import numpy as np
         from mlx_lm.models.cache import make_prompt_cache
 
-        body = getattr(self._model, "language_model", self._model).model
+        assert self._body
         cache = make_prompt_cache(self._model)
         parts = []
         for start in range(0, len(ids), self._chunk):
-            hidden = body(mx.array([ids[start : start + self._chunk]]), cache=cache)[0].astype(mx.float32)
+            hidden = self._body(mx.array([ids[start : start + self._chunk]]), cache=cache)[0].astype(mx.float32)
             parts.append(np.array(hidden))
         return np.concatenate(parts)
 
