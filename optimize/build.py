@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -97,12 +98,21 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
         seconds = stages.end()
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        store.publish(
-            folder, Manifest(recipe.key, recipe, order.source, files, seconds, created, version("enginehouse"))
-        )
+        own = version("enginehouse")
+        store.publish(folder, Manifest(recipe.key, recipe, order.source, files, seconds, peak_bytes(), created, own))
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
     return Built(artifact, seconds)
+
+
+def peak_bytes() -> int:
+    """Memory resident at most, in this process or one that it ran; 0 on systems that do not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 class Stages:

@@ -63,6 +63,7 @@ class Manifest(msgspec.Struct, frozen=True):
     source: Source
     files: dict[str, int]  # name -> bytes
     seconds: dict[str, float]  # by stage
+    peak_bytes: int  # of memory, while it was built
     created: str  # ISO 8601, UTC
     enginehouse: str  # our version
 

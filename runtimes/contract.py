@@ -90,6 +90,7 @@ class Job(msgspec.Struct, frozen=True):
     model: str
     prompt: Prompt
     sampling: Sampling = Sampling()
+    streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
 
     @property
     def resumable(self) -> bool:
@@ -150,6 +151,7 @@ class Placed(msgspec.Struct, frozen=True):
     precision: str
     device: str
     reason: str  # for the choice
+    again: bool = False  # from the start: what was said so far is void
 
 
 Event = Placed | Delta | Done
@@ -203,6 +205,7 @@ class Token(msgspec.Struct, frozen=True):
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
     logprob: float | None = None  # of this token, if `logprobs` was asked for
     top: tuple[Scored, ...] = ()  # the likeliest, best first, as many as asked for
+    failure: str = ""  # why this job alone could not go on; it has ended, and `finish` says nothing
 
 
 class Facts(msgspec.Struct, frozen=True):

@@ -10,12 +10,12 @@ import msgspec
 
 from config.schema import DEFAULT_CONTEXT, Config, Model
 from optimize.prepare import locate
-from optimize.recipe import CannotBuild, Source, Toolchain
+from optimize.recipe import CannotBuild, Recipe, Source, Toolchain
 from runtimes import host, routing
 from runtimes.contract import Local, Unavailable
 from runtimes.host import Host
-from runtimes.records import Records
-from runtimes.routing import Candidate, Decision, Figures, Offer
+from runtimes.records import Measurement, Records
+from runtimes.routing import AS_IS, Candidate, Decision, Figures, Offer
 
 log = logging.getLogger("enginehouse.routing")
 DECISION_SECONDS = 30.0  # a decision is made anew after it, for candidates whose parking has ended
@@ -95,7 +95,13 @@ class Knowledge:
         source, machine = (await self.of(name)).source, await self.host()
         slots = self._config.models[name].slots
         await asyncio.to_thread(
-            self._records.measured, source.fingerprint, candidate.key, slots, machine.fingerprint, figures
+            self._records.measured,
+            source.fingerprint,
+            candidate.key,
+            slots,
+            machine.fingerprint,
+            self._artifact_of(source, candidate.key),
+            figures,
         )
         self._age(source)
 
@@ -107,8 +113,7 @@ class Knowledge:
     async def explain(self, name: str) -> dict[str, object]:
         """The decision for a model with every number it was made from."""
         known, machine = await self.of(name, fresh=True), await self.host()
-        slots = self._config.models[name].slots
-        at = await asyncio.to_thread(self._records.measurements, known.source.fingerprint, slots, machine.fingerprint)
+        at = await asyncio.to_thread(self._measurements, name, known.source, machine)
         rows = [
             msgspec.to_builtins(ranked)
             | {
@@ -148,10 +153,23 @@ class Knowledge:
         offers = [self._offer(runtime, source, machine) for runtime in self._runtimes.values()]
         figures: dict[str, Figures] = {}
         if self._config.routing.measure != "off":
-            found = self._records.measurements(source.fingerprint, model.slots, machine.fingerprint)
-            figures = {key: measurement.figures for key, measurement in found.items()}
+            figures = {key: found.figures for key, found in self._measurements(name, source, machine).items()}
         parked = self._records.parked(source.fingerprint, machine.fingerprint)
         return routing.decide(name, model, source, offers, machine.kind, objective, figures, parked)
+
+    def _measurements(self, name: str, source: Source, machine: Host) -> dict[str, Measurement]:
+        """Those of artifacts as today's toolchains would make them; what older ones made says nothing."""
+        slots = self._config.models[name].slots
+        rows = self._records.measurements(source.fingerprint, slots, machine.fingerprint)
+        return {key: row for key, row in rows.items() if row.artifact == self._artifact_of(source, key)}
+
+    def _artifact_of(self, source: Source, key: str) -> str:
+        """The key of what a candidate loads, from the candidate's."""
+        runtime, _, precision = key.split("/")
+        toolchain = self._toolchains.get(self._runtimes[runtime].format) if runtime in self._runtimes else None
+        if toolchain is None or precision == AS_IS or toolchain.unavailable():
+            return source.fingerprint
+        return Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions()).key
 
     def _offer(self, runtime: Local, source: Source, machine: Host) -> Offer:
         toolchain = self._toolchains.get(runtime.format)

@@ -10,14 +10,17 @@ from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 
+import msgspec
+
 from config.schema import Config, bytes_of, seconds
 from optimize.prepare import prepare
 from optimize.recipe import Artifact, CannotBuild, Source
 from optimize.toolchains import toolchains
-from runtimes import chat, host, routing, smoke, tokens
+from runtimes import chat, host, records, routing, smoke, tokens
 from runtimes.contract import (
     Busy,
     Chat,
+    Done,
     EngineFailed,
     Event,
     Job,
@@ -63,7 +66,7 @@ class Pool:
         self.config = config
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
-        self._records = Records(self._cache / "records.sqlite")
+        self._records = Records(self._cache / records.FILE)
         self._knowledge = Knowledge(config, self._runtimes, self._toolchains, self._records, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}
@@ -77,6 +80,7 @@ class Pool:
         self._measuring: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._draining = False
+        self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model; see server/metrics.py
 
     # --- requests ---
 
@@ -96,6 +100,9 @@ class Pool:
                 await self._check_length(name, job.prompt)
             async with aclosing(self._answer(name, job)) as events:
                 async for event in events:
+                    if isinstance(event, Done):
+                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
+                        self.counts["completion_tokens", name] += event.usage.completion_tokens
                     yield event
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
@@ -120,34 +127,35 @@ class Pool:
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
-        placed: Placed | None = None
+        told: Loaded | None = None  # whom the client knows to answer
         while True:
-            loaded = await self._lease(name, needs, tried)
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
-            suspect = self._suspects[name] if len(deaths) >= ATTEMPTS - 1 else contextlib.nullcontext()
-            try:
-                async with suspect, aclosing(loaded.worker.stream(job, said)) as events:
+            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
+            async with suspect:
+                loaded = await self._lease(name, needs, tried)
+                try:
                     with self._using(loaded):
-                        async for event in events:
-                            if placed is not loaded.placed:
-                                placed = loaded.placed
-                                yield placed
-                            yield event
-                return
-            except WorkerDied as death:
-                await self._mourn(name, loaded, death)
-                deaths.append(loaded.candidate.key)
-                if len(deaths) == ATTEMPTS or (placed and not job.resumable):
-                    raise
-                if not job.resumable:
-                    said.clear()
-                if deaths.count(loaded.candidate.key) == ATTEMPTS - 1 and await self._another(
-                    name, needs, tried, loaded
-                ):
-                    tried[loaded.candidate.key] = str(death)
-                log.warning(
-                    "%s; %s after %d tokens", death, "going on" if said else "running the request again", len(said)
-                )
+                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                            async for event in events:
+                                if told is not loaded:
+                                    again = told is not None and not job.resumable
+                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    told = loaded
+                                yield event
+                    return
+                except WorkerDied as death:
+                    await self._mourn(name, loaded, death)
+                    deaths.append(loaded.candidate.key)
+                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
+                        raise
+                    if not job.resumable:
+                        said.clear()
+                    self.counts["continuations" if said else "reruns", name] += 1
+                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                    log.warning("%s; %s", death, then)
+            on_this = deaths.count(loaded.candidate.key)
+            if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
+                tried[loaded.candidate.key] = f"died {on_this} times"
 
     async def _another(
         self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], loaded: Loaded
@@ -163,6 +171,7 @@ class Pool:
         """Notes a death once, however many requests saw it."""
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
+            self.counts["deaths", name] += 1
             known = await self._knowledge.of(name)
             await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
 
@@ -174,6 +183,7 @@ class Pool:
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
+        self.counts["requests", name] += 1
         self._asked.add(name)
         self._stop_measuring()
         try:
@@ -237,8 +247,13 @@ class Pool:
             "device": first.placed.device,
             "context_length": first.worker.facts.context_length,
             "slots": first.worker.facts.slots,
-            "memory_bytes": sum(loaded.worker.memory()[0] for loaded in ready),
+            "memory_bytes": self.memory(name),
         }
+
+    def memory(self, name: str) -> int:
+        """Bytes resident in a model's workers."""
+        loads = [load for (model, _), load in self._loads.items() if model == name and load.done()]
+        return sum(load.result().worker.memory()[0] for load in loads if not load.cancelled() and not load.exception())
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -275,6 +290,8 @@ class Pool:
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
+            if needs and ranked.candidate.key not in tried and ranked is not decision.ranked[0]:
+                self.counts["detours", name] += 1
             try:
                 return await self._loaded(name, ranked)
             except Unavailable as error:
@@ -328,6 +345,7 @@ class Pool:
         if not (load and load.done() and not load.cancelled() and load.result() is loaded):
             return False
         log.info("unloading '%s'", key[0])
+        self.counts["unloads", key[0]] += 1
         del self._loads[key]
         if not any(name == key[0] for name, _ in self._loads):
             self._knowledge.forget(key[0])
@@ -346,6 +364,7 @@ class Pool:
         except BaseException:
             worker.close()
             raise
+        self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         return Loaded(worker, ranked, artifact)
 

@@ -19,6 +19,7 @@ from runtimes.wire import (
     Embed,
     Embedded,
     Emit,
+    Failure,
     LoadFailed,
     Loading,
     Ready,
@@ -200,6 +201,9 @@ class Worker:
                     for number, done in dones:
                         if job := self._jobs.get(number):
                             job[0].put_nowait(done)
+                case Failure(number, reason):
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
                 case Refusal(number) | Embedded(number):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(message)

@@ -13,12 +13,13 @@ import msgspec
 from runtimes.routing import Figures
 
 log = logging.getLogger("enginehouse.records")
+FILE = "records-1.sqlite"  # the number goes up with every change to the tables
 DEATHS, WINDOW_SECONDS = 3, 600.0  # a candidate that dies so often within so long is parked
 PARKED_SECONDS = {"build": 3600.0, "load": 600.0, "smoke": 3600.0, "death": 600.0}  # by what failed
 
 SCHEMA = """
 create table if not exists measurements (
-    source text, candidate text, slots integer, host text, figures blob, at real,
+    source text, candidate text, slots integer, host text, artifact text, figures blob, at real,
     primary key (source, candidate, slots, host));
 create table if not exists failures (
     source text, candidate text, host text, kind text, message text, at real);
@@ -28,6 +29,7 @@ create table if not exists sayings (source text primary key, tokens blob);
 
 class Measurement(msgspec.Struct, frozen=True):
     figures: Figures
+    artifact: str  # key of what was loaded
     at: float  # seconds since the epoch
 
 
@@ -48,15 +50,15 @@ class Records:
             log.warning("'%s' cannot be used, so what is learnt now is not kept: %s", self._file, error)
             return []
 
-    def measured(self, source: str, candidate: str, slots: int, host: str, figures: Figures) -> None:
-        row = (source, candidate, slots, host, msgspec.json.encode(figures), time.time())
-        self._run("insert or replace into measurements values (?, ?, ?, ?, ?, ?)", row)
+    def measured(self, source: str, candidate: str, slots: int, host: str, artifact: str, figures: Figures) -> None:
+        row = (source, candidate, slots, host, artifact, msgspec.json.encode(figures), time.time())
+        self._run("insert or replace into measurements values (?, ?, ?, ?, ?, ?, ?)", row)
 
     def measurements(self, source: str, slots: int, host: str) -> dict[str, Measurement]:
         """By candidate key."""
-        query = "select candidate, figures, at from measurements where source = ? and slots = ? and host = ?"
+        query = "select candidate, figures, artifact, at from measurements where source = ? and slots = ? and host = ?"
         rows = self._run(query, (source, slots, host))
-        return {key: Measurement(msgspec.json.decode(blob, type=Figures), at) for key, blob, at in rows}
+        return {key: Measurement(msgspec.json.decode(blob, type=Figures), made, at) for key, blob, made, at in rows}
 
     def failed(self, source: str, candidate: str, host: str, kind: str, message: str) -> None:
         self._run("delete from failures where at < ?", (time.time() - max(PARKED_SECONDS.values()),))

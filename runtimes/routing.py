@@ -24,6 +24,7 @@ DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an N
 # `precision: auto`: what costs little enough. Small models lose more to four bits.
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 AUTO_SMALL, AUTO_LARGE = "int8", "int4"
+AS_IS = "as-is"  # in a candidate's key, where the source is loaded itself
 # The request that latencies are worked out for.
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 
@@ -50,7 +51,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        return f"{self.runtime}/{self.device}/{self.precision or 'as-is'}"
+        return f"{self.runtime}/{self.device}/{self.precision or AS_IS}"
 
 
 class Figures(msgspec.Struct, frozen=True):

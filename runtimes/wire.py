@@ -60,8 +60,15 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     code: str | None
 
 
+class Failure(msgspec.Struct, tag="failure", frozen=True):
+    """One job broke; the engine goes on."""
+
+    job: int
+    message: str
+
+
 ToWorker = Start | Submit | Embed | Cancel
-ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Refusal
+ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Refusal | Failure
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
@@ -36,6 +37,7 @@ from runtimes.wire import (
     Embed,
     Embedded,
     Emit,
+    Failure,
     LoadFailed,
     Loading,
     Ready,
@@ -69,7 +71,11 @@ def main() -> None:
         send(LoadFailed(str(error) or type(error).__name__))
         os._exit(1)
     send(Ready(engine.facts, time.monotonic() - began))
-    Loop(engine, inbox, send).run()
+    try:
+        Loop(engine, inbox, send).run()
+    except Exception:  # the other boundary: an engine that failed in a step is not to be trusted with another
+        traceback.print_exc()
+        os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
 
 class Inbox:
@@ -195,6 +201,10 @@ class Loop:
     def _emit(self, tokens: list[Token]) -> None:
         emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])
         for token in tokens:
+            if token.failure:
+                del self._answers[token.job]
+                self._send(Failure(token.job, token.failure))
+                continue
             answer = self._answers[token.job]
             deltas = answer.take(token)
             finish = token.finish

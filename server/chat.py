@@ -86,6 +86,8 @@ async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
     logprobs: list[Logprob] = []
     async for event in events:
         match event:
+            case Placed(again=True):
+                text, reasoning, calls, logprobs = [], [], [], []
             case Delta():
                 text.append(event.text)
                 reasoning.append(event.reasoning)

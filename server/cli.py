@@ -1,4 +1,4 @@
-"""`enginehouse serve | bench | explain`."""
+"""`enginehouse serve | bench | explain | doctor`."""
 
 import argparse
 import ipaddress
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
     explaining.add_argument("--json", action="store_true")
+    command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
     return top
 
 
@@ -74,6 +75,12 @@ def explain(arguments: argparse.Namespace) -> None:
     from server import bench
 
     bench.explain(load(arguments.config), arguments.model, arguments.json)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from server import doctor
+
+    sys.exit(doctor.run(arguments.config))
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -215,6 +215,7 @@ def to_job(request: ChatRequest, id: str) -> Job:
             logprobs=request.top_logprobs if request.logprobs else None,
             constraint=constraint(request.response_format),
         ),
+        request.stream,
     )
 
 

@@ -11,11 +11,14 @@ FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Echo takes none."""
+    """For trying out what clients see when an engine breaks."""
+
+    fails_on: str = ""  # the engine dies of an answer that holds this
 
 
 class Echo:
     def __init__(self, load: Load) -> None:
+        self._fails_on = msgspec.convert(load.options, Options).fails_on.encode()
         self.facts = Facts(
             context_length=load.context,
             slots=load.slots,
@@ -40,6 +43,8 @@ class Echo:
 
     def _advance(self, job: int) -> Token:
         rest, allowed = self._running[job]
+        if self._fails_on and self._fails_on in rest:
+            raise RuntimeError("options.echo.fails_on came up")
         finish = "stop" if len(rest) <= 1 else "length" if allowed == 1 else None
         if finish:
             del self._running[job]

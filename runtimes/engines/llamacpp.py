@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
-from runtimes.constrain import Guide, Guides
+from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     FURTHER,
     Constraint,
@@ -224,16 +224,20 @@ class LlamaCpp:
     def _next(self, slot: Slot, running: Running) -> Token:
         sampling, cached = running.sampling, running.cached or 0
         score, top = self._scores(slot.row, sampling.logprobs)
-        if running.guide:
-            running.guide.forbid(self._logits(slot.row))
-        token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
+        try:
+            if running.guide:
+                running.guide.forbid(self._logits(slot.row))
+            token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
+            complete = running.guide.accept(token) if running.guide and token not in running.ends else False
+        except ConstraintFailed as error:
+            self._end(running)
+            return Token(running.job, -1, b"", failure=str(error))
         if token in running.ends:
             self._end(running)
             return Token(running.job, -1, b"", "stop", cached)
         running.tokens.append(token)
         generated = len(running.tokens) - running.prompt
         full = generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
-        complete = running.guide.accept(token) if running.guide else False
         if full or complete:
             self._end(running)
         elif running.eos_barred and generated >= sampling.min_tokens:
