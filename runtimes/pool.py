@@ -13,10 +13,9 @@ from pathlib import Path
 import msgspec
 
 from config.schema import Config, bytes_of, seconds
-from optimize.prepare import prepare
-from optimize.recipe import Artifact, CannotBuild, Source
+from optimize.recipe import Artifact, Source
 from optimize.toolchains import toolchains
-from runtimes import chat, host, records, routing, smoke, tokens
+from runtimes import chat, host, records, routing, tokens
 from runtimes.contract import (
     Busy,
     Chat,
@@ -24,7 +23,6 @@ from runtimes.contract import (
     EngineFailed,
     Event,
     Job,
-    Load,
     Placed,
     Pooling,
     Unavailable,
@@ -34,10 +32,11 @@ from runtimes.contract import (
 )
 from runtimes.engines import runtimes
 from runtimes.knowledge import Knowledge, context_length
+from runtimes.loading import Loader
 from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
 from runtimes.records import Records
-from runtimes.routing import Candidate, Decision, Figures, Held, Ranked
+from runtimes.routing import Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
@@ -66,8 +65,9 @@ class Pool:
         self.config = config
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
-        self._records = Records(self._cache / records.FILE)
-        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, self._records, self._report)
+        kept = Records(self._cache / records.FILE)
+        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, kept, self._report)
+        self._loader = Loader(config, self._runtimes, self._toolchains, self._knowledge, kept, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
@@ -290,7 +290,7 @@ class Pool:
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
-            if needs and ranked.candidate.key not in tried and ranked is not decision.ranked[0]:
+            if routing.lacking(decision.ranked[0], needs):
                 self.counts["detours", name] += 1
             try:
                 return await self._loaded(name, ranked)
@@ -332,6 +332,8 @@ class Pool:
                     loaded.unload.cancel()
                 if not self._requests[name] and idle_seconds is not None and not self._draining:
                     loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+        if self._idle:
+            self._idle.cancel()
         if not self._draining and not self._requests.total() and self.config.routing.measure == "idle":
             self._idle = loop.call_later(IDLE_SECONDS, self._start_measuring)
 
@@ -356,53 +358,12 @@ class Pool:
     async def _load(self, name: str, ranked: Ranked) -> Loaded:
         began = time.monotonic()
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
-        artifact = await self._prepare(name, source, ranked.candidate)
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
-        worker = await self._start(name, source, ranked.candidate, artifact)
-        try:
-            await self._smoke(source, ranked.candidate, worker)
-        except BaseException:
-            worker.close()
-            raise
+        worker = await self._loader.start(name, source, ranked.candidate, artifact)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         return Loaded(worker, ranked, artifact)
-
-    async def _start(self, name: str, source: Source, candidate: Candidate, artifact: Artifact) -> Worker:
-        """A worker of its own with the artifact loaded."""
-        runtime, model = self._runtimes[candidate.runtime], self.config.models[name]
-        load = Load(
-            runtime.name,
-            artifact.path,
-            context_length(model, source),
-            model.slots,
-            host.cores(),
-            host.free_memory(),
-            model.options.get(runtime.name, {}),
-            candidate.device,
-        )
-        worker = Worker(name)
-        try:
-            await worker.start(load, runtime.environment, lambda fraction: self._report(name, "load", fraction))
-        except Unavailable as error:
-            await self._knowledge.failed(source, candidate, "load", error.message)
-            raise
-        if model.context and model.context > worker.facts.context_length:
-            worker.close()
-            most = f"more than the {worker.facts.context_length} tokens it was made for"
-            raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
-        return worker
-
-    async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
-        """Raises Unavailable for an engine that answers nonsense."""
-        expected = await asyncio.to_thread(self._records.saying, source.fingerprint)
-        try:
-            said = await smoke.test(worker, expected)
-        except (smoke.Gibberish, EngineFailed) as error:
-            await self._knowledge.failed(source, candidate, "smoke", str(error))
-            raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
-        if expected is None and said:
-            await asyncio.to_thread(self._records.says, source.fingerprint, said)
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""
@@ -435,18 +396,6 @@ class Pool:
     def _busy(self, name: str, loaded: Loaded) -> bool:
         return loaded.users > 0 or self._requests[name] > 0
 
-    async def _prepare(self, name: str, source: Source, candidate: Candidate) -> Artifact:
-        if not candidate.precision:
-            return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
-        toolchain = self._toolchains[candidate.format]
-        report = functools.partial(self._report, name)
-        try:
-            return await prepare(source, toolchain, candidate.precision, self._cache, report)
-        except CannotBuild as error:
-            if not error.environment:
-                await self._knowledge.failed(source, candidate, "build", str(error))
-            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
-
     def _report(self, name: str, stage: str, fraction: float) -> None:
         self._stages[name] = stage, fraction
 
@@ -456,11 +405,11 @@ class Pool:
         """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
         name = self.resolve(model)
         source = (await self._knowledge.of(name)).source
-        artifact = await self._prepare(name, source, ranked.candidate)
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
         key = (f"{name} (measured)", ranked.candidate.key)
         self._reserved[key] = await self._make_room(name, ranked, artifact, evict=False)
         try:
-            worker = await self._start(name, source, ranked.candidate, artifact)
+            worker = await self._loader.start(name, source, ranked.candidate, artifact)
             try:
                 self._report(name, "measure", 0.0)
                 figures = await measure(worker)
@@ -503,8 +452,12 @@ class Pool:
                 continue
             for ranked in decision.ranked:
                 if ranked.figures is None:
+                    log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
                     try:
                         await self.measure(name, ranked)
+                    except asyncio.CancelledError:
+                        log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
+                        raise
                     except (Unavailable, EngineFailed) as error:
                         log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
 

@@ -34,7 +34,6 @@ def parser() -> argparse.ArgumentParser:
         prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
     )
     top.add_argument("--version", action="version", version=version("enginehouse"))
-    top.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
     serving.add_argument("--host", help="address to listen on, over the config's")
@@ -62,6 +61,7 @@ def command(
     parser.add_argument(
         "--config", metavar="FILE", help="else $ENGINEHOUSE_CONFIG, ./enginehouse.yaml, or the built-in config"
     )
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     return parser
 
 
