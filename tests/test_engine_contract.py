@@ -41,9 +41,12 @@ QUESTIONS = [
     "What is the opposite of hot?",
 ]
 # What makes an engine's arithmetic the same whatever else is in the batch.
-EXACT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32}}
+EXACT: dict[str, dict[str, Any]] = {
+    "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
+    "mlx": {"prefill_chunk": 32},
+}
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}}
+TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}, "mlx": {"kv_tokens": CONTEXT}}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 
