@@ -43,10 +43,11 @@ QUESTIONS = [
 # What makes an engine's arithmetic the same whatever else is in the batch.
 EXACT: dict[str, dict[str, Any]] = {
     "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
+    "mlx": {"prefill_chunk": 32},
     "onnx": {"prefill_chunk": 32},
 }
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}, "onnx": {"kv_tokens": CONTEXT}}
+TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in ("llamacpp", "mlx", "onnx")}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 
