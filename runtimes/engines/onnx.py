@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
 
 import msgspec
 
-from runtimes.constrain import Guides
+from runtimes.constrain import ConstraintFailed, Guides
 from runtimes.contract import (
     Constraint,
     Engine,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_KV_TOKENS = 16384  # in all slots together, where one context needs no more
+DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
 FEATURES = (
     *Sampling.__struct_fields__,
     *(kind.__struct_config__.tag for kind in get_args(Constraint)),
@@ -109,7 +110,7 @@ class Onnx:
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
-            device=options.provider,
+            device=DEVICES[options.provider],
             features=FEATURES,
         )
 
@@ -181,14 +182,18 @@ class Onnx:
 
     def _next(self, running: Running, logits: "np.ndarray[Any, Any]") -> Token:
         cached = running.cached or 0
-        choice = running.sampler.choose(logits)
+        try:
+            choice = running.sampler.choose(logits)
+            complete = choice.token not in running.ends and running.sampler.accept(choice.token)
+        except ConstraintFailed as error:
+            self._end(running)
+            return Token(running.job, -1, b"", failure=str(error))
         if choice.token in running.ends:
             self._end(running)
             return Token(running.job, -1, b"", "stop", cached)
         running.tokens.append(choice.token)
         generated = len(running.tokens) - running.prompt
         full = generated == running.sampling.max_tokens or len(running.tokens) >= self.facts.context_length
-        complete = running.sampler.accept(choice.token)
         if full or complete:
             self._end(running)
         finish = "stop" if complete else "length" if full else None
@@ -314,7 +319,8 @@ def common_prefix(a: list[int], b: list[int]) -> int:
 
 
 def unavailable() -> str | None:
-    for module, distribution in (("onnxruntime", "onnxruntime"), ("onnxruntime_genai", "onnxruntime-genai")):
+    needed = {"onnxruntime": "onnxruntime", "onnxruntime_genai": "onnxruntime-genai", "llguidance": "llguidance"}
+    for module, distribution in needed.items():
         if importlib.util.find_spec(module) is None:
             return f"{distribution} is not installed; pip install 'enginehouse[onnx]'"
     return None
@@ -330,5 +336,7 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
+    features=FEATURES,
+    distributions=("onnxruntime", "onnxruntime-genai"),
     environment={"ORT_DISABLE_TELEMETRY": "1"},  # onnxruntime and onnxruntime-genai phone home by default
 )
