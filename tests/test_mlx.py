@@ -323,19 +323,6 @@ def test_a_job_sent_back_goes_on_with_its_seed_penalties_and_constraint(pocket: 
     assert [t.logprob for t in together[2]] == pytest.approx([t.logprob for t in alone[2]], abs=1e-3)
 
 
-def test_a_constraint_that_leaves_nothing_to_say_ends_its_own_job_only(pocket: Path) -> None:
-    engine = load(pocket)
-    a, b = engine.encode("a") + engine.encode("b")
-    asked = engine.encode(prompt(QUESTIONS[0]))
-    stuck = Sampling(max_tokens=9, min_tokens=1, stop_token_ids=(a, b), constraint=Regex("[ab]"))
-    plain = Sampling(max_tokens=9, temperature=0)
-    (alone,) = run(engine, [asked], [plain])
-    nothing, beside = run(engine, [asked, asked], [stuck, plain])
-    engine.close()
-    assert [(token.id, token.finish) for token in nothing] == [(-1, "length")]
-    assert ids(beside) == ids(alone)
-
-
 def test_a_long_prompt_does_not_hold_up_a_running_answer(pocket: Path) -> None:
     engine = load(pocket, prefill_chunk=16)
     engine.add(0, engine.encode("hello"), Sampling(max_tokens=100, temperature=0, ignore_eos=True))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import msgspec
 
 from optimize.mlx.library import import_library, load_model
-from runtimes.constrain import Guide, Guides
+from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     FURTHER,
     Constraint,
@@ -63,6 +63,7 @@ class Running:
         self.accepted = 0  # generated tokens the guide knows of
         self.complete = False  # the guide admits nothing more
         self.stuck: int | None = None  # the generated token that the guide could not be asked about
+        self.why_stuck = ""
         self.rows: dict[int, Any] = {}  # logits by generated token, where log-probabilities are wanted
         self.uid = -1  # BatchGenerator's name of it
         self.unread = 0  # tokens of the prompt
@@ -163,7 +164,7 @@ class Mlx:
             done, total = part.progress
             self._active[part.uid].unread = total - done
         tokens = [self._next(self._active[one.uid], one.token) for one in said]
-        self._end([self._jobs[token.job] for token in tokens if token.finish])
+        self._end([self._jobs[token.job] for token in tokens if token.finish or token.failure])
         return tokens
 
     def text(self, token: int) -> bytes:
@@ -203,7 +204,7 @@ class Mlx:
     def _next(self, running: Running, token: int) -> Token:
         sampling, cached = running.sampling, running.cached or 0
         if running.stuck == running.generated:  # chosen without the guide: not shown
-            return Token(running.job, -1, b"", "length", cached)
+            return Token(running.job, -1, b"", cached=cached, failure=running.why_stuck)
         if token in running.ends:
             return Token(running.job, -1, b"", "stop", cached)
         logprob, top = self._scores(running, token)
@@ -450,6 +451,7 @@ class Chooser:
             return logits
         assert running.guide
         mask = np.zeros(self._vocabulary, np.float32)
+        running.why_stuck = "no token may follow: the constraint leaves none"
         try:
             if self._position > running.accepted:
                 running.accepted = self._position
@@ -458,9 +460,9 @@ class Chooser:
                 if running.complete:
                     return logits
             running.guide.forbid(mask)
-        except (RuntimeError, ValueError) as error:
+        except ConstraintFailed as error:
             mask[:] = -np.inf
-            print(f"the constraint of job {running.job} ended it: {error}", file=sys.stderr, flush=True)
+            running.why_stuck = str(error)
         if self._position < running.sampling.min_tokens:
             mask[list(running.ends)] = -np.inf
         if not np.isfinite(mask).any():
