@@ -19,6 +19,7 @@ from optimize.source import resolve
 from optimize.toolchains.onnx import TOOLCHAIN
 from runtimes.contract import Engine, Load, Sampling
 from runtimes.engines.onnx import RUNTIME, load
+from runtimes.onnx_slots import Cache
 from tests.checkpoints import make_checkpoint, sentencepiece_tokenizer
 
 pytestmark = pytest.mark.skipif(
@@ -169,6 +170,29 @@ def test_a_graph_that_is_not_ours_goes_to_generators(tiny: dict[str, Path], tmp_
     assert generate(engine, prompts, 8) == generate(own, prompts, 8)
     with pytest.raises(ValueError, match="'slots' cannot be had: its attention does not work in place"):
         open_engine(apart, path="slots")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep the pages")
+def test_forgotten_tokens_give_their_memory_back_and_their_neighbours_stay() -> None:
+    import numpy as np
+
+    cache = Cache((2, 2, 1000, 64), np.dtype("float32"))
+    cache.rows[:] = 1
+    cache.release(0, 100, 900)
+    assert (cache.rows[0, :, :100] == 1).all()
+    assert (cache.rows[0, :, 900:] == 1).all()
+    assert (cache.rows[1] == 1).all()
+    assert cache.rows[0, :, 100:900].sum() < 2 * 2 * 4096 / 4  # a page at each end may be shared
+
+
+def test_exchanged_rows_hold_each_others_tokens() -> None:
+    import numpy as np
+
+    cache = Cache((2, 2, 100, 64), np.dtype("float32"))
+    cache.rows[0, :, :70], cache.rows[1, :, :30] = 1, 2
+    cache.exchange(0, 1, 70, 30)
+    assert (cache.rows[0, :, :30] == 2).all()
+    assert (cache.rows[1, :, :70] == 1).all()
 
 
 @pytest.mark.parametrize(
