@@ -40,13 +40,11 @@ class Generators:
         logits: np.ndarray[Any, Any] = np.array(generator.get_logits()[0, -1], np.float32)
         return logits
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Appends one token to each of these sequences; the logits after it: float32, (slots, vocabulary)."""
-        import numpy as np
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "list[np.ndarray[Any, Any]]":
+        """Appends one token to each of these sequences; the logits after it, each float32, (vocabulary,)."""
+        return [self.read(slot, [token]) for slot, token in zip(slots, tokens, strict=True)]
 
-        return np.stack([self.read(slot, [token]) for slot, token in zip(slots, tokens, strict=True)])
-
-    def cut(self, slot: int, length: int) -> int:
+    def cut(self, slot: int, length: int, expected: int) -> int:
         """Forgets what follows the first `length` tokens; how many are left: caches with a window keep none."""
         generator = self._generators.get(slot)
         if not generator or generator.token_count() <= length:

@@ -82,8 +82,8 @@ class Slots:
         self._length[slot] += len(tokens)
         return logits
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Appends one token to each of these sequences; the logits after it: float32, (slots, vocabulary)."""
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "list[np.ndarray[Any, Any]]":
+        """Appends one token to each of these sequences; the logits after it, each float32, (vocabulary,)."""
         import numpy as np
 
         count = len(slots)
@@ -93,15 +93,16 @@ class Slots:
         ids[rows, 0] = tokens
         lengths[rows, 0] = [self._length[slot] for slot in slots]
         mask = (np.arange(int(lengths.max()) + 1)[None] <= lengths).astype(np.int64)
-        logits: np.ndarray[Any, Any] = self._run(0, count, ids, mask, lengths)[rows]
+        logits = self._run(0, count, ids, mask, lengths)
         for slot in slots:
             self._length[slot] += 1
-        return logits
+        return [logits[row] for row in rows]
 
-    def cut(self, slot: int, length: int) -> int:
-        """Forgets what follows the first `length` tokens; how many are left."""
-        for cache in self._caches:
-            cache.release(self._row[slot], length, self._length[slot])
+    def cut(self, slot: int, length: int, expected: int) -> int:
+        """Forgets what follows the first `length` tokens, but keeps the memory of `expected`; how many are left."""
+        if max(length, expected) < self._length[slot]:
+            for cache in self._caches:
+                cache.release(self._row[slot], max(length, expected), self._length[slot])
         self._length[slot] = length
         return length
 

@@ -1,14 +1,17 @@
 """Loads what was built and runs it: Olive's own success says nothing about the model."""
 
+import json
 import os
 from pathlib import Path
 
+from optimize.onnx_olive.precisions import Precision
 from optimize.recipe import CannotBuild, Report
 
 TOKENS = 8
+UNPACKED = {"session.disable_prepacking": "1"}
 
 
-def check(folder: Path, report: Report) -> None:
+def check(folder: Path, precision: Precision, report: Report) -> None:
     """Raises CannotBuild unless the model says a few tokens from finite logits."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import numpy as np
@@ -16,7 +19,10 @@ def check(folder: Path, report: Report) -> None:
 
     report("check", 0.0)
     try:
-        model = onnxruntime_genai.Model(str(folder))
+        config = onnxruntime_genai.Config(str(folder))
+        if precision.bits == 32:  # else the runtime makes a second copy of the weights, for speed
+            config.overlay(json.dumps({"model": {"decoder": {"session_options": UNPACKED}}}))
+        model = onnxruntime_genai.Model(config)
         parameters = onnxruntime_genai.GeneratorParams(model)
         parameters.set_search_options(max_length=3 + TOKENS, do_sample=False)
         generator = onnxruntime_genai.Generator(model, parameters)

@@ -36,7 +36,7 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
     finally:
         shutil.rmtree(work)
     copy_companions(checkpoint, folder)
-    check(folder, report)
+    check(folder, PRECISIONS[precision], report)
 
 
 def refuses(source: Source) -> str | None:

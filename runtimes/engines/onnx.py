@@ -54,8 +54,8 @@ class Sequences(Protocol):
     copies: bool  # whether one sequence can be copied into another
 
     def read(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]": ...
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "np.ndarray[Any, Any]": ...
-    def cut(self, slot: int, length: int) -> int: ...
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "list[np.ndarray[Any, Any]]": ...
+    def cut(self, slot: int, length: int, expected: int) -> int: ...
     def copy(self, source: int, target: int, length: int) -> None: ...
     def close(self) -> None: ...
 
@@ -243,17 +243,18 @@ class Onnx:
         if source in free and (2 * keep >= len(source.kv) or not self._sequences.copies):
             target = source
         if target is source:
-            self._cut(target, keep)
+            self._cut(target, keep, len(tokens))
             return target
-        self._cut(target, 0)
+        self._cut(target, 0, len(tokens))
         if keep and self._held() + keep < self._cells:
             self._sequences.copy(source.index, target.index, keep)
             target.kv = tokens[:keep]
         return target
 
-    def _cut(self, slot: Slot, length: int) -> None:
+    def _cut(self, slot: Slot, length: int, expected: int = 0) -> None:
+        """`expected`: tokens that the slot will soon hold."""
         if length < len(slot.kv):
-            slot.kv = slot.kv[: self._sequences.cut(slot.index, length)]
+            slot.kv = slot.kv[: self._sequences.cut(slot.index, length, expected)]
 
     def _make_room(self) -> None:
         """Drops the idle cache used longest ago, else sends the youngest job back to wait, to be read again."""
