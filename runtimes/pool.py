@@ -296,7 +296,6 @@ class Pool:
                 return await self._loaded(name, ranked)
             except Unavailable as error:
                 tried[ranked.candidate.key] = error.message
-                log.warning("'%s' on %s: %s", name, ranked.candidate.key, error.message)
                 if error.retry_after:
                     raise
 
@@ -320,6 +319,7 @@ class Pool:
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
             del self._loads[key]
+            log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
         self._rest(name)  # whoever asked for it may have left
 
     def _rest(self, name: str) -> None:
