@@ -41,9 +41,12 @@ QUESTIONS = [
     "What is the opposite of hot?",
 ]
 # What makes an engine's arithmetic the same whatever else is in the batch.
-EXACT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32}}
+EXACT: dict[str, dict[str, Any]] = {
+    "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
+    "openvino": {"precision": "f32", "kv_precision": "f32", "prefill_chunk": 32},
+}
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}}
+TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}, "openvino": {"kv_tokens": CONTEXT}}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 
