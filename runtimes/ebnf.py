@@ -4,6 +4,7 @@ xgrammar reads schemas itself, but lets a model write blanks for ever and ignore
 """
 
 import json
+import re
 import re._constants as kind
 import re._parser as regex
 from collections.abc import Iterator, Sequence
@@ -243,10 +244,14 @@ def distinct_marks(schemas: Sequence[Schema]) -> bool:
     """Whether all are objects with one required property whose value tells them apart."""
 
     def marks(schema: Schema) -> dict[str, str]:
-        if not isinstance(schema, dict):
-            return {}
-        listed = {name: p.get("enum", [p["const"]] if "const" in p else []) for name, p in schema.get("properties", {}).items() if isinstance(p, dict)}  # fmt: skip
-        return {n: json.dumps(v) for n, values in listed.items() for v in values[:1] if len(values) == 1 and n in schema.get("required", [])}  # fmt: skip
+        properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
+        marked = {}
+        for name in set(properties) & set(schema.get("required", [])):
+            said = properties[name] if isinstance(properties[name], dict) else {}
+            values = [said["const"]] if "const" in said else said.get("enum", [])
+            if len(values) == 1:
+                marked[name] = json.dumps(values[0])
+        return marked
 
     told = [marks(schema) for schema in schemas]
     shared = set(told[0]).intersection(*told) if told else set()
@@ -282,19 +287,13 @@ def string(said: dict[str, Any]) -> str:
 def anchored(pattern: str) -> str:
     try:
         parsed = list(regex.parse(pattern))
-    except re_error() as error:
+    except re.error as error:
         raise NotEnforceable(f"'pattern' '{pattern}', which is no regular expression: {error}") from error
     begins = parsed[:1] == [(kind.AT, kind.AT_BEGINNING)]
     ends = parsed[-1:] == [(kind.AT, kind.AT_END)]
     inner = parsed[begins : len(parsed) - ends]
     before, after = ("" if begins else f"{CHARACTER}*"), ("" if ends else f"{CHARACTER}*")
     return f"{before} {expression(inner)} {after}"
-
-
-def re_error() -> type[Exception]:
-    import re
-
-    return re.error
 
 
 def expression(parsed: Any) -> str:

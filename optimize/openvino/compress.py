@@ -1,6 +1,5 @@
 """Weight compression of a stateful IR by NNCF; embeddings and the output layer stay in 8 bits."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ OWN = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?")
 
 
 def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, report: Report) -> None:
-    os.environ["NNCF_CI"] = "1"  # the switch that keeps its telemetry from being made
     import nncf
     import openvino
 

@@ -3,10 +3,10 @@
 import importlib.metadata
 import importlib.util
 import json
+import sys
 from pathlib import Path
-from typing import Any
 
-from optimize.recipe import COMPANIONS, CannotBuild, Report, Source, Toolchain, copy_companions
+from optimize.recipe import CannotBuild, Report, Source, Toolchain, copy_companions
 
 RECIPE_VERSION = "1"  # raise it with every change to the bytes this toolchain writes
 MODEL = "openvino_model.xml"
@@ -37,6 +37,8 @@ OVERHEAD_BYTES = 64 * 2**20  # tokenizers, and alignment
 
 
 def build(source: Source, precision: str, folder: Path, report: Report) -> None:
+    # OpenVINO and NNCF report what they do to Google Analytics; without this package both have a stub for it.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     from optimize.openvino.check import check
     from optimize.openvino.compress import compress
     from optimize.openvino.export import export

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import random
+import sys
 import tempfile
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     precision: Literal["auto", "f32", "bf16", "f16"] = "auto"  # of arithmetic; auto: bf16 where the CPU has it
     kv_precision: Literal["auto", "f32", "bf16", "f16", "u8", "u4"] = "auto"  # auto: 16 bits
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
-    prefill_chunk: Annotated[int, msgspec.Meta(ge=32, le=8192)] = 256  # prompt tokens read in one step
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256  # prompt tokens read in one step
     prefix_caching: bool = True
 
 
@@ -82,6 +83,8 @@ class Running:
 
 class OpenVino:
     def __init__(self, load: Load, report: Callable[[float], None]) -> None:
+        # OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
         import openvino
         import openvino_genai
 
@@ -206,7 +209,7 @@ class OpenVino:
             if self._hold and self._running:
                 return
             running = self._waiting.popleft()
-            cached = self._prefixes.cached(running.tokens)
+            cached = self._prefixes.reuse(running.tokens)
             if running.cached is None:
                 running.cached = cached
             running.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), running.config)
@@ -225,7 +228,7 @@ class OpenVino:
     def _next(self, running: Running, token: int, logprob: float) -> Token:
         cached = running.cached or 0
         if not running.generated:
-            self._prefixes.keep(running.tokens)
+            self._prefixes.keep(running.tokens[: running.prompt // self._block * self._block])
         running.tokens.append(token)
         if token in running.ends:
             self._end(running)
@@ -406,20 +409,24 @@ class Prefixes:
         self._block, self.capacity = block, capacity
         self._pages: OrderedDict[int, None] = OrderedDict()  # hash of all tokens to the end of a page
 
-    def cached(self, tokens: Sequence[int]) -> int:
-        """As block_manager.hpp looks it up: whole pages, then the shortest begun one; one token is always computed."""
+    def reuse(self, tokens: Sequence[int]) -> int:
+        """How many of these it has. As block_manager.hpp looks it up: whole pages, then the shortest begun one, which
+        is taken away, for it is written on; one token is always computed."""
         if not self.capacity:
             return 0
         count, before = 0, 0
         for start in range(0, len(tokens), self._block):
             page = tokens[start : start + self._block]
             whole = key(before, page)
-            if whole not in self._pages:
-                begun = (size for size in range(1, len(page)) if key(before, page[:size]) in self._pages)
-                count += next(begun, 0)
-                break
-            self._pages.move_to_end(whole)
-            before, count = whole, count + len(page)
+            if len(page) == self._block and whole in self._pages:
+                self._pages.move_to_end(whole)
+                before, count = whole, count + len(page)
+                continue
+            sizes = [len(page), *range(1, len(page))]
+            begun = next((size for size in sizes if key(before, page[:size]) in self._pages), 0)
+            self._pages.pop(key(before, page[:begun]), None)
+            count += begun
+            break
         return min(count, len(tokens) - 1)
 
     def keep(self, tokens: Sequence[int]) -> None:
