@@ -280,7 +280,7 @@ def string(said: dict[str, Any]) -> str:
         return f'("\\"" {CHARACTER}{count} "\\"")'
     if (pattern and form) or least or most is not None:
         raise NotEnforceable("'pattern' or 'format' beside another rule for the same string")
-    body = anchored(pattern) if pattern is not None else expression(regex.parse(FORMATS[form]))
+    body = anchored(pattern) if pattern is not None else expression(regex.parse(FORMATS[str(form)]))
     return f'("\\"" {body} "\\"")'
 
 

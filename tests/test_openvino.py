@@ -25,10 +25,21 @@ if reason := RUNTIME.unavailable() or TOOLCHAIN.unavailable():
 
 EXACT = {"precision": "f32", "kv_precision": "f32"}
 WINDOW = 16  # tokens; the prompts are longer
-SLIDING: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "MistralForCausalLM": {"sliding_window": WINDOW},
     "Phi3ForCausalLM": {"sliding_window": WINDOW},
-}
+    "Qwen2ForCausalLM": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "CohereForCausalLM": {"logit_scale": 0.5},
+    "GraniteForCausalLM": {"logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
+    "MixtralForCausalLM": {"num_local_experts": 4},
+    "PhiForCausalLM": {"num_key_value_heads": 4},
+    "Qwen2MoeForCausalLM": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 48
+    },
+    "Qwen3MoeForCausalLM": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 32},
+    "SmolLM3ForCausalLM": {"num_hidden_layers": 4},
+}  # fmt: skip
+ALWAYS = FAMILIES[:6]  # the rest takes too long for every run
 
 
 def build(source: Path, precision: str, folder: Path) -> Path:
@@ -74,11 +85,11 @@ def greedy(model: Any, ids: list[int], count: int, **options: Any) -> list[int]:
 # --- the toolchain ---
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES if os.environ.get("ENGINEHOUSE_ALL_FAMILIES") else ALWAYS)
 def test_every_family_says_what_the_reference_implementation_says(family: str, tmp_path: Path) -> None:
     from tests.checkpoints import make_checkpoint
 
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", family, **SLIDING.get(family, {}))
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", family, **SHAPES.get(family, {}))
     engine, model = load(build(checkpoint, "F32", tmp_path / "ir"), prefill_chunk=32), reference(checkpoint)
     prompts = [list(range(5, 5 + size)) for size in (3, 70)]
     jobs = Jobs(engine)
@@ -112,6 +123,13 @@ def test_a_family_that_was_not_proven_is_refused_by_name(checkpoint: Path, tmp_p
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"architectures": ["MambaForCausalLM"]}))
     assert "'MambaForCausalLM' is not proven" in str(TOOLCHAIN.refuses(resolve(str(other))))
+
+
+def test_position_embeddings_that_depend_on_the_length_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_type": "longrope"}}))
+    assert "'longrope' position embeddings" in str(TOOLCHAIN.refuses(resolve(str(other))))
 
 
 def test_a_checkpoint_without_a_fast_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -154,6 +172,7 @@ def test_an_ir_without_the_tokenizers_own_graphs_answers_under_constraints_too(i
     ("options", "message"),
     [
         ({"device": "NPU"}, "no continuous batching"),
+        ({"device": "GPU.7"}, "no device 'GPU.7'; have: CPU"),
         ({"device": "TPU"}, "no device 'TPU'; have: CPU"),
         ({"kv_tokens": 100}, "less than the context of 256 tokens"),
         ({"free": 1 << 20, "context": 256, "kv_tokens": 1 << 20}, "MiB of memory are free"),

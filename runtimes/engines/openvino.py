@@ -103,7 +103,11 @@ class OpenVino:
                 f"kv_tokens {tokens} is less than the context of {context} tokens; raise it or lower 'context'"
             )
         self._model_file = folder / MODEL
-        check_memory(self._core.read_model(self._model_file), tokens, self._properties, load.free_bytes)
+        model = self._read_model()
+        check_memory(model, tokens, self._properties, load.free_bytes)
+        width = model.output("logits").get_partial_shape()[2].get_length()
+        missing = max(width - self._vocabulary.size, 0)  # a folder without config.json knows its tokenizer only
+        self._pieces = [*self._vocabulary.pieces[:width], *[b""] * missing]
         report(0.1)
         self._block = BLOCK_TOKENS[self._device.partition(".")[0]]
         blocks = math.ceil(tokens / self._block) + 1
@@ -124,7 +128,7 @@ class OpenVino:
         self.facts = Facts(
             context_length=context,
             slots=load.slots,
-            vocabulary=self._vocabulary.size,
+            vocabulary=width,
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
@@ -186,7 +190,7 @@ class OpenVino:
         for text in ids:
             check_tokens(text, Sampling(), self.facts.vocabulary)
         if self._hidden is None:
-            model = without_head(self._ov, self._core.read_model(self._model_file))
+            model = without_head(self._ov, self._read_model())
             properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}
             self._hidden = self._core.compile_model(model, self._device, properties).create_infer_request()
         vectors = []
@@ -237,7 +241,7 @@ class OpenVino:
         if full:
             self._end(running)
         asked = running.sampling.logprobs is not None
-        piece = self._vocabulary.pieces[token]
+        piece = self._pieces[token]
         return Token(running.job, token, piece, "length" if full else None, cached, logprob if asked else None)
 
     def _end(self, running: Running) -> None:
@@ -303,7 +307,7 @@ class OpenVino:
         if constraint not in self._structures:
             if self._guides is None:
                 v = self._vocabulary
-                self._guides = Guides(v.pieces, sorted(v.special), v.ends, self.encode)
+                self._guides = Guides(self._pieces, sorted(v.special), v.ends, self.encode)
             self._guides.guide(constraint)  # reads it strictly; xgrammar ignores what it does not know
             structure = self._genai.StructuredOutputConfig()
             match constraint:
@@ -363,9 +367,9 @@ class OpenVino:
         kind = self._device.partition(".")[0]
         if kind == "NPU":
             raise ValueError("an NPU has no continuous batching in OpenVINO GenAI; use device CPU or GPU")
-        if kind not in BLOCK_TOKENS or self._device not in {*self._core.available_devices, kind}:
-            have = ", ".join(self._core.available_devices)
-            raise ValueError(f"OpenVINO finds no device '{self._device}'; have: {have}")
+        have = self._core.available_devices  # "GPU", or "GPU.0" and "GPU.1", of which "GPU" is the first
+        if self._device not in {*have, *(device.partition(".")[0] for device in have)} or kind not in BLOCK_TOKENS:
+            raise ValueError(f"OpenVINO finds no device '{self._device}'; have: {', '.join(have)}")
         capable = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         best = "bf16" if "BF16" in capable and kind == "CPU" else "f16" if kind == "GPU" else "f32"
         precision = best if options.precision == "auto" else options.precision
@@ -379,11 +383,19 @@ class OpenVino:
             properties |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         return properties
 
+    def _read_model(self) -> Any:
+        try:
+            model = self._core.read_model(self._model_file)
+            model.output("logits")
+        except RuntimeError as error:
+            raise ValueError(f"'{self._model_file}' is no language model's IR: {last_line(error)}") from error
+        return model
+
     def _own_tokenizer(self) -> Any:
         """One that knows the text of every id as Vocabulary does: constraints work with any folder, and a special
         token, which shows no text, never passes for the text of its name."""
         with tempfile.TemporaryDirectory() as folder:
-            save_detokenizer(self._ov, self._vocabulary.pieces, Path(folder) / DETOKENIZER)
+            save_detokenizer(self._ov, self._pieces, Path(folder) / DETOKENIZER)
             return self._genai.Tokenizer(folder)
 
     def _new_pipeline(self, folder: Path, options: Options, load: Load, blocks: int) -> Any:
