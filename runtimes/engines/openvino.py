@@ -48,6 +48,7 @@ FEATURES = (
 )  # fmt: skip
 ATTEMPTS = 3
 KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "u8": 1.0, "u4": 0.5}
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as OpenVINO names them
 BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of a page of the KV cache
 
 
@@ -373,6 +374,8 @@ class OpenVino:
         capable = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         best = "bf16" if "BF16" in capable and kind == "CPU" else "f16" if kind == "GPU" else "f32"
         precision = best if options.precision == "auto" else options.precision
+        if CAPABILITIES[precision] not in capable:
+            raise ValueError(f"device '{self._device}' does not compute in {precision}; use precision {best} or f32")
         own = "bf16" if precision == "bf16" else "f16"
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
