@@ -12,8 +12,13 @@ RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_
         -DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_PROJECT_llama.cpp_INCLUDE=/source/llamacpp.cmake" \
     SKBUILD_WHEEL_EXCLUDE="lib/**;include/**" \
     pip install --no-deps --no-binary llama-cpp-python llama-cpp-python==0.3.36
-COPY requirements/serve.txt .
-RUN pip install -r serve.txt
+# "all" adds the other engines and what converts models for them; on a machine without a GPU, give PyTorch's own CPU
+# index as PIP_EXTRA_INDEX_URL.
+ARG ENGINES=llamacpp
+ARG PIP_EXTRA_INDEX_URL=
+COPY requirements requirements
+RUN pip install -r requirements/serve.txt \
+    && if [ "$ENGINES" = all ]; then pip install -r requirements/torch.txt -r requirements/engines.txt; fi
 COPY pyproject.toml README.md ./
 COPY config config
 COPY optimize optimize

@@ -12,7 +12,7 @@ OPTIONS := $(shell printf '%s' '$(LLAMACPP) $(LLAMACPP_CMAKE)' | cksum | cut -d'
 WHEELS ?= $(HOME)/.cache/enginehouse/wheels
 WHEEL := $(WHEELS)/$(PROCESSOR)-$(OPTIONS)
 
-.PHONY: serve test check install install-dev bench requirements clean
+.PHONY: serve test check install engines install-dev bench requirements clean
 
 serve: install
 	$(BIN)/enginehouse serve $(ARGS)
@@ -27,7 +27,9 @@ check: install-dev
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
+# llama.cpp alone; `engines` adds the other runtimes and what converts models for them (about 3 GB).
 install: $(VENV)/.serve
+engines: $(VENV)/.engines
 install-dev: $(VENV)/.dev
 
 $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(WHEEL)
@@ -36,8 +38,13 @@ $(VENV)/.serve: requirements/serve.txt pyproject.toml | $(WHEEL)
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.serve requirements/dev.txt requirements/reference.txt
-	$(BIN)/pip install -q -r requirements/dev.txt -r requirements/reference.txt
+$(VENV)/.engines: $(VENV)/.serve requirements/engines.txt requirements/torch.txt
+	$(BIN)/pip install -q -r requirements/torch.txt
+	$(BIN)/pip install -q -r requirements/engines.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.engines requirements/dev.txt
+	$(BIN)/pip install -q -r requirements/dev.txt
 	touch $@
 
 $(WHEEL):
@@ -52,10 +59,13 @@ $(WHEEL):
 bench: install-dev
 	$(BIN)/python -m tests.bench.http $(ARGS)
 
-# Pins what pyproject.toml admits; needs uv on the PATH.
+# Pins what pyproject.toml admits; needs uv on the PATH. torch is pinned by hand, because a CPU build is enough and uv
+# would take the CUDA one.
+PIN := uv pip compile -q --universal --python-version 3.11 pyproject.toml --override requirements/torch-elsewhere.txt --no-emit-package torch --no-emit-index-url --no-header --no-annotate
 requirements:
-	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra llamacpp --extra dev --no-emit-index-url --no-header --no-annotate -o requirements/dev.txt
-	uv pip compile -q --universal --python-version 3.11 pyproject.toml --extra llamacpp -c requirements/dev.txt --no-emit-index-url --no-header --no-annotate -o requirements/serve.txt
+	$(PIN) --extra dev -o requirements/dev.txt
+	$(PIN) --extra all -c requirements/dev.txt -o requirements/engines.txt
+	$(PIN) --extra llamacpp -c requirements/dev.txt -o requirements/serve.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -85,7 +85,11 @@ def explain(message: str, struct: type) -> str:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"unknown key '{f'{parent}.' if parent else ''}{key}'; {hint}have: {', '.join(sorted(known))}"
+    size = "a size such as 80%, 12GiB or 900MiB"
     message = re.sub(r"`str` matching regex .*'", "a duration such as 30s, 10m, 2h or forever", message)
+    message = (
+        message.replace("a duration such as 30s, 10m, 2h or forever", size) if "memory_budget" in message else message
+    )
     match = WRONG.match(message)
     assert match
     return f"'{match[2]}': {match[1][0].lower()}{match[1][1:]}" if match[2] else match[1][0].lower() + match[1][1:]

@@ -1,7 +1,7 @@
 """Every key of the config file, with its default. A default appears here and nowhere else."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -11,6 +11,7 @@ DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h)$")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Duration = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?[smh]|forever)$")]
+Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -34,8 +35,18 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, dict[str, Any]] = {}  # by runtime, passed to its loader
 
 
+class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    objective: Literal["balanced", "latency", "throughput", "memory"] = "balanced"  # what is to be least, see README
+    measure: Literal["idle", "on-demand", "off"] = (
+        "idle"  # untried candidates: when no request comes; by `bench`; never
+    )
+    strict: bool = False  # a request that the chosen engine cannot honour goes to no other one
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
+    routing: Routing = Routing()
+    memory_budget: Size = "80%"  # for loaded models: of the memory there is, or in MiB or GiB
     cache_dir: str = "~/.cache/enginehouse"
     models: dict[str, Model] = {}
 
@@ -44,3 +55,9 @@ def seconds(duration: str) -> float | None:
     """Seconds of a duration as the schema admits it, None for "forever"."""
     match = DURATION.match(duration)
     return float(match[1]) * SECONDS[match[2]] if match else None
+
+
+def bytes_of(size: str, whole: int) -> int:
+    """Bytes of a size as the schema admits it; `whole` is what a percentage is of."""
+    number, unit = re.fullmatch(r"([\d.]+)(%|MiB|GiB)", size).groups()  # type: ignore[union-attr]
+    return int(float(number) * {"%": whole / 100, "MiB": 1 << 20, "GiB": 1 << 30}[unit])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ class Built(msgspec.Struct, tag="built", frozen=True):
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
     message: str
+    environment: bool = False  # as in CannotBuild
 
 
 Order = Fetch | Build
@@ -69,11 +71,11 @@ def main() -> None:
             case Build():
                 send(build(order, send))
     except CannotBuild as error:
-        send(Failed(str(error)))
+        send(Failed(str(error), error.environment))
     except OSError as error:
-        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}"))
+        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}", environment=True))
     except MemoryError:
-        send(Failed("building ran out of memory"))
+        send(Failed("building ran out of memory", environment=True))
 
 
 def end_with_parent() -> None:
@@ -96,12 +98,21 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
         seconds = stages.end()
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        store.publish(
-            folder, Manifest(recipe.key, recipe, order.source, files, seconds, created, version("enginehouse"))
-        )
+        own = version("enginehouse")
+        store.publish(folder, Manifest(recipe.key, recipe, order.source, files, seconds, peak_bytes(), created, own))
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
     return Built(artifact, seconds)
+
+
+def peak_bytes() -> int:
+    """Memory resident at most, in this process or one that it ran; 0 on systems that do not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 class Stages:

@@ -73,7 +73,7 @@ async def run(order: Order, report: Reporter) -> Fetched | Built:
     match last:
         case Fetched() | Built():
             return last
-        case Failed(reason):
-            raise CannotBuild(reason)
+        case Failed(reason, environment):
+            raise CannotBuild(reason, environment)
         case _:
             raise CannotBuild(f"the build process ended with status {status} in the middle of its work; see the log")

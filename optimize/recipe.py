@@ -22,6 +22,10 @@ Report = Callable[[str, float], None]
 class CannotBuild(Exception):
     """This source cannot become this artifact; the message is one sentence for the operator."""
 
+    def __init__(self, message: str, environment: bool = False) -> None:
+        super().__init__(message)
+        self.environment = environment  # the fault of the disk or the network, not of source and recipe
+
 
 class Source(msgspec.Struct, frozen=True):
     """Where a model's weights are on this machine, and what they are."""
@@ -59,6 +63,7 @@ class Manifest(msgspec.Struct, frozen=True):
     source: Source
     files: dict[str, int]  # name -> bytes
     seconds: dict[str, float]  # by stage
+    peak_bytes: int  # of memory, while it was built
     created: str  # ISO 8601, UTC
     enginehouse: str  # our version
 

@@ -20,13 +20,18 @@ class Store:
         self._locks = cache / "locks"
 
     def find(self, key: str, entry: str) -> Artifact | None:
-        folder = self._artifacts / key
+        manifest = self.manifest(key)
+        if manifest is None:
+            return None
+        path, recipe = self._artifacts / key / entry, manifest.recipe
+        return Artifact(recipe.format, recipe.precision, str(path), sum(manifest.files.values()))
+
+    def manifest(self, key: str) -> Manifest | None:
+        """None where there is no whole artifact of that key, or one of another version of the manifest."""
         try:
-            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+            return msgspec.json.decode((self._artifacts / key / MANIFEST).read_bytes(), type=Manifest)
         except (OSError, msgspec.DecodeError):
             return None
-        recipe = manifest.recipe
-        return Artifact(recipe.format, recipe.precision, str(folder / entry), sum(manifest.files.values()))
 
     @contextmanager
     def building(self, key: str) -> Iterator[Path]:
@@ -41,7 +46,8 @@ class Store:
         except OSError as error:
             raise CannotBuild(
                 f"the cache '{self._artifacts.parent}' cannot be written: {error.strerror}; "
-                "set cache_dir to a folder that can"
+                "set cache_dir to a folder that can",
+                environment=True,
             ) from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

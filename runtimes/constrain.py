@@ -56,6 +56,10 @@ class Guides:
 PARAM = "response_format"
 
 
+class ConstraintFailed(Exception):
+    """A constraint cannot be followed any further; only the job under it is lost."""
+
+
 class Guide:
     """One answer under a constraint."""
 
@@ -71,6 +75,8 @@ class Guide:
         import numpy as np
 
         self._fill(self._matcher, self._mask, 0)
+        if self._matcher.is_error():
+            raise ConstraintFailed(f"the constraint became too hard to follow: {self._matcher.get_error()}")
         allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")
         known = min(len(allowed), len(logits))
         logits[:known][allowed[:known] == 0] = -np.inf
@@ -79,7 +85,7 @@ class Guide:
     def accept(self, token: int) -> bool:
         """Notes the chosen token; True when nothing more may follow but the end."""
         if not self._matcher.consume_token(token):
-            raise RuntimeError(f"the constraint does not admit token {token}: {self._matcher.get_error()}")
+            raise ConstraintFailed(f"the constraint does not admit token {token}: {self._matcher.get_error()}")
         return bool(self._matcher.is_stopped())
 
 

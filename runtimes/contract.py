@@ -66,15 +66,39 @@ def asked_for(sampling: Sampling) -> Iterator[tuple[str, str]]:
         yield str(sampling.constraint.__struct_config__.tag), "response_format"
 
 
+class Chat(msgspec.Struct, frozen=True, tag="chat"):
+    """A conversation, to be rendered by the model's own template."""
+
+    messages: list[dict[str, Any]]  # OpenAI's shape, checked by the server
+    tools: list[dict[str, Any]] | None = None
+    template_options: dict[str, Any] = {}  # further variables for the template, e.g. enable_thinking
+
+
+class Ids(msgspec.Struct, frozen=True, tag="ids"):
+    """Token ids, taken as they are."""
+
+    ids: list[int]
+
+
+Prompt = Chat | Ids
+
+
 class Job(msgspec.Struct, frozen=True):
     """One answer to be generated."""
 
     id: str
     model: str
-    messages: list[dict[str, Any]]  # OpenAI's shape, checked by the server
-    tools: list[dict[str, Any]] | None = None
-    template_options: dict[str, Any] = {}  # further variables for the chat template, e.g. enable_thinking
+    prompt: Prompt
     sampling: Sampling = Sampling()
+    streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another engine may take it up in the middle: what was said so far decides what comes next, and
+        nothing the first engine has counted or drawn is lost with it."""
+        s = self.sampling
+        repeats = s.temperature == 0 or s.seed is not None
+        return repeats and not (s.frequency_penalty or s.presence_penalty or s.constraint)
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -89,12 +113,28 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: str  # JSON text as the model wrote it
 
 
+class Scored(msgspec.Struct, frozen=True, array_like=True):
+    """A token and how likely the model held it to be: before temperature, penalties, bias and constraints."""
+
+    id: int
+    text: bytes
+    logprob: float
+
+
+class Logprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token of the answer, and the likeliest at its place."""
+
+    token: Scored
+    top: tuple[Scored, ...] = ()
+
+
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What came out for one job since the last one."""
 
     text: str = ""
     reasoning: str = ""
     tool_call: ToolCall | None = None
+    logprobs: list[Logprob] = []  # of the tokens since the last delta that had any
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -105,10 +145,13 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Placed(msgspec.Struct, frozen=True):
-    """The first event of an answer: who gives it."""
+    """Who gives the answer: its first event, and again if another engine takes it up in the middle."""
 
     runtime: str
     precision: str
+    device: str
+    reason: str  # for the choice
+    again: bool = False  # from the start: what was said so far is void
 
 
 Event = Placed | Delta | Done
@@ -132,6 +175,10 @@ def too_long(context: int, count: str) -> Refused:
     )
 
 
+class UnknownModel(Exception):
+    """No model or alias of that name; becomes a 404."""
+
+
 class Unavailable(Exception):
     """The model cannot be served now; becomes a 503. `retry_after` in seconds when waiting helps."""
 
@@ -148,14 +195,6 @@ class EngineFailed(Exception):
     """The engine or its worker broke in the middle of this answer; becomes a 500 or an SSE error event."""
 
 
-class Scored(msgspec.Struct, frozen=True, array_like=True):
-    """A token and how likely the model held it to be: before temperature, penalties, bias and constraints."""
-
-    id: int
-    text: bytes
-    logprob: float
-
-
 class Token(msgspec.Struct, frozen=True):
     """What one step brought for one job."""
 
@@ -166,6 +205,7 @@ class Token(msgspec.Struct, frozen=True):
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
     logprob: float | None = None  # of this token, if `logprobs` was asked for
     top: tuple[Scored, ...] = ()  # the likeliest, best first, as many as asked for
+    failure: str = ""  # why this job alone could not go on; it has ended, and `finish` says nothing
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -177,7 +217,7 @@ class Facts(msgspec.Struct, frozen=True):
     chat_template: str | None
     bos: str  # text of the token, "" if none
     eos: str
-    device: str
+    device: str  # "cpu", "gpu", "npu"
     features: tuple[str, ...]  # names of the Sampling fields it honours, of constraints by tag, and of FURTHER
 
 
@@ -195,6 +235,7 @@ class Load(msgspec.Struct, frozen=True):
     threads: int
     free_bytes: int  # memory that may be taken, 0 where the host does not say
     options: dict[str, Any] = {}
+    device: str = "cpu"  # the kind of one that the runtime reports
 
 
 class Engine(Protocol):
@@ -211,6 +252,9 @@ class Engine(Protocol):
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""
+
+    def text(self, token: int) -> bytes:
+        """What a token shows, as in Token."""
 
     def remove(self, job: int) -> None:
         """Forgets a sequence at once; unknown jobs are ignored."""
@@ -235,6 +279,18 @@ def check_tokens(ids: Sequence[int], sampling: Sampling, vocabulary: int) -> Non
             raise Refused(f"'{param}' names token {unknown[0]}; ids go from 0 to {vocabulary - 1}", param)
 
 
+class Device(msgspec.Struct, frozen=True):
+    """Something a runtime can compute on, as the runtime itself reports it."""
+
+    name: str  # the runtime's own: "CPU", "GPU.0", "CUDA0"
+    kind: str  # "cpu" | "gpu" | "npu"
+    description: str = ""
+    unavailable: str | None = None  # why it cannot be used
+
+
+CPU = Device("CPU", "cpu")
+
+
 class Local(msgspec.Struct, frozen=True):
     """A runtime that runs in a worker of ours."""
 
@@ -244,3 +300,6 @@ class Local(msgspec.Struct, frozen=True):
     load: Callable[[Load, Callable[[float], None]], Engine]  # the callable takes the fraction loaded
     options: type[msgspec.Struct]  # what a model's `options:` may hold for it
     environment: Mapping[str, str] = {}  # of the worker process
+    features: tuple[str, ...] = ()  # as in Facts: what its engines honour
+    devices: Callable[[], list[Device]] = lambda: [CPU]  # asks the runtime; never called in the server's process
+    distributions: tuple[str, ...] = ()  # installed packages whose versions change what it does

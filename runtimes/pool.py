@@ -1,36 +1,63 @@
 """Pool: the one owner of loaded models. Executes what routing decides."""
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
-from config.schema import DEFAULT_CONTEXT, Config, Model, seconds
-from optimize.prepare import locate, prepare
-from optimize.recipe import Artifact, CannotBuild, Source
+import msgspec
+
+from config.schema import Config, bytes_of, seconds
+from optimize.recipe import Artifact, Source
 from optimize.toolchains import toolchains
-from runtimes import chat, host, routing, tokens
-from runtimes.contract import Busy, Event, Job, Load, Placed, Unavailable, too_long
+from runtimes import chat, host, records, routing, tokens
+from runtimes.contract import (
+    Busy,
+    Chat,
+    Done,
+    EngineFailed,
+    Event,
+    Job,
+    Placed,
+    Pooling,
+    Unavailable,
+    UnknownModel,
+    asked_for,
+    too_long,
+)
 from runtimes.engines import runtimes
+from runtimes.knowledge import Knowledge, context_length
+from runtimes.loading import Loader
+from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
+from runtimes.records import Records
+from runtimes.routing import Decision, Figures, Held, Ranked
+from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
-ATTEMPTS = 3  # workers a request may see die before it gives up, as long as it has sent nothing
+ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
-
-
-class UnknownModel(Exception):
-    """No model or alias of that name; becomes a 404."""
+IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
+OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 
 
 class Loaded:
     """A model in memory."""
 
-    def __init__(self, worker: Worker, placed: Placed) -> None:
-        self.worker, self.placed = worker, placed
+    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact) -> None:
+        self.worker, self.candidate = worker, ranked.candidate
+        self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
+        self.users = 0
+        self.used = time.monotonic()
+        self.unload: asyncio.TimerHandle | None = None
+
+
+Key = tuple[str, str]  # name of the model, key of the candidate
 
 
 class Pool:
@@ -38,15 +65,22 @@ class Pool:
         self.config = config
         self._cache = Path(config.cache_dir).expanduser()
         self._runtimes, self._toolchains = runtimes(), toolchains()
+        kept = Records(self._cache / records.FILE)
+        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, kept, self._report)
+        self._loader = Loader(config, self._runtimes, self._toolchains, self._knowledge, kept, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
-        self._sources: dict[str, asyncio.Task[Source]] = {}  # being found, or found for a load to come
-        self._loads: dict[str, asyncio.Task[Loaded]] = {}
+        self._loads: dict[Key, asyncio.Task[Loaded]] = {}
+        self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
-        self._unloads: dict[str, asyncio.TimerHandle] = {}
+        self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closing: list[Worker] = []
         self._tokenizers: dict[str, tokens.Tokenizer] = {}  # by source fingerprint
         self._stages: dict[str, tuple[str, float]] = {}
+        self._asked: set[str] = set()  # models that had a request
+        self._measuring: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._draining = False
+        self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model; see server/metrics.py
 
     # --- requests ---
 
@@ -61,46 +95,122 @@ class Pool:
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Placed, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
         name = self.resolve(job.model)
-        self._check_queue(name)
-        self._requests[name] += 1
-        self._idle(name)
-        try:
-            await self._check_length(name, job)
+        with self._request(name):
+            if isinstance(job.prompt, Chat):
+                await self._check_length(name, job.prompt)
+            async with aclosing(self._answer(name, job)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
+                        self.counts["completion_tokens", name] += event.usage.completion_tokens
+                    yield event
+
+    async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
+        """A vector for each text."""
+        name = self.resolve(model)
+        with self._request(name):
+            tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._lease(name)
-                sent = False
+                loaded = await self._lease(name, [("embeddings", "model")], tried)
+                with self._using(loaded):
+                    try:
+                        return loaded.placed, await loaded.worker.embed(texts, pooling)
+                    except WorkerDied as death:
+                        await self._mourn(name, loaded, death)
+                        if attempt == ATTEMPTS:
+                            raise
+            raise AssertionError("the last attempt returns or raises")
+
+    async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
+        """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
+        needs = list(asked_for(job.sampling))
+        tried: dict[str, str] = {}
+        deaths: list[str] = []  # candidate keys
+        said: list[int] = []
+        told: Loaded | None = None  # whom the client knows to answer
+        while True:
+            # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
+            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
+            async with suspect:
+                loaded = await self._lease(name, needs, tried)
                 try:
-                    async with aclosing(loaded.worker.stream(job)) as events:
-                        async for event in events:
-                            if not sent:
-                                sent = True
-                                yield loaded.placed
-                            yield event
+                    with self._using(loaded):
+                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                            async for event in events:
+                                if told is not loaded:
+                                    again = told is not None and not job.resumable
+                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    told = loaded
+                                yield event
                     return
                 except WorkerDied as death:
-                    if sent or attempt == ATTEMPTS:
+                    await self._mourn(name, loaded, death)
+                    deaths.append(loaded.candidate.key)
+                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
                         raise
-                    log.warning("%s; running the request again", death)
-        finally:
-            self._requests[name] -= 1
-            self._idle(name)
+                    if not job.resumable:
+                        said.clear()
+                    self.counts["continuations" if said else "reruns", name] += 1
+                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                    log.warning("%s; %s", death, then)
+            on_this = deaths.count(loaded.candidate.key)
+            if on_this == ATTEMPTS - 1 and await self._another(name, needs, tried, loaded):
+                tried[loaded.candidate.key] = f"died {on_this} times"
 
-    def _check_queue(self, name: str) -> None:
+    async def _another(
+        self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], loaded: Loaded
+    ) -> bool:
+        """Whether a candidate is left beside this one."""
+        without = {**tried, loaded.candidate.key: ""}
+        decision = (await self._knowledge.of(name)).decision
+        return any(
+            ranked.candidate.key not in without and routing.lacking(ranked, needs) is None for ranked in decision.ranked
+        )
+
+    async def _mourn(self, name: str, loaded: Loaded, death: WorkerDied) -> None:
+        """Notes a death once, however many requests saw it."""
+        key = (name, loaded.candidate.key)
+        if self._drop(key, loaded):
+            self.counts["deaths", name] += 1
+            known = await self._knowledge.of(name)
+            await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
+
+    @contextmanager
+    def _request(self, name: str) -> Iterator[None]:
         if self._draining:
             raise Unavailable("the server is shutting down")
         limit = self.config.models[name].slots + self.config.server.max_queue
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
+        self._requests[name] += 1
+        self.counts["requests", name] += 1
+        self._asked.add(name)
+        self._stop_measuring()
+        try:
+            yield
+        finally:
+            self._requests[name] -= 1
+            self._rest(name)
+            if not self._requests[name] and not any(model == name for model, _ in self._loads):
+                self._knowledge.forget(name)
 
-    async def _check_length(self, name: str, job: Job) -> None:
+    @contextmanager
+    def _using(self, loaded: Loaded) -> Iterator[None]:
+        loaded.users += 1
+        try:
+            yield
+        finally:
+            loaded.users -= 1
+            loaded.used = time.monotonic()
+
+    async def _check_length(self, name: str, prompt: Chat) -> None:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
-        if name in self._loads:
+        if any(model == name for model, _ in self._loads):
             return
-        source = await self._locate(name)
+        source = await self._knowledge.source(name)
         limit = context_length(self.config.models[name], source)
-        count = await asyncio.to_thread(self._count, source, chat.certain_text(job.messages), limit)
+        count = await asyncio.to_thread(self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
-            self._sources.pop(name, None)
             raise too_long(limit, f"at least {count}")
 
     def _count(self, source: Source, text: str, limit: int) -> int:
@@ -116,28 +226,34 @@ class Pool:
         self._tokenizers[source.fingerprint] = tokenizer
         return tokenizer.count(text, limit)
 
-    # --- models ---
+    # --- what is known ---
 
     def status(self, name: str) -> dict[str, object]:
         """What is known of a model now, for `GET /v1/models`."""
-        load = self._loads.get(name)
         requests = self._requests[name]
-        if load is None and name not in self._sources:
+        tasks = [task for (model, _), task in self._loads.items() if model == name]
+        ready = [task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception()]
+        if not tasks and not self._knowledge.finding(name):
             return {"state": "unloaded", "requests": requests}
-        if load is None or not load.done():
-            stage, fraction = self._stages.get(name, ("start", 0.0))
+        if not ready:
+            stage, fraction = self.progress(name)
             return {"state": "loading", "requests": requests, "stage": stage, "percent": round(100 * fraction)}
-        loaded = load.result()
-        facts = loaded.worker.facts
+        first = max(ready, key=lambda loaded: loaded.used)
         return {
             "state": "loaded",
             "requests": requests,
-            "runtime": loaded.placed.runtime,
-            "precision": loaded.placed.precision,
-            "device": facts.device,
-            "context_length": facts.context_length,
-            "slots": facts.slots,
+            "runtime": first.placed.runtime,
+            "precision": first.placed.precision,
+            "device": first.placed.device,
+            "context_length": first.worker.facts.context_length,
+            "slots": first.worker.facts.slots,
+            "memory_bytes": self.memory(name),
         }
+
+    def memory(self, name: str) -> int:
+        """Bytes resident in a model's workers."""
+        loads = [load for (model, _), load in self._loads.items() if model == name and load.done()]
+        return sum(load.result().worker.memory()[0] for load in loads if not load.cancelled() and not load.exception())
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -150,125 +266,205 @@ class Pool:
     def _only_echo(self) -> bool:
         return all(model.source == "builtin:echo" for model in self.config.models.values())
 
+    # --- models in memory ---
+
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        under_way = [*self._sources.values(), *self._loads.values()]
-        for name, load in list(self._loads.items()):
+        self._stop_measuring()
+        under_way = [*self._loads.values(), *filter(None, (self._measuring,))]
+        for key, load in list(self._loads.items()):
             if load.done():
-                self._drop(name, load.result())
+                self._drop(key, load.result())
         for task in under_way:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*under_way, self._knowledge.close(), return_exceptions=True)
         await asyncio.gather(*(worker.closed() for worker in self._closing), return_exceptions=True)
 
-    async def _lease(self, name: str) -> Loaded:
-        """The loaded model, loading it if need be; all who wait for it wait for the same load."""
+    async def _lease(self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str]) -> Loaded:
+        """The best candidate that can be had, loaded; those that could not are noted in `tried`."""
+        model = self.config.models[name]
         while True:
-            load = self._loads.get(name)
+            decision = (await self._knowledge.of(name)).decision
+            ranked = routing.pick(decision, model, needs, tried, self.config.routing.strict)
+            if ranked is None:
+                reason = routing.why_none(decision, model, self._runtimes, tried)
+                raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
+            if routing.lacking(decision.ranked[0], needs):
+                self.counts["detours", name] += 1
+            try:
+                return await self._loaded(name, ranked)
+            except Unavailable as error:
+                tried[ranked.candidate.key] = error.message
+                log.warning("'%s' on %s: %s", name, ranked.candidate.key, error.message)
+                if error.retry_after:
+                    raise
+
+    async def _loaded(self, name: str, ranked: Ranked) -> Loaded:
+        """Loads it if need be; all who wait for it wait for the same load."""
+        key = (name, ranked.candidate.key)
+        while True:
+            load = self._loads.get(key)
             if load is None:
-                load = self._loads[name] = asyncio.create_task(self._load(name))
-                load.add_done_callback(lambda done: self._end_load(name, done))
+                load = self._loads[key] = asyncio.create_task(self._load(name, ranked))
+                load.add_done_callback(functools.partial(self._end_load, key))
             loaded = await asyncio.shield(load)  # a client that leaves does not end a load others may want
-            if loaded.worker.death:
-                self._drop(name, loaded)
-                continue
-            return loaded
+            if not loaded.worker.death:
+                return loaded
+            self._drop(key, loaded)
 
-    def _idle(self, name: str) -> None:
-        """Unloads a model that nobody has wanted for its keep_alive; a request puts that off until it has ended."""
-        if unload := self._unloads.pop(name, None):
-            unload.cancel()
-        load, idle_seconds = self._loads.get(name), seconds(self.config.models[name].keep_alive)
-        if self._requests[name] or load is None or not load.done() or idle_seconds is None or self._draining:
-            return
-        loop = asyncio.get_running_loop()
-        self._unloads[name] = loop.call_later(idle_seconds, self._drop, name, load.result())
-
-    def _drop(self, name: str, loaded: Loaded) -> None:
-        load = self._loads.get(name)
-        if load and load.done() and not load.cancelled() and load.result() is loaded:
-            log.info("unloading '%s'", name)
-            del self._loads[name]
-            loaded.worker.close()
-            self._closing = [w for w in self._closing if not w.death] + [loaded.worker]
-
-    def _end_load(self, name: str, load: asyncio.Task[Loaded]) -> None:
+    def _end_load(self, key: Key, load: asyncio.Task[Loaded]) -> None:
+        name = key[0]
+        self._reserved.pop(key, None)
         self._stages.pop(name, None)
-        self._sources.pop(name, None)  # the next load looks again: the source may have changed by then
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
-            del self._loads[name]
-        self._idle(name)  # whoever asked for it may have left
+            del self._loads[key]
+        self._rest(name)  # whoever asked for it may have left
 
-    async def _load(self, name: str) -> Loaded:
+    def _rest(self, name: str) -> None:
+        """Unloads what nobody has wanted for its keep_alive; a request puts that off until it has ended."""
+        loop, idle_seconds = asyncio.get_running_loop(), seconds(self.config.models[name].keep_alive)
+        for key, load in self._loads.items():
+            if key[0] == name and load.done():
+                loaded = load.result()
+                if loaded.unload:
+                    loaded.unload.cancel()
+                if not self._requests[name] and idle_seconds is not None and not self._draining:
+                    loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+        if self._idle:
+            self._idle.cancel()
+        if not self._draining and not self._requests.total() and self.config.routing.measure == "idle":
+            self._idle = loop.call_later(IDLE_SECONDS, self._start_measuring)
+
+    def _unload(self, key: Key, loaded: Loaded) -> None:
+        if not loaded.users and not self._requests[key[0]]:
+            self._drop(key, loaded)
+
+    def _drop(self, key: Key, loaded: Loaded) -> bool:
+        """Ends a worker unless that was done already."""
+        load = self._loads.get(key)
+        if not (load and load.done() and not load.cancelled() and load.result() is loaded):
+            return False
+        log.info("unloading '%s'", key[0])
+        self.counts["unloads", key[0]] += 1
+        del self._loads[key]
+        if not any(name == key[0] for name, _ in self._loads):
+            self._knowledge.forget(key[0])
+        loaded.worker.close()
+        self._closing = [w for w in self._closing if not w.death] + [loaded.worker]
+        return True
+
+    async def _load(self, name: str, ranked: Ranked) -> Loaded:
         began = time.monotonic()
-        model = self.config.models[name]
-        source = await self._locate(name)
-        candidate = await asyncio.to_thread(self._choose, name, model, source)
-        artifact = await self._prepare(name, source, candidate)
-        runtime = self._runtimes[candidate.runtime]
-        options = model.options.get(runtime.name, {})
-        context, free = context_length(model, source), host.free_memory()
-        load = Load(runtime.name, artifact.path, context, model.slots, host.cores(), free, options)
-        worker = Worker(name)
-        await worker.start(load, runtime.environment, lambda fraction: self._report(name, "load", fraction))
-        if model.context and model.context > worker.facts.context_length:
-            worker.close()
-            most = f"more than the {worker.facts.context_length} tokens it was made for"
-            raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
-        log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, worker.facts.device)
-        return Loaded(worker, Placed(runtime.name, artifact.precision))
+        key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
+        self._reserved[key] = await self._make_room(name, ranked, artifact)
+        worker = await self._loader.start(name, source, ranked.candidate, artifact)
+        self.counts["loads", name] += 1
+        log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
+        return Loaded(worker, ranked, artifact)
 
-    async def _locate(self, name: str) -> Source:
-        """Found once for the length check and the load that follows it."""
-        found = self._sources.get(name)
-        if found is None:
-            found = self._sources[name] = asyncio.create_task(self._find(name))
-            found.add_done_callback(lambda done: self._end_search(name, done))
-        return await asyncio.shield(found)
+    async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
+        """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""
+        needed = ranked.figures.memory_bytes if ranked.figures else int(1.2 * artifact.bytes) + OVERHEAD_BYTES
+        budget = bytes_of(self.config.memory_budget, host.total_memory())
+        held = [
+            Held(key, load.result().worker.memory()[0], self._busy(key[0], load.result()), load.result().used)
+            for key, load in self._loads.items()
+            if load.done()
+        ]
+        gone = routing.evictions(needed, budget - sum(self._reserved.values()), held)
+        if gone is None or (gone and not evict):
+            if not held and not self._reserved and artifact.bytes < budget:
+                return needed  # the estimate may be wrong, and nothing else would be lost
+            busy = sum(one.bytes for one in held if one.busy)
+            raise Unavailable(
+                f"model '{name}' needs about {needed >> 20} MiB; memory_budget is {budget >> 20} MiB, of which "
+                f"{busy >> 20} MiB are in use; raise it, or lower 'context' or 'slots'",
+                "no_memory",
+                RETRY_SECONDS if any(one.busy for one in held) else None,
+            )
+        closing = []
+        for key in gone:
+            loaded = self._loads[key].result()
+            self._drop(key, loaded)
+            closing.append(loaded.worker.closed())
+        await asyncio.gather(*closing)
+        return needed
 
-    def _end_search(self, name: str, search: asyncio.Task[Source]) -> None:
-        if search.cancelled() or search.exception():
-            self._stages.pop(name, None)
-            self._sources.pop(name, None)
-
-    async def _find(self, name: str) -> Source:
-        model = self.config.models[name]
-        try:
-            return await locate(model.source, model.revision, lambda stage, done: self._report(name, stage, done))
-        except CannotBuild as error:
-            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
-
-    def _choose(self, name: str, model: Model, source: Source) -> routing.Candidate:
-        choice = routing.choose(model, source, [self._offer(runtime, source) for runtime in self._runtimes])
-        if choice.candidate is None:
-            raise Unavailable(f"model '{name}': {choice.reason}", "model_load_failed")
-        candidate = choice.candidate
-        log.info("'%s' runs on %s (%s): %s", name, candidate.runtime, candidate.precision or "as it is", choice.reason)
-        return candidate
-
-    def _offer(self, name: str, source: Source) -> routing.Offer:
-        runtime = self._runtimes[name]
-        toolchain = self._toolchains.get(runtime.format)
-        if toolchain is None:
-            return routing.Offer(name, runtime.format, runtime.unavailable())
-        cannot = toolchain.unavailable() or toolchain.refuses(source)
-        return routing.Offer(name, runtime.format, runtime.unavailable(), toolchain.precisions, cannot)
-
-    async def _prepare(self, name: str, source: Source, candidate: routing.Candidate) -> Artifact:
-        if not candidate.precision:
-            return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
-        toolchain = self._toolchains[candidate.format]
-        report = lambda stage, done: self._report(name, stage, done)  # noqa: E731
-        try:
-            return await prepare(source, toolchain, candidate.precision, self._cache, report)
-        except CannotBuild as error:
-            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
+    def _busy(self, name: str, loaded: Loaded) -> bool:
+        return loaded.users > 0 or self._requests[name] > 0
 
     def _report(self, name: str, stage: str, fraction: float) -> None:
         self._stages[name] = stage, fraction
 
+    # --- measuring ---
 
-def context_length(model: Model, source: Source) -> int:
-    return model.context or min(source.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    async def measure(self, model: str, ranked: Ranked) -> Figures:
+        """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
+        name = self.resolve(model)
+        source = (await self._knowledge.of(name)).source
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
+        key = (f"{name} (measured)", ranked.candidate.key)
+        self._reserved[key] = await self._make_room(name, ranked, artifact, evict=False)
+        try:
+            worker = await self._loader.start(name, source, ranked.candidate, artifact)
+            try:
+                self._report(name, "measure", 0.0)
+                figures = await measure(worker)
+            finally:
+                worker.close()
+                self._closing.append(worker)
+        finally:
+            del self._reserved[key]
+            self._stages.pop(name, None)
+        await self._knowledge.measured(name, ranked.candidate, figures)
+        log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
+        return figures
+
+    def progress(self, name: str) -> tuple[str, float]:
+        """The stage a model is in on its way to being loaded or measured, and the fraction done."""
+        return self._stages.get(name, ("start", 0.0))
+
+    async def decision(self, model: str) -> Decision:
+        return (await self._knowledge.of(self.resolve(model), fresh=True)).decision
+
+    async def explain(self, model: str) -> dict[str, object]:
+        """The decision for a model with every number it was made from."""
+        return await self._knowledge.explain(self.resolve(model))
+
+    def _start_measuring(self) -> None:
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(self._measure_untried())
+
+    def _stop_measuring(self) -> None:
+        if self._idle:
+            self._idle.cancel()
+        if self._measuring:
+            self._measuring.cancel()
+
+    async def _measure_untried(self) -> None:
+        """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
+        for name in sorted(self._asked):
+            decision = (await self._knowledge.of(name)).decision
+            if len(decision.ranked) < 2:
+                continue
+            for ranked in decision.ranked:
+                if ranked.figures is None:
+                    log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
+                    try:
+                        await self.measure(name, ranked)
+                    except asyncio.CancelledError:
+                        log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
+                        raise
+                    except (Unavailable, EngineFailed) as error:
+                        log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
+
+
+def told(figures: Figures) -> str:
+    return (
+        f"prefill {figures.prefill:.0f} tok/s, decode {figures.decode:.1f} alone and {figures.decode_crowd:.1f} in all "
+        f"for {figures.slots}, first token {figures.first_token_seconds:.2f} s, load {figures.load_seconds:.1f} s, "
+        f"{figures.memory_bytes >> 20} MiB"
+    )

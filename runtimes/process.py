@@ -8,12 +8,18 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
 
-from runtimes.contract import Delta, Done, EngineFailed, Facts, Job, Load, Refused, Unavailable
+import psutil
+
+from runtimes.contract import Delta, Done, EngineFailed, Facts, Job, Load, Pooling, Refused, Unavailable
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
+    Embed,
+    Embedded,
     Emit,
+    Failure,
     LoadFailed,
     Loading,
     Ready,
@@ -29,7 +35,7 @@ log = logging.getLogger("enginehouse.worker")
 STDERR_LINES = 12
 GRACE_SECONDS = 5.0
 
-Item = Delta | Done | Refusal | EngineFailed
+Item = Delta | Done | Embedded | Refusal | EngineFailed
 
 
 class WorkerDied(EngineFailed):
@@ -44,14 +50,21 @@ class Worker:
         self.facts: Facts
         self.load_seconds = 0.0
         self.death = ""  # of what it died
-        self._jobs: dict[int, asyncio.Queue[Item]] = {}
+        self._peak = 0
+        self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
         self._ids = itertools.count()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._tasks: list[asyncio.Task[None]] = []
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def memory(self) -> tuple[int, int]:
+        """Bytes resident now, and at most so far; 0 once it is gone."""
+        try:
+            process = psutil.Process(self._process.pid)
+            resident = process.memory_info().rss
+        except psutil.NoSuchProcess:
+            return 0, self._peak
+        self._peak = max(self._peak, resident, peak_resident(process.pid))
+        return resident, self._peak
 
     async def start(self, load: Load, environment: Mapping[str, str], report: Callable[[float], None]) -> None:
         """Raises Unavailable with the engine's own sentence when it cannot load."""
@@ -89,36 +102,60 @@ class Worker:
                         f"model '{self.name}' cannot be loaded: {await self._obituary()}", "model_load_failed"
                     )
 
-    async def stream(self, job: Job) -> AsyncGenerator[Delta | Done, None]:
-        """What the model says, to its end. Closing the iterator early cancels the job in the engine."""
-        if self.death:
-            raise WorkerDied(self.death)
-        number = next(self._ids)
-        submit = Submit(number, job.messages, job.tools, job.template_options, job.sampling)
+    async def stream(self, job: Job, said: list[int]) -> AsyncGenerator[Delta | Done, None]:
+        """What the model says after the tokens in `said`, to its end; tokens whose deltas were given are added there.
+        Closing the iterator early cancels the job in the engine."""
+        number, replies = self._open(said)
         try:
-            request = frame(submit)
-        except OverflowError as error:
-            raise Refused("the request holds a whole number beyond 64 bits") from error
-        queue = self._jobs[number] = asyncio.Queue()
-        try:
-            self._write(request)
+            self._send(Submit(number, job.prompt, job.sampling, said.copy()))
             while True:
-                items = [await queue.get()]
-                while not queue.empty():
-                    items.append(queue.get_nowait())
+                items = [await replies.get()]
+                while not replies.empty():
+                    items.append(replies.get_nowait())
                 for item in merged(items):
-                    if isinstance(item, Refusal):
-                        raise Refused(item.message, item.param, item.code)
-                    if isinstance(item, EngineFailed):
-                        raise item
-                    if isinstance(item, Done):
-                        del self._jobs[number]
-                        yield item
-                        return
-                    yield item
+                    match item:
+                        case Refusal():
+                            raise Refused(item.message, item.param, item.code)
+                        case EngineFailed():
+                            raise item
+                        case Done():
+                            del self._jobs[number]
+                            yield item
+                            return
+                        case Delta():
+                            yield item
         finally:
             if self._jobs.pop(number, None) and not self.death:
                 self._write(frame(Cancel(number)))
+
+    async def embed(self, texts: list[str | list[int]], pooling: Pooling) -> Embedded:
+        number, replies = self._open([])
+        try:
+            self._send(Embed(number, texts, pooling))
+            match await replies.get():
+                case Embedded() as embedded:
+                    return embedded
+                case Refusal(_, message, param, code):
+                    raise Refused(message, param, code)
+                case EngineFailed() as failure:
+                    raise failure
+                case other:
+                    raise EngineFailed(f"the engine answered an embedding with {type(other).__name__}")
+        finally:
+            self._jobs.pop(number, None)
+
+    def _open(self, said: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
+        if self.death:
+            raise WorkerDied(self.death)
+        number, replies = next(self._ids), asyncio.Queue[Item]()
+        self._jobs[number] = replies, said
+        return number, replies
+
+    def _send(self, message: Submit | Embed) -> None:
+        try:
+            self._write(frame(message))
+        except OverflowError as error:
+            raise Refused("the request holds a whole number beyond 64 bits") from error
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force if it does not listen."""
@@ -154,19 +191,25 @@ class Worker:
     async def _read(self) -> None:
         while message := await self._receive():
             match message:
-                case Emit(deltas, dones):
+                case Emit(tokens, deltas, dones):
+                    for number, token in tokens:
+                        if job := self._jobs.get(number):
+                            job[1].append(token)
                     for number, delta in deltas:
-                        if queue := self._jobs.get(number):
-                            queue.put_nowait(delta)
+                        if job := self._jobs.get(number):
+                            job[0].put_nowait(delta)
                     for number, done in dones:
-                        if queue := self._jobs.get(number):
-                            queue.put_nowait(done)
-                case Refusal(number):
-                    if queue := self._jobs.get(number):
-                        queue.put_nowait(message)
+                        if job := self._jobs.get(number):
+                            job[0].put_nowait(done)
+                case Failure(number, reason):
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+                case Refusal(number) | Embedded(number):
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(message)
         self.death = f"the engine of model '{self.name}' died: {await self._obituary()}"
-        for queue in self._jobs.values():
-            queue.put_nowait(WorkerDied(self.death))
+        for replies, _ in self._jobs.values():
+            replies.put_nowait(WorkerDied(self.death))
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr
@@ -184,13 +227,22 @@ class Worker:
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
 
 
+def peak_resident(pid: int) -> int:
+    """Where the kernel keeps it, else 0."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
 def merged(items: list[Item]) -> list[Item]:
     """What came while nobody looked, with each run of text as one delta: a slow client gets fewer, larger events."""
     out = items[:1]
     for item in items[1:]:
         before = out[-1]
         if isinstance(item, Delta) and isinstance(before, Delta) and item.text and before.text:
-            out[-1] = Delta(before.text + item.text)
+            out[-1] = Delta(before.text + item.text, logprobs=before.logprobs + item.logprobs)
         else:
             out.append(item)
     return out

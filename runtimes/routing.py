@@ -1,15 +1,34 @@
 """Decides which runtime serves a model, and says why. No I/O, no clock, no await."""
 
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
 import msgspec
 
 from config.schema import Model
 from optimize.recipe import Source
+from runtimes.contract import Device, Refused
 
-# Without measurements, the order of preference. Echo never wins over an engine: it loads nothing an engine could.
-PRIOR = ("llamacpp", "echo")
-# `precision: auto` without a quality gate: what costs little enough. Small models lose more to four bits.
+# Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
+# Where the orders are from: apple, intel, nvidia: the runtimes' own makers recommend them there (MLX, OpenVINO and
+# CUDA builds). arm: llama.cpp's and OpenVINO's kernels are written for it, ONNX Runtime's int4 ones come after.
+# other: Qwen3-0.6B's shape at 4 bit on an AMD Zen4, two cores (tests/bench/engines.py; the table is in DECISIONS.md).
+PRIOR: dict[str, tuple[str, ...]] = {
+    "apple": ("mlx", "llamacpp", "onnx"),
+    "intel": ("openvino", "llamacpp", "onnx"),
+    "nvidia": ("llamacpp", "onnx", "openvino"),
+    "arm": ("llamacpp", "openvino", "onnx"),
+    "other": ("llamacpp", "openvino", "onnx"),
+}
+DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an NPU only when nothing else is
+# `precision: auto`: what costs little enough. Small models lose more to four bits.
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 AUTO_SMALL, AUTO_LARGE = "int8", "int4"
+AS_IS = "as-is"  # in a candidate's key, where the source is loaded itself
+# The request that latencies are worked out for.
+PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
+
+Objective = Literal["balanced", "latency", "throughput", "memory"]
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -17,67 +36,215 @@ class Offer(msgspec.Struct, frozen=True):
 
     runtime: str
     format: str
-    unavailable: str | None
-    precisions: dict[str, str] = {}  # of the toolchain that makes its format: accepted name -> own name
+    unavailable: str | None = None
+    precisions: Mapping[str, str] = {}  # of the toolchain that makes its format: accepted name -> own name
     cannot_build: str | None = None  # why that toolchain cannot make an artifact of this source
+    features: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
 
 
 class Candidate(msgspec.Struct, frozen=True):
     runtime: str
+    device: str
     format: str
     precision: str  # the toolchain's own name; "" = the source as it is
+
+    @property
+    def key(self) -> str:
+        return f"{self.runtime}/{self.device}/{self.precision or AS_IS}"
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One measurement of a candidate on this host; tokens per second, seconds, bytes."""
+
+    prefill: float  # of a prompt of PROMPT_TOKENS
+    decode: float  # one request
+    decode_crowd: float  # `slots` requests together
+    slots: int
+    first_token_seconds: float  # of a prompt of PROMPT_TOKENS
+    load_seconds: float
+    memory_bytes: int  # at its peak
+
+    def cost(self, objective: Objective) -> float:
+        """What is to be least. Balanced: seconds of the latency request alone, and of its answer's share in a crowd."""
+        alone = self.first_token_seconds + ANSWER_TOKENS / self.decode
+        crowd = ANSWER_TOKENS / self.decode_crowd
+        costs = {"latency": alone, "throughput": crowd, "memory": float(self.memory_bytes), "balanced": alone + crowd}
+        return costs[objective]
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    candidate: Candidate
+    reason: str
+    features: tuple[str, ...]
+    figures: Figures | None = None
 
 
 class Rejected(msgspec.Struct, frozen=True):
     runtime: str
+    device: str
     reason: str
 
 
-class Choice(msgspec.Struct, frozen=True):
-    candidate: Candidate | None
-    reason: str
-    rejected: list[Rejected]
+class Decision(msgspec.Struct, frozen=True):
+    """Every candidate, best first, and a sentence for everything that is none."""
+
+    model: str
+    objective: Objective
+    host: str  # kind
+    ranked: tuple[Ranked, ...]
+    rejected: tuple[Rejected, ...]
 
 
-def choose(model: Model, source: Source, offers: list[Offer]) -> Choice:
-    """The best candidate by the prior, with a sentence for every runtime that is none."""
-    if model.runtime != "auto" and model.runtime not in {offer.runtime for offer in offers}:
-        have = ", ".join(sorted(offer.runtime for offer in offers))
-        return Choice(None, f"unknown runtime '{model.runtime}'; have: {have}", [])
-    candidates: list[Candidate] = []
+def decide(
+    name: str,
+    model: Model,
+    source: Source,
+    offers: Sequence[Offer],
+    host: str,
+    objective: Objective = "balanced",
+    figures: Mapping[str, Figures] = {},
+    parked: Mapping[str, str] = {},
+) -> Decision:
+    """`figures` and `parked` (why it may not be tried now) by candidate key."""
+    candidates: list[tuple[Candidate, Offer]] = []
+    waiting: list[tuple[Candidate, Offer]] = []
     rejected: list[Rejected] = []
-    for offer in sorted(offers, key=lambda o: PRIOR.index(o.runtime) if o.runtime in PRIOR else len(PRIOR)):
-        verdict = judge(model, source, offer)
-        if isinstance(verdict, Candidate):
-            candidates.append(verdict)
-        else:
-            rejected.append(verdict)
-    if not candidates:
-        reasons = "; ".join(f"{r.runtime}: {r.reason}" for r in rejected if model.runtime in ("auto", r.runtime))
-        return Choice(None, f"no runtime can serve it: {reasons}", rejected)
-    reason = "pinned by 'runtime'" if model.runtime != "auto" else "first of the prior that can"
-    return Choice(candidates[0], reason, rejected)
+    prior = PRIOR[host]
+    for offer in sorted(offers, key=lambda offer: (place(prior, offer.runtime), offer.runtime)):
+        for device in devices(offer):
+            verdict = judge(model, source, offer, device, prior)
+            if isinstance(verdict, Rejected):
+                rejected.append(verdict)
+            elif verdict.key in parked:
+                waiting.append((verdict, offer))
+            else:
+                candidates.append((verdict, offer))
+    if candidates:
+        rejected += [Rejected(c.runtime, c.device, parked[c.key]) for c, _ in waiting]
+        ranked = rank(model, candidates, figures, objective, host)
+    else:  # better one that failed before than none
+        ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key]}", o.features) for c, o in waiting)
+    return Decision(name, objective, host, ranked, tuple(rejected))
 
 
-def judge(model: Model, source: Source, offer: Offer) -> Candidate | Rejected:
+def place(prior: Sequence[str], runtime: str) -> int:
+    return prior.index(runtime) if runtime in prior else len(prior)
+
+
+def devices(offer: Offer) -> list[Device]:
+    """Best kind first; one that cannot compute at all still gets its sentence."""
+    return sorted(offer.devices or (Device("", "cpu"),), key=lambda device: DEVICES.index(device.kind))
+
+
+def judge(model: Model, source: Source, offer: Offer, device: Device, prior: Sequence[str]) -> Candidate | Rejected:
+    def no(reason: str) -> Rejected:
+        return Rejected(offer.runtime, device.kind, reason)
+
     if model.runtime not in ("auto", offer.runtime):
-        return Rejected(offer.runtime, f"'runtime' is pinned to '{model.runtime}'")
-    if offer.unavailable:
-        return Rejected(offer.runtime, offer.unavailable)
-    if source.kind == offer.format and model.precision == "auto":
-        return Candidate(offer.runtime, offer.format, "")
+        return no(f"'runtime' is pinned to '{model.runtime}'")
+    if reason := offer.unavailable or device.unavailable:
+        return no(reason)
+    ready = source.kind == offer.format
+    if model.runtime == "auto" and offer.runtime not in prior and not ready:
+        return no(f"not chosen on this kind of host unless 'runtime: {offer.runtime}' says so")
+    if ready and model.precision == "auto":
+        return Candidate(offer.runtime, device.kind, offer.format, "")
     if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
-        return Rejected(offer.runtime, f"loads {offer.format}, which cannot be made of '{source.id}'")
+        return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
     wanted = precision(model, source)
     own = {name.lower(): value for name, value in offer.precisions.items()}.get(wanted.lower())
     if own is None:
-        return Rejected(offer.runtime, f"unknown precision '{wanted}'; have: auto, {', '.join(offer.precisions)}")
+        return no(f"unknown precision '{wanted}'; have: auto, {', '.join(offer.precisions)}")
     if offer.cannot_build:
-        return Rejected(offer.runtime, offer.cannot_build)
-    return Candidate(offer.runtime, offer.format, own)
+        return no(offer.cannot_build)
+    return Candidate(offer.runtime, device.kind, offer.format, own)
 
 
 def precision(model: Model, source: Source) -> str:
     if model.precision != "auto":
         return model.precision
     return AUTO_SMALL if source.parameters < SMALL_MODEL_PARAMETERS else AUTO_LARGE
+
+
+def rank(
+    model: Model,
+    candidates: Sequence[tuple[Candidate, Offer]],
+    figures: Mapping[str, Figures],
+    objective: Objective,
+    host: str,
+) -> tuple[Ranked, ...]:
+    """Measured candidates by their cost. One that was not measured keeps its place in the prior against them: a lone
+    measurement of the second choice says nothing about the first."""
+    measured = sorted(
+        ((c, o, figures[c.key]) for c, o in candidates if c.key in figures), key=lambda row: row[2].cost(objective)
+    )
+    after_measured = bool(measured) and candidates[0][0].key in figures
+    unmeasured = [(c, o) for c, o in candidates if c.key not in figures]
+    by_figures = [
+        Ranked(c, f"measured on this host: {objective} cost {f.cost(objective):.2f}", o.features, f)
+        for c, o, f in measured
+    ]
+    pinned = "pinned by 'runtime'" if model.runtime != "auto" else f"prior of a host of kind '{host}', not measured yet"
+    by_prior = [Ranked(c, pinned, o.features) for c, o in unmeasured]
+    return (*by_figures, *by_prior) if after_measured else (*by_prior, *by_figures)
+
+
+def pick(
+    decision: Decision, model: Model, needs: Collection[tuple[str, str]], tried: Mapping[str, str], strict: bool
+) -> Ranked | None:
+    """The best candidate that was not tried yet and has what a request needs; None when all were tried.
+
+    `needs`: pairs of a feature and the field asking for it; `tried`: what became of a candidate, by key. Raises
+    Refused naming the field when the candidates lack it, or when `strict` forbids to go past the first.
+    """
+    left = [ranked for ranked in decision.ranked if ranked.candidate.key not in tried]
+    able = [ranked for ranked in left if lacking(ranked, needs) is None]
+    if not left:
+        return None
+    if not able or (strict and able[0] is not left[0]):
+        feature, param = lacking(left[0], needs) or ("", "")
+        have = sorted({r.candidate.runtime for r in decision.ranked if feature in r.features})
+        remedy = f"served by: {', '.join(have)}" if have else "none of its engines honours it"
+        if have and strict:
+            remedy += "; routing.strict forbids to go there"
+        raise Refused(
+            f"'{feature}' is not honoured by {left[0].candidate.runtime}, which serves '{decision.model}'; {remedy}",
+            param,
+            "unsupported_parameter",
+        )
+    return able[0]
+
+
+def lacking(ranked: Ranked, needs: Collection[tuple[str, str]]) -> tuple[str, str] | None:
+    return next(((feature, param) for feature, param in needs if feature not in ranked.features), None)
+
+
+def why_none(decision: Decision, model: Model, runtimes: Collection[str], tried: Mapping[str, str]) -> str:
+    """One sentence for a model that nothing can serve."""
+    if model.runtime != "auto" and model.runtime not in runtimes:
+        return f"unknown runtime '{model.runtime}'; have: {', '.join(sorted(runtimes))}"
+    reasons = [f"{key}: {what}" for key, what in tried.items()]
+    reasons += [f"{r.runtime}: {r.reason}" for r in decision.rejected if model.runtime in ("auto", r.runtime)]
+    return f"no runtime can serve it: {'; '.join(reasons)}"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A loaded model, for the choice of what must go."""
+
+    key: tuple[str, str]  # model, candidate
+    bytes: int
+    busy: bool
+    used: float  # when last
+
+
+def evictions(needed: int, budget: int, held: Sequence[Held]) -> list[tuple[str, str]] | None:
+    """Which idle models must go, longest unused first, for `needed` bytes to fit; None if not even all would do."""
+    room = budget - sum(one.bytes for one in held)
+    gone = []
+    for one in sorted((one for one in held if not one.busy), key=lambda one: one.used):
+        if room >= needed:
+            break
+        gone.append(one.key)
+        room += one.bytes
+    return gone if room >= needed else None

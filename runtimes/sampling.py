@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from runtimes.constrain import ConstraintFailed, Guide
 from runtimes.contract import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from runtimes.constrain import Guide
 
 GREEDY_BELOW = 1e-5  # temperature
 NEGLIGIBLE = 30.0  # a logit so far below the best has e^-30 of its weight; a vocabulary of them adds up to nothing
@@ -29,7 +28,7 @@ class Sampler:
     temperature, top_k, top_p, min_p."""
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: "Guide | None" = None
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None = None
     ) -> None:
         """`ends`: ids that end this answer, barred until min_tokens."""
         import numpy as np
@@ -44,7 +43,7 @@ class Sampler:
         self._seen = np.unique(np.array(prompt, np.int64)) if sampling.repetition_penalty != 1 else None
 
     def choose(self, logits: "np.ndarray[Any, Any]") -> Choice:
-        """`logits`: float32, (vocabulary,); overwritten. Raises RuntimeError where nothing may follow."""
+        """`logits`: float32, (vocabulary,); overwritten. Raises ConstraintFailed where nothing may follow."""
         logprob_of = log_probabilities(logits) if self._s.logprobs is not None else None
         top = likeliest(logits, self._s.logprobs, logprob_of) if self._s.logprobs and logprob_of else []
         raw = logits.copy() if logprob_of else logits
@@ -87,7 +86,7 @@ class Sampler:
         s = self._s
         best = int(logits.argmax())
         if not math.isfinite(logits[best]):
-            raise RuntimeError("no token may follow: the logits are all -inf or not numbers")
+            raise ConstraintFailed("no token may follow: the logits are all -inf or not numbers")
         if s.temperature < GREEDY_BELOW:
             return best
         ids = np.flatnonzero(logits > logits[best] - NEGLIGIBLE * s.temperature)

@@ -1,18 +1,21 @@
 """Every message between server and worker, and their framing: four bytes of length, then msgpack."""
 
-from typing import Any
-
 import msgspec
 
-from runtimes.contract import Delta, Done, Facts, Load, Sampling
+from runtimes.contract import Delta, Done, Facts, Load, Pooling, Prompt, Sampling
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
     job: int
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None
-    template_options: dict[str, Any]
+    prompt: Prompt
     sampling: Sampling
+    said: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
+
+
+class Embed(msgspec.Struct, tag="embed", frozen=True):
+    job: int
+    texts: list[str | list[int]]
+    pooling: Pooling
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -39,8 +42,15 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
 class Emit(msgspec.Struct, tag="emit", frozen=True):
     """All that one engine step brought, for all jobs."""
 
+    tokens: list[tuple[int, int]]  # job, id: what a job has said so far, should it have to go on elsewhere
     deltas: list[tuple[int, Delta]]
     dones: list[tuple[int, Done]]
+
+
+class Embedded(msgspec.Struct, tag="embedded", frozen=True):
+    job: int
+    vectors: list[list[float]]
+    tokens: int  # of all texts
 
 
 class Refusal(msgspec.Struct, tag="refusal", frozen=True):
@@ -50,8 +60,15 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     code: str | None
 
 
-ToWorker = Start | Submit | Cancel
-ToServer = Loading | Ready | LoadFailed | Emit | Refusal
+class Failure(msgspec.Struct, tag="failure", frozen=True):
+    """One job broke; the engine goes on."""
+
+    job: int
+    message: str
+
+
+ToWorker = Start | Submit | Embed | Cancel
+ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Refusal | Failure
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

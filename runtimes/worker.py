@@ -4,18 +4,40 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
 
+import msgspec
+
 from runtimes import chat
-from runtimes.contract import Delta, Done, Engine, Facts, Refused, Sampling, Token, Usage, asked_for, too_long
+from runtimes.contract import (
+    Delta,
+    Done,
+    Engine,
+    Facts,
+    Ids,
+    Logprob,
+    Prompt,
+    Refused,
+    Sampling,
+    Scored,
+    Token,
+    Usage,
+    asked_for,
+    check_tokens,
+    too_long,
+)
 from runtimes.engines import runtimes
 from runtimes.output import CALL, THINK, Output
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
+    Embed,
+    Embedded,
     Emit,
+    Failure,
     LoadFailed,
     Loading,
     Ready,
@@ -47,9 +69,13 @@ def main() -> None:
         engine = runtime.load(start.load, lambda fraction: send(Loading(fraction)))
     except Exception as error:  # the boundary: whatever an engine raises becomes one sentence
         send(LoadFailed(str(error) or type(error).__name__))
-        return
+        os._exit(1)
     send(Ready(engine.facts, time.monotonic() - began))
-    Loop(engine, inbox, send).run()
+    try:
+        Loop(engine, inbox, send).run()
+    except Exception:  # the other boundary: an engine that failed in a step is not to be trusted with another
+        traceback.print_exc()
+        os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
 
 class Inbox:
@@ -86,14 +112,24 @@ class Answer:
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.started = time.monotonic()
         self.first = 0.0
+        self.logprobs: list[Logprob] = []  # of tokens whose delta has not come yet
 
     def take(self, token: Token) -> list[Delta]:
         if not self.first:
             self.first, self.cached_tokens = time.monotonic(), token.cached
         deltas = self.output.feed(token.text)
+        if token.logprob is not None:
+            self.logprobs.append(Logprob(Scored(token.id, token.text, token.logprob), token.top))
         if token.id >= 0:
             self.completion_tokens += 1
             self.reasoning_tokens += self.output.reasoned
+        return deltas
+
+    def with_logprobs(self, deltas: list[Delta], last: bool) -> list[Delta]:
+        if self.logprobs and (deltas or last):
+            first, *rest = deltas or [Delta()]
+            deltas = [msgspec.structs.replace(first, logprobs=self.logprobs), *rest]
+            self.logprobs = []
         return deltas
 
     def done(self, finish: str) -> Done:
@@ -122,25 +158,53 @@ class Loop:
                     self._admit(message)
                 except Refused as error:
                     self._send(Refusal(message.job, error.message, error.param, error.code))
+            case Embed():
+                try:
+                    self._embed(message)
+                except Refused as error:
+                    self._send(Refusal(message.job, error.message, error.param, error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
 
     def _admit(self, submit: Submit) -> None:
-        if submit.tools and not self._tools:
-            raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
-        prompt = chat.render(self._engine.facts, submit.messages, submit.tools, submit.template_options)
-        ids = self._engine.encode(prompt)
         check_features(submit.sampling, self._engine.facts)
+        ids, output = self._prepared(submit.prompt, submit.sampling)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
-        thinking = self._reasoning and prompt.rstrip().endswith(THINK)
-        output = Output(submit.sampling.stop, self._reasoning, thinking, bool(submit.tools))
-        self._engine.add(submit.job, ids, submit.sampling)
-        self._answers[submit.job] = Answer(len(ids), output)
+        answer = Answer(len(ids), output)
+        for token in submit.said:
+            answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
+        self._engine.add(submit.job, [*ids, *submit.said], after(submit.sampling, len(submit.said)))
+        self._answers[submit.job] = answer
+
+    def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output]:
+        """The prompt's token ids, and what will take its answer apart."""
+        if isinstance(prompt, Ids):
+            return prompt.ids, Output(sampling.stop, reasoning=False, thinking=False, tools=False)
+        if prompt.tools and not self._tools:
+            raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
+        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options)
+        thinking = self._reasoning and text.rstrip().endswith(THINK)
+        return self._engine.encode(text), Output(sampling.stop, self._reasoning, thinking, bool(prompt.tools))
+
+    def _embed(self, message: Embed) -> None:
+        facts = self._engine.facts
+        if "embeddings" not in facts.features:
+            raise Refused("this model's engine makes no embeddings", "model", "unsupported_parameter")
+        ids = [self._engine.encode(text) if isinstance(text, str) else text for text in message.texts]
+        for text in ids:
+            check_tokens(text, Sampling(), facts.vocabulary)
+            check_length(len(text), Sampling(), facts.context_length + 1)
+        vectors = self._engine.embed(ids, message.pooling)
+        self._send(Embedded(message.job, vectors, sum(map(len, ids))))
 
     def _emit(self, tokens: list[Token]) -> None:
-        emit = Emit([], [])
+        emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])
         for token in tokens:
+            if token.failure:
+                del self._answers[token.job]
+                self._send(Failure(token.job, token.failure))
+                continue
             answer = self._answers[token.job]
             deltas = answer.take(token)
             finish = token.finish
@@ -152,8 +216,9 @@ class Loop:
                 deltas += answer.output.end()
                 emit.dones.append((token.job, answer.done(finish)))
                 del self._answers[token.job]
+            deltas = answer.with_logprobs(deltas, bool(finish))
             emit.deltas.extend((token.job, delta) for delta in deltas)
-        if emit.deltas or emit.dones:
+        if tokens:
             self._send(emit)
 
 
@@ -162,6 +227,12 @@ def check_features(sampling: Sampling, facts: Facts) -> None:
     for feature, param in asked_for(sampling):
         if feature not in facts.features:
             raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
+
+
+def after(sampling: Sampling, said: int) -> Sampling:
+    """What is left to ask for once so many tokens were said."""
+    limit = sampling.max_tokens - said if sampling.max_tokens else None
+    return msgspec.structs.replace(sampling, max_tokens=limit, min_tokens=max(0, sampling.min_tokens - said))
 
 
 def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:

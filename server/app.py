@@ -13,6 +13,7 @@ from runtimes.pool import Pool
 from server.auth import guard
 from server.chat import chat_completions
 from server.errors import respond
+from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
 
 LARGEST_BODY_BYTES = 10 << 20
@@ -28,7 +29,9 @@ def create(config: Config) -> Litestar:
         finally:
             await app.state.pool.drain()
 
-    api = Router("/", route_handlers=[chat_completions, list_models, get_model], guards=[guard(config.server.api_keys)])
+    api = Router(
+        "/", route_handlers=[chat_completions, list_models, get_model, metrics], guards=[guard(config.server.api_keys)]
+    )
     return Litestar(
         [api, health, ready],
         lifespan=[lifespan],

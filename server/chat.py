@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from runtimes.contract import Delta, Done, Event, Job, Placed, ToolCall
+from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed, ToolCall
 from runtimes.pool import Pool
 from server import openai, sse
 
@@ -34,7 +34,7 @@ async def chat_completions(request: Request[Any, Any, State], state: State) -> R
     events = log_end(job, pool.run(job))
     placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
     assert isinstance(placed, Placed)
-    headers = {"x-enginehouse-runtime": placed.runtime, "x-enginehouse-precision": placed.precision}
+    headers = placed_headers(placed)
     if chat.stream:
         include_usage = chat.stream_options is not None and chat.stream_options.include_usage
         chunks = sse.Chunks(job.id, created, chat.model, include_usage)
@@ -43,6 +43,15 @@ async def chat_completions(request: Request[Any, Any, State], state: State) -> R
     answer = await unless_client_leaves(request, collect(events))
     completion = {"id": job.id, "object": "chat.completion", "created": created, "model": chat.model, **answer}
     return Response(completion, headers=headers, media_type="application/json")
+
+
+def placed_headers(placed: Placed) -> dict[str, str]:
+    return {
+        "x-enginehouse-runtime": placed.runtime,
+        "x-enginehouse-precision": placed.precision,
+        "x-enginehouse-device": placed.device,
+        "x-enginehouse-reason": placed.reason,
+    }
 
 
 def check_content_type(request: Request[Any, Any, State]) -> None:
@@ -74,11 +83,15 @@ async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
     text: list[str] = []
     reasoning: list[str] = []
     calls: list[ToolCall] = []
+    logprobs: list[Logprob] = []
     async for event in events:
         match event:
+            case Placed(again=True):
+                text, reasoning, calls, logprobs = [], [], [], []
             case Delta():
                 text.append(event.text)
                 reasoning.append(event.reasoning)
+                logprobs += event.logprobs
                 if event.tool_call:
                     calls.append(event.tool_call)
             case Done():
@@ -89,7 +102,8 @@ async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = [sse.call_fields(call) for call in calls]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
+    scored = sse.logprob_fields(logprobs) if logprobs else None
+    choice = {"index": 0, "message": message, "logprobs": scored, "finish_reason": done.finish_reason}
     return {"choices": [choice], "usage": sse.usage_fields(done.usage)}
 
 

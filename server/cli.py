@@ -1,27 +1,32 @@
-"""`enginehouse serve`."""
+"""`enginehouse serve | bench | explain | doctor`."""
 
 import argparse
 import ipaddress
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 
 import msgspec
 
 from config.load import BadConfig, load
 from config.schema import Config
+from runtimes.contract import Unavailable, UnknownModel
 
 STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
 
 
 def main() -> None:
     arguments = parser().parse_args()
-    logging.basicConfig(level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        serve(arguments)
-    except BadConfig as error:
+        arguments.command(arguments)
+    except (BadConfig, UnknownModel, Unavailable) as error:
         sys.exit(f"enginehouse: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,14 +35,52 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=version("enginehouse"))
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("serve", help="serve the models of the config file")
-    command.add_argument(
+    serving = command(commands, "serve", serve, "serve the models of the config file")
+    serving.add_argument("--host", help="address to listen on, over the config's")
+    serving.add_argument("--port", type=int, help="port to listen on, over the config's")
+    benching = command(commands, "bench", bench, "time a model on each runtime of this host, and keep the figures")
+    benching.add_argument("model", metavar="MODEL")
+    benching.add_argument("--runtime", metavar="R", nargs="+", help="only these")
+    benching.add_argument("--precision", metavar="P", nargs="+", help="these instead of the config's")
+    benching.add_argument("--json", action="store_true")
+    explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
+    explaining.add_argument("model", metavar="MODEL")
+    explaining.add_argument("--json", action="store_true")
+    command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
+    return top
+
+
+def command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    help: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(command=run, name=name)
+    parser.add_argument(
         "--config", metavar="FILE", help="else $ENGINEHOUSE_CONFIG, ./enginehouse.yaml, or the built-in config"
     )
-    command.add_argument("--host", help="address to listen on, over the config's")
-    command.add_argument("--port", type=int, help="port to listen on, over the config's")
-    command.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    return top
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    from server import bench
+
+    bench.run(load(arguments.config), arguments.model, arguments.runtime, arguments.precision, arguments.json)
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    from server import bench
+
+    bench.explain(load(arguments.config), arguments.model, arguments.json)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from server import doctor
+
+    sys.exit(doctor.run(arguments.config))
 
 
 def serve(arguments: argparse.Namespace) -> None:

@@ -15,11 +15,17 @@ async def list_models(state: State) -> dict[str, Any]:
     return {"object": "list", "data": [describe(pool, state.started, name) for name in pool.config.models]}
 
 
+EXPLAIN = "/explain"
+
+
 @get("/v1/models/{name:path}")
 async def get_model(state: State, name: str) -> dict[str, Any]:
-    """One model, by its name or an alias."""
+    """One model, by its name or an alias; with /explain after it, which runtime serves it and why, with the numbers."""
     pool: Pool = state.pool
-    return describe(pool, state.started, pool.resolve(name.removeprefix("/")))
+    name = name.removeprefix("/")
+    if name.endswith(EXPLAIN):  # names may hold slashes, so the router cannot tell the two apart
+        return await pool.explain(name.removesuffix(EXPLAIN))
+    return describe(pool, state.started, pool.resolve(name))
 
 
 def describe(pool: Pool, created: int, name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runtimes.contract import Job, Refused, Sampling
+from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
 IGNORED = {
@@ -19,9 +19,6 @@ IGNORED = {
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True,),
     "store": (False,),
     "service_tier": ("auto", "default"),
@@ -91,6 +88,25 @@ class Tool(msgspec.Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
+class TextFormat(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+    pass
+
+
+class JsonFormat(msgspec.Struct, tag_field="type", tag="json_object", frozen=True):
+    pass
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    name: str
+    schema: dict[str, Any] = {}
+    description: str | None = None
+    strict: bool | None = None  # here a schema is always enforced to the letter
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True, frozen=True):
+    json_schema: NamedSchema
+
+
 class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: str
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
@@ -105,6 +121,9 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    logprobs: bool = False
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] = 0
+    response_format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
     tools: list[Tool] = []
     tool_choice: Literal["auto", "none"] = "auto"
     # Extensions, named as other servers name them.
@@ -113,6 +132,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
     min_tokens: Whole = 0
     ignore_eos: bool = False
+    stop_token_ids: list[Whole] = []
     chat_template_kwargs: dict[str, Any] = {}
 
 
@@ -167,12 +187,16 @@ def check_messages(messages: list[Message]) -> None:
 
 def to_job(request: ChatRequest, id: str) -> Job:
     limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
+    if request.top_logprobs and not request.logprobs:
+        raise Refused("'top_logprobs' needs 'logprobs': true", "top_logprobs", "invalid_value")
     return Job(
         id,
         request.model,
-        [message_fields(message) for message in request.messages],
-        [msgspec.to_builtins(tool) for tool in request.tools] if request.tool_choice != "none" else None,
-        request.chat_template_kwargs,
+        Chat(
+            [message_fields(message) for message in request.messages],
+            [msgspec.to_builtins(tool) for tool in request.tools] if request.tool_choice != "none" else None,
+            request.chat_template_kwargs,
+        ),
         Sampling(
             max_tokens=min(limits, default=None),
             min_tokens=request.min_tokens,
@@ -187,8 +211,22 @@ def to_job(request: ChatRequest, id: str) -> Job:
             presence_penalty=request.presence_penalty,
             repetition_penalty=request.repetition_penalty,
             logit_bias=request.logit_bias,
+            stop_token_ids=tuple(request.stop_token_ids),
+            logprobs=request.top_logprobs if request.logprobs else None,
+            constraint=constraint(request.response_format),
         ),
+        request.stream,
     )
+
+
+def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | None:
+    match form:
+        case TextFormat():
+            return None
+        case JsonFormat():
+            return JSON_OBJECT
+        case SchemaFormat(named):
+            return JsonSchema(msgspec.json.encode(named.schema).decode())
 
 
 def message_fields(message: Message) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from contextlib import aclosing
 
 import msgspec
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Placed, ToolCall, Unavailable, Usage
+from runtimes.contract import Delta, Done, EngineFailed, Event, Logprob, Placed, Scored, ToolCall, Unavailable, Usage
 from server.errors import describe
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0
 
 
 class Chunks:
@@ -29,14 +30,20 @@ class Chunks:
         return self._before + b'{"role":"assistant","content":""}' + self._after
 
     def delta(self, delta: Delta) -> bytes:
+        if delta.logprobs:
+            scored = b',"logprobs":' + encode(logprob_fields(delta.logprobs))
+            return self._before + encode(self._fields(delta)) + scored + self._after
         if delta.text:
             return self._text + encode(delta.text) + b"}" + self._after
+        return self._before + encode(self._fields(delta)) + self._after
+
+    def _fields(self, delta: Delta) -> dict[str, object]:
         if delta.reasoning:
-            return self._before + b'{"reasoning_content":' + encode(delta.reasoning) + b"}" + self._after
-        assert delta.tool_call
-        call = {"index": self._calls, **call_fields(delta.tool_call)}
-        self._calls += 1
-        return self._before + encode({"tool_calls": [call]}) + self._after
+            return {"reasoning_content": delta.reasoning}
+        if delta.tool_call:
+            self._calls += 1
+            return {"tool_calls": [{"index": self._calls - 1, **call_fields(delta.tool_call)}]}
+        return {"content": delta.text}
 
     def closing(self, done: Done) -> bytes:
         usage = b',"usage":null' if self._include_usage else b""
@@ -47,7 +54,7 @@ class Chunks:
 
 
 async def stream(events: AsyncGenerator[Event, None], chunks: Chunks) -> AsyncIterator[bytes]:
-    """The body. Headers are out by now, so an error becomes an event."""
+    """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     async with aclosing(events):
         yield chunks.opening()
         try:
@@ -57,8 +64,8 @@ async def stream(events: AsyncGenerator[Event, None], chunks: Chunks) -> AsyncIt
                         yield chunks.delta(event)
                     case Done():
                         yield chunks.closing(event)
-                    case Placed():
-                        pass
+                    case Placed(runtime, precision):
+                        yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
         except (EngineFailed, Unavailable) as error:
             _, body, _ = describe(error)
             yield b"data: " + encode({"error": body}) + b"\n\n" + DONE
@@ -70,6 +77,18 @@ def call_fields(call: ToolCall) -> dict[str, object]:
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }
+
+
+def logprob_fields(logprobs: list[Logprob]) -> dict[str, object]:
+    content = [
+        token_fields(one.token) | {"top_logprobs": [token_fields(scored) for scored in one.top]} for one in logprobs
+    ]
+    return {"content": content, "refusal": None}
+
+
+def token_fields(scored: Scored) -> dict[str, object]:
+    logprob = max(scored.logprob, LEAST_LOGPROB)  # JSON has no -inf
+    return {"token": scored.text.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(scored.text)}
 
 
 def usage_fields(usage: Usage) -> dict[str, object]:

@@ -60,14 +60,17 @@ class Served:
 
 @contextmanager
 def serve(
-    folder: Path, models: dict[str, Any], environment: dict[str, str] | None = None, **server: Any
+    folder: Path,
+    models: dict[str, Any],
+    environment: dict[str, str] | None = None,
+    routing: dict[str, Any] | None = None,
+    **server: Any,
 ) -> Iterator[Served]:
     """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it."""
     port = free_port()
     config = folder / f"config-{port}.yaml"
-    config.write_text(
-        json.dumps({"server": {"port": port, **server}, "cache_dir": str(folder / "cache"), "models": models})
-    )
+    sections = {"server": {"port": port, **server}, "routing": routing or {"measure": "on-demand"}}
+    config.write_text(json.dumps({**sections, "cache_dir": str(folder / "cache"), "models": models}))
     process = subprocess.Popen(
         [sys.executable, "-m", "server.cli", "serve", "--config", str(config)],
         stderr=subprocess.PIPE,

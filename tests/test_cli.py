@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from runtimes.engines import runtimes
 from tests.serving import free_port, serve
 
 POCKET = {"models": {"pocket": {"source": "builtin:pocket"}}}
@@ -93,3 +94,42 @@ def test_flags_win_over_environment_and_environment_over_file(tmp_path: Path) ->
 @pytest.mark.parametrize("command", [["serve", "--prot", "1"], ["sreve"], []])
 def test_an_unknown_flag_or_command_is_refused(tmp_path: Path, command: list[str]) -> None:
     assert run(tmp_path, *command).returncode == 2
+
+
+def test_doctor_says_what_the_machine_has_and_that_it_can_serve(tmp_path: Path) -> None:
+    ended = run(tmp_path, "doctor", ENGINEHOUSE_CACHE_DIR=str(tmp_path / "cache"))
+    assert ended.returncode == 0, ended.stderr
+    assert "this machine can serve" in ended.stdout
+    for runtime in runtimes():
+        assert runtime in ended.stdout
+    assert "fingerprint" in ended.stdout
+
+
+def test_doctor_names_each_trouble_and_exits_with_one(tmp_path: Path) -> None:
+    (tmp_path / "enginehouse.yaml").write_text("models: {a: {source: x, precison: int4}}")
+    ended = run(tmp_path, "doctor")
+    assert ended.returncode == 1
+    assert "trouble: config 'enginehouse.yaml': model 'a': unknown key 'precison'" in ended.stdout
+    (tmp_path / "enginehouse.yaml").write_text("cache_dir: /dev/null/cache\nmodels: {a: {source: builtin:pocket}}")
+    ended = run(tmp_path, "doctor")
+    assert ended.returncode == 1
+    assert "cannot be written" in ended.stdout
+
+
+def test_explain_names_every_runtime_with_its_numbers_or_its_reason(tmp_path: Path) -> None:
+    ended = run(tmp_path, "explain", "pocket", "--json", ENGINEHOUSE_CACHE_DIR=str(tmp_path / "cache"))
+    explained = json.loads(ended.stdout)
+    told = {row["candidate"]["runtime"] for row in explained["candidates"]}
+    told |= {row["runtime"] for row in explained["rejected"]}
+    assert told == set(runtimes())
+    assert explained["chosen"] == explained["candidates"][0]["key"]
+    assert "not measured yet" in explained["reason"]
+    shown = run(tmp_path, "explain", "pocket", ENGINEHOUSE_CACHE_DIR=str(tmp_path / "cache")).stdout
+    assert explained["chosen"] in shown
+    assert "not echo: not chosen on this kind of host" in shown
+
+
+def test_explain_of_a_model_that_is_not_there_ends_with_one_line(tmp_path: Path) -> None:
+    ended = run(tmp_path, "explain", "gpt-9")
+    assert ended.returncode == 1
+    assert ended.stderr == "enginehouse: The model 'gpt-9' does not exist; have: pocket\n"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ POCKET = {"pocket": {"source": "builtin:pocket", "slots": 1}}
 ENDLESS = {"ignore_eos": True}
 
 
-def stream(served: Served, max_tokens: int = 3000) -> Any:
+def stream(served: Served, max_tokens: int = 3000, temperature: float = 0) -> Any:
     return served.client.chat.completions.create(
-        model="pocket", messages=COUNT, temperature=0, max_tokens=max_tokens, stream=True, extra_body=ENDLESS
+        model="pocket", messages=COUNT, temperature=temperature, max_tokens=max_tokens, stream=True, extra_body=ENDLESS
     )
 
 
@@ -30,9 +31,27 @@ def ask(served: Served) -> str:
     return str(reply.choices[0].message.content)
 
 
-def test_a_worker_killed_in_mid_stream_ends_it_with_an_error_and_the_next_request_is_answered(folder: Path) -> None:
+def test_a_greedy_stream_goes_on_when_its_worker_is_killed_as_if_nothing_had_happened(folder: Path) -> None:
+    exact = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
+    model = POCKET["pocket"] | {"runtime": "llamacpp", "precision": "f32", "options": exact}
+    with serve(folder, {"pocket": model}) as served:
+        whole = "".join(chunk.choices[0].delta.content or "" for chunk in stream(served, 400))
+        chunks = iter(stream(served, 400))
+        parts = [next(chunks).choices[0].delta.content or "" for _ in range(40)]
+        served.worker().kill()
+        ends = []
+        for chunk in chunks:
+            parts.append(chunk.choices[0].delta.content or "")
+            ends.append(chunk.choices[0].finish_reason)
+        assert "".join(parts) == whole
+        assert ends[-1] == "length"
+        served.wait_for("going on after")
+        assert 'enginehouse_continuations_total{model="pocket"} 1.0' in httpx.get(f"{served.root}/metrics").text
+
+
+def test_a_random_streams_worker_killed_ends_it_with_an_error_and_the_next_request_is_answered(folder: Path) -> None:
     with serve(folder, POCKET) as served:
-        chunks = iter(stream(served))
+        chunks = iter(stream(served, temperature=1))
         next(chunks)
         first = next(chunks)
         served.worker().kill()
@@ -54,6 +73,45 @@ def test_a_request_whose_worker_dies_before_its_first_token_is_answered_by_anoth
         worker.kill()
         asking.join(60)
         assert answers == [expected]
+
+
+def test_a_plain_request_runs_again_from_the_start_when_its_worker_is_killed(folder: Path) -> None:
+    """Its client has seen nothing yet, so it may be random."""
+    with serve(folder, POCKET) as served:
+        ask(served)
+        body = {"model": "pocket", "messages": COUNT, "max_tokens": 2000, "ignore_eos": True}
+        replies: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: replies.append(httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=120))
+        )
+        worker = served.worker()
+        idle = worker.cpu_times().user
+        asking.start()
+        while worker.cpu_times().user < idle + 0.1:
+            pass
+        worker.kill()
+        asking.join(120)
+        assert replies[0].status_code == 200
+        assert replies[0].json()["usage"]["completion_tokens"] == 2000
+        served.wait_for("running the request again")
+
+
+def test_a_request_that_kills_its_engine_costs_nobody_else_an_answer(folder: Path) -> None:
+    """Seven good requests beside one that the engine dies of, whenever it runs."""
+    echo = {"source": "builtin:echo", "options": {"echo": {"fails_on": "POISON"}}}
+    with serve(folder, {"echo": echo}) as served:
+
+        def say(text: str) -> httpx.Response:
+            body = {"model": "echo", "messages": [{"role": "user", "content": text}]}
+            return httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=120)
+
+        with ThreadPoolExecutor(8) as threads:
+            texts = [f"{n} " * 2000 for n in range(7)]
+            poison, *good = threads.map(say, ["POISON", *texts])
+        assert [reply.json()["choices"][0]["message"]["content"] for reply in good] == texts
+        assert poison.status_code == 500
+        assert "fails_on came up" in poison.json()["error"]["message"]
+        assert say("well again").status_code == 200
 
 
 def test_nothing_outlives_a_killed_server(folder: Path) -> None:

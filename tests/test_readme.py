@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 import yaml
 
-from config.schema import Config, Model, Server
+from config.schema import Config, Model, Routing, Server
 from runtimes.engines import runtimes
 from server import openai as wire
 from tests.serving import Served
@@ -32,7 +32,9 @@ def test_the_config_reference_names_every_key_with_its_default() -> None:
     model = shown["models"].pop("my-model")
     server = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Server).items()}
     assert shown["server"] == server
-    assert shown["cache_dir"] == defaults(Config)["cache_dir"]
+    assert shown["routing"] == defaults(Routing)
+    for key in ("cache_dir", "memory_budget"):
+        assert shown[key] == defaults(Config)[key]
     expected = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Model).items()}
     assert model | {"source": None, "options": {}} == expected | {"options": {}}
 

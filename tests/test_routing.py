@@ -1,57 +1,233 @@
 """Which runtime serves a model, and why the others do not."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from config.schema import Model
 from optimize.recipe import Source
-from runtimes.routing import Candidate, Offer, choose
+from runtimes.contract import Device, Refused
+from runtimes.routing import (
+    PRIOR,
+    Candidate,
+    Decision,
+    Figures,
+    Held,
+    Objective,
+    Offer,
+    decide,
+    evictions,
+    pick,
+    why_none,
+)
 
 CHECKPOINT = Source("m", "checkpoint", "/m", "Qwen3ForCausalLM", 4096, 600_000_000, 1, "f")
 LARGE = Source("m", "checkpoint", "/m", "Qwen3ForCausalLM", 4096, 8_000_000_000, 1, "f")
 GGUF = Source("m.gguf", "gguf", "/m.gguf", "qwen3", 4096, 600_000_000, 1, "f")
-LLAMACPP = Offer("llamacpp", "gguf", None, {"int4": "Q4_K_M", "int8": "Q8_0", "Q4_K_M": "Q4_K_M"})
+ALL = ("logit_bias", "regex", "top_logprobs")
+LLAMACPP = Offer("llamacpp", "gguf", None, {"int4": "Q4_K_M", "int8": "Q8_0", "Q4_K_M": "Q4_K_M"}, features=ALL)
+OPENVINO = Offer("openvino", "openvino", None, {"int4": "INT4_SYM", "int8": "INT8"}, features=("regex",))
+ONNX = Offer("onnx", "onnx", None, {"int4": "INT4", "int8": "INT8"}, features=ALL)
+MLX = Offer("mlx", "mlx", None, {"int4": "INT4", "int8": "INT8"}, features=ALL)
 ECHO = Offer("echo", "echo", None)
-OFFERS = [ECHO, LLAMACPP]
+OFFERS = [ECHO, MLX, ONNX, OPENVINO, LLAMACPP]
+QUICK = Figures(400, 50, 120, 8, 1.0, 0.5, 900 << 20)
+
+
+def decided(
+    model: Model | None = None, source: Source = CHECKPOINT, offers: list[Offer] = OFFERS, **known: Any
+) -> Decision:
+    return decide("m", model or Model("m"), source, offers, known.pop("host", "other"), **known)
+
+
+def keys(decision: Decision) -> list[str]:
+    return [ranked.candidate.key for ranked in decision.ranked]
+
+
+def no(model: Model, source: Source = CHECKPOINT, offers: list[Offer] = OFFERS) -> str:
+    decision = decided(model, source, offers)
+    assert not decision.ranked
+    return why_none(decision, model, [offer.runtime for offer in offers], {})
+
+
+# --- candidates ---
 
 
 def test_a_small_model_gets_eight_bits_and_a_large_one_four() -> None:
-    assert choose(Model("m"), CHECKPOINT, OFFERS).candidate == Candidate("llamacpp", "gguf", "Q8_0")
-    assert choose(Model("m"), LARGE, OFFERS).candidate == Candidate("llamacpp", "gguf", "Q4_K_M")
+    assert keys(decided())[0] == "llamacpp/cpu/Q8_0"
+    assert keys(decided(source=LARGE))[0] == "llamacpp/cpu/Q4_K_M"
 
 
 def test_a_pinned_precision_is_taken_in_any_case_of_letters() -> None:
-    assert choose(Model("m", precision="q4_k_m"), CHECKPOINT, OFFERS).candidate == Candidate(
-        "llamacpp", "gguf", "Q4_K_M"
-    )
+    assert keys(decided(Model("m", precision="q4_k_m"))) == ["llamacpp/cpu/Q4_K_M"]
 
 
 def test_a_ready_artifact_is_used_as_it_is() -> None:
-    assert choose(Model("m"), GGUF, OFFERS).candidate == Candidate("llamacpp", "gguf", "")
+    assert keys(decided(source=GGUF)) == ["llamacpp/cpu/as-is"]
 
 
 def test_an_unknown_precision_is_refused_with_those_there_are() -> None:
-    choice = choose(Model("m", precision="int3"), CHECKPOINT, OFFERS)
-    assert choice.candidate is None
-    assert "unknown precision 'int3'; have: auto, int4, int8, Q4_K_M" in choice.reason
+    assert "unknown precision 'int3'; have: auto, int4, int8, Q4_K_M" in no(Model("m", precision="int3"))
 
 
 def test_an_unknown_runtime_is_refused_with_those_there_are() -> None:
-    assert choose(Model("m", runtime="mxl"), CHECKPOINT, OFFERS).reason == "unknown runtime 'mxl'; have: echo, llamacpp"
+    have = "echo, llamacpp, mlx, onnx, openvino"
+    assert no(Model("m", runtime="mxl")) == f"unknown runtime 'mxl'; have: {have}"
 
 
 def test_every_runtime_passed_over_has_its_reason() -> None:
-    absent = Offer("llamacpp", "gguf", "llama-cpp-python is not installed")
-    choice = choose(Model("m"), CHECKPOINT, [ECHO, absent])
-    assert choice.candidate is None
-    assert "llamacpp: llama-cpp-python is not installed" in choice.reason
-    assert "echo: loads echo, which cannot be made of 'm'" in choice.reason
+    absent = msgspec.structs.replace(LLAMACPP, unavailable="llama-cpp-python is not installed")
+    reason = no(Model("m"), offers=[ECHO, absent])
+    assert "llamacpp: llama-cpp-python is not installed" in reason
+    assert "echo: not chosen on this kind of host" in reason
+    decision = decided()
+    assert {r.candidate.runtime for r in decision.ranked} | {r.runtime for r in decision.rejected} == {
+        offer.runtime for offer in OFFERS
+    }
 
 
 def test_what_the_toolchain_refuses_is_no_candidate() -> None:
-    refusing = Offer("llamacpp", "gguf", None, LLAMACPP.precisions, "architecture 'Mamba' is not known")
-    assert "architecture 'Mamba' is not known" in choose(Model("m"), CHECKPOINT, [refusing]).reason
+    refusing = msgspec.structs.replace(LLAMACPP, cannot_build="architecture 'Mamba' is not known")
+    assert "architecture 'Mamba' is not known" in no(Model("m"), offers=[refusing])
 
 
 def test_echo_serves_only_what_is_made_for_it() -> None:
-    assert choose(
-        Model("builtin:echo"), Source("builtin:echo", "echo", "", "", 0, 0, 0, "e"), OFFERS
-    ).candidate == Candidate("echo", "echo", "")
-    assert choose(Model("m", runtime="echo"), CHECKPOINT, OFFERS).candidate is None
+    echo = Source("builtin:echo", "echo", "", "", 0, 0, 0, "e")
+    assert keys(decided(Model("builtin:echo"), echo)) == ["echo/cpu/as-is"]
+    assert "loads echo, which cannot be made of 'm'" in no(Model("m", runtime="echo"))
+
+
+def test_each_device_is_a_candidate_the_gpu_first_and_a_broken_one_has_its_reason() -> None:
+    devices = (
+        Device("CPU", "cpu"),
+        Device("NPU", "npu"),
+        Device("GPU.0", "gpu"),
+    )
+    offer = msgspec.structs.replace(OPENVINO, devices=devices)
+    assert [r.candidate.device for r in decided(offers=[offer]).ranked] == ["gpu", "cpu", "npu"]
+    broken = msgspec.structs.replace(OPENVINO, devices=(Device("GPU.0", "gpu", unavailable="no driver"),))
+    assert "no driver" in no(Model("m"), offers=[broken])
+
+
+# --- the prior, and measurements ---
+
+
+@pytest.mark.parametrize("host", PRIOR)
+def test_without_figures_the_prior_of_the_host_decides_and_mlx_serves_only_apple(host: str) -> None:
+    order = [r.candidate.runtime for r in decided(host=host).ranked]
+    assert order == list(PRIOR[host])
+    assert ("mlx" in order) == (host == "apple")
+
+
+def test_mlx_serves_elsewhere_when_pinned() -> None:
+    assert keys(decided(Model("m", runtime="mlx"))) == ["mlx/cpu/INT8"]
+
+
+OBJECTIVES: dict[Objective, str] = {
+    "latency": "onnx/cpu/INT8",
+    "throughput": "openvino/cpu/INT8",
+    "memory": "llamacpp/cpu/Q8_0",
+    "balanced": "onnx/cpu/INT8",
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_measured_candidates_are_ranked_by_what_best_means(objective: Objective) -> None:
+    figures = {
+        "llamacpp/cpu/Q8_0": Figures(220, 40, 55, 8, 2.3, 0.5, 700 << 20),
+        "openvino/cpu/INT8": Figures(460, 30, 130, 8, 1.1, 1.5, 900 << 20),
+        "onnx/cpu/INT8": Figures(260, 51, 116, 8, 1.9, 1.0, 1100 << 20),
+    }
+    decision = decided(objective=objective, figures=figures)
+    assert keys(decision)[0] == OBJECTIVES[objective]
+    assert f"measured on this host: {objective} cost" in decision.ranked[0].reason
+
+
+def test_a_lone_measurement_of_the_second_choice_does_not_displace_the_first() -> None:
+    assert keys(decided(figures={"onnx/cpu/INT8": QUICK}))[0] == "llamacpp/cpu/Q8_0"
+    both = {"onnx/cpu/INT8": QUICK, "llamacpp/cpu/Q8_0": msgspec.structs.replace(QUICK, decode=20)}
+    assert keys(decided(figures=both)) == ["onnx/cpu/INT8", "llamacpp/cpu/Q8_0", "openvino/cpu/INT8"]
+
+
+def test_a_parked_candidate_is_passed_over_unless_there_is_no_other() -> None:
+    parked = {"llamacpp/cpu/Q8_0": "parked until 12:00:00: died 3 times"}
+    decision = decided(parked=parked)
+    assert keys(decision)[0] == "openvino/cpu/INT8"
+    assert any(r.reason == parked["llamacpp/cpu/Q8_0"] for r in decision.rejected)
+    alone = decided(offers=[LLAMACPP], parked=parked)
+    assert keys(alone) == ["llamacpp/cpu/Q8_0"]
+    assert "died 3 times" in alone.ranked[0].reason
+
+
+# --- what a request needs ---
+
+OPENVINO_FIRST = decide("m", Model("m"), CHECKPOINT, OFFERS, "intel")
+BIAS = [("logit_bias", "logit_bias")]
+
+
+def test_a_request_goes_to_the_first_that_has_what_it_needs() -> None:
+    first = pick(OPENVINO_FIRST, Model("m"), [("regex", "response_format")], {}, strict=True)
+    assert first and first.candidate.runtime == "openvino"
+    detour = pick(OPENVINO_FIRST, Model("m"), BIAS, {}, strict=False)
+    assert detour and detour.candidate.runtime == "llamacpp"
+
+
+def test_strict_forbids_the_detour_and_says_who_would_serve_it() -> None:
+    with pytest.raises(Refused) as refused:
+        pick(OPENVINO_FIRST, Model("m"), BIAS, {}, strict=True)
+    assert refused.value.param == "logit_bias"
+    assert "served by: llamacpp, onnx" in refused.value.message
+
+
+def test_what_no_candidate_has_is_refused_by_name() -> None:
+    with pytest.raises(Refused) as refused:
+        pick(decided(offers=[OPENVINO]), Model("m"), BIAS, {}, strict=False)
+    assert refused.value.param == "logit_bias"
+    assert "none of its engines honours it" in refused.value.message
+
+
+def test_a_candidate_that_failed_in_this_request_is_not_tried_again() -> None:
+    tried: Mapping[str, str] = {"openvino/cpu/INT8": "broken"}
+    second = pick(OPENVINO_FIRST, Model("m"), [], tried, strict=False)
+    assert second and second.candidate.runtime == "llamacpp"
+    assert pick(OPENVINO_FIRST, Model("m"), [], dict.fromkeys(keys(OPENVINO_FIRST), "broken"), strict=False) is None
+
+
+# --- memory ---
+
+HELD = st.lists(
+    st.builds(
+        Held,
+        st.tuples(st.text("abc", min_size=1, max_size=3), st.just("x")),
+        st.integers(1, 50),
+        st.booleans(),
+        st.floats(0, 100),
+    ),
+    max_size=6,
+    unique_by=lambda held: held.key,
+)
+
+
+@given(HELD, st.integers(0, 150))
+def test_evictions_make_room_spare_the_busy_and_take_no_more_than_needed(held: list[Held], needed: int) -> None:
+    budget = 150
+    room = budget - sum(one.bytes for one in held)
+    gone = evictions(needed, budget, held)
+    idle = {one.key: one for one in held if not one.busy}
+    if gone is None:
+        assert room + sum(one.bytes for one in idle.values()) < needed
+        return
+    assert set(gone) <= idle.keys()
+    freed = [idle[key].bytes for key in gone]
+    assert room + sum(freed) >= needed
+    assert not freed or room + sum(freed[:-1]) < needed
+    oldest = sorted(idle.values(), key=lambda one: one.used)
+    assert [idle[key].used for key in gone] == [one.used for one in oldest[: len(gone)]]
+
+
+def test_candidates_of_one_model_have_different_keys() -> None:
+    assert Candidate("onnx", "cpu", "onnx", "F32").key != Candidate("onnx", "gpu", "onnx", "F32").key

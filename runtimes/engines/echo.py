@@ -7,14 +7,18 @@ import msgspec
 from runtimes.contract import Engine, Facts, Load, Local, Pooling, Sampling, Token
 
 TEMPLATE = "{{ messages[-1].content }}"
+FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Echo takes none."""
+    """For trying out what clients see when an engine breaks."""
+
+    fails_on: str = ""  # the engine dies of an answer that holds this
 
 
 class Echo:
     def __init__(self, load: Load) -> None:
+        self._fails_on = msgspec.convert(load.options, Options).fails_on.encode()
         self.facts = Facts(
             context_length=load.context,
             slots=load.slots,
@@ -23,7 +27,7 @@ class Echo:
             bos="",
             eos="",
             device="cpu",
-            features=("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed"),  # a choice of one meets all
+            features=FEATURES,
         )
         self._running: dict[int, tuple[bytes, int]] = {}  # job -> what is left to say, tokens still allowed
 
@@ -39,12 +43,17 @@ class Echo:
 
     def _advance(self, job: int) -> Token:
         rest, allowed = self._running[job]
+        if self._fails_on and self._fails_on in rest:
+            raise RuntimeError("options.echo.fails_on came up")
         finish = "stop" if len(rest) <= 1 else "length" if allowed == 1 else None
         if finish:
             del self._running[job]
         else:
             self._running[job] = rest[1:], allowed - 1
         return Token(job, rest[0] if rest else -1, rest[:1], finish)
+
+    def text(self, token: int) -> bytes:
+        return bytes([token])
 
     def remove(self, job: int) -> None:
         self._running.pop(job, None)
@@ -60,4 +69,4 @@ def load(load: Load, report: Callable[[float], None]) -> Engine:
     return Echo(load)
 
 
-RUNTIME = Local(name="echo", format="echo", unavailable=lambda: None, load=load, options=Options)
+RUNTIME = Local(name="echo", format="echo", unavailable=lambda: None, load=load, options=Options, features=FEATURES)

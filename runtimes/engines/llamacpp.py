@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
-from runtimes.constrain import Guide, Guides
+from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     FURTHER,
     Constraint,
+    Device,
     Engine,
     Facts,
     Load,
@@ -87,6 +88,7 @@ class LlamaCpp:
         options = msgspec.convert(load.options, Options)
         self._log = Log(show_trouble)
         load_backends()
+        self._device = load.device
         self._model = self._load_model(load.path, options, report)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         vocabulary = llama_cpp.llama_vocab_n_tokens(self._vocab)
@@ -222,23 +224,27 @@ class LlamaCpp:
     def _next(self, slot: Slot, running: Running) -> Token:
         sampling, cached = running.sampling, running.cached or 0
         score, top = self._scores(slot.row, sampling.logprobs)
-        if running.guide:
-            running.guide.forbid(self._logits(slot.row))
-        token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
+        try:
+            if running.guide:
+                running.guide.forbid(self._logits(slot.row))
+            token = self._l.llama_sampler_sample(running.chain, self._context, slot.row)
+            complete = running.guide.accept(token) if running.guide and token not in running.ends else False
+        except ConstraintFailed as error:
+            self._end(running)
+            return Token(running.job, -1, b"", failure=str(error))
         if token in running.ends:
             self._end(running)
             return Token(running.job, -1, b"", "stop", cached)
         running.tokens.append(token)
         generated = len(running.tokens) - running.prompt
         full = generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
-        complete = running.guide.accept(token) if running.guide else False
         if full or complete:
             self._end(running)
         elif running.eos_barred and generated >= sampling.min_tokens:
             self._l.llama_sampler_free(self._l.llama_sampler_chain_remove(running.chain, 0))
             running.eos_barred = False
         finish = "stop" if complete else "length" if full else None
-        return Token(running.job, token, self._piece(token), finish, cached, score and score(token), top)
+        return Token(running.job, token, self.text(token), finish, cached, score and score(token), top)
 
     def _logits(self, row: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """A view of the library's own, before sampling."""
@@ -253,7 +259,7 @@ class LlamaCpp:
         logits = self._logits(row).copy()
         logprob_of = log_probabilities(logits)
         top = likeliest(logits, count, logprob_of) if count else []
-        scored = tuple(Scored(token, self._piece(token), logprob) for token, logprob in top)
+        scored = tuple(Scored(token, self.text(token), logprob) for token, logprob in top)
         return lambda token: float(logprob_of(float(logits[token]))), scored
 
     def _end(self, running: Running) -> None:
@@ -368,7 +374,7 @@ class LlamaCpp:
         entries = (self._l.llama_logit_bias * len(bias))(*[self._l.llama_logit_bias(t, b) for t, b in bias.items()])
         return self._l.llama_sampler_init_logit_bias(self._l.llama_vocab_n_tokens(self._vocab), len(bias), entries)
 
-    def _piece(self, token: int) -> bytes:
+    def text(self, token: int) -> bytes:
         piece = self._pieces.get(token)
         if piece is None:
             size = self._l.llama_token_to_piece(self._vocab, token, self._piece_buffer, 1024, 0, False)
@@ -379,7 +385,7 @@ class LlamaCpp:
         if self._guides is None:
             lib, vocab = self._l, self._vocab
             size = self.facts.vocabulary
-            pieces = [self._piece(token) for token in range(size)]
+            pieces = [self.text(token) for token in range(size)]
             special = [token for token in range(size) if lib.llama_vocab_is_control(vocab, token)]
             self._guides = Guides(pieces, special, sorted(self._eos), self.encode)
         return self._guides.guide(constraint)
@@ -422,7 +428,7 @@ class LlamaCpp:
     def _load_model(self, path: str, options: Options, report: Callable[[float], None]) -> Any:
         self._l.llama_backend_init()
         params = self._l.llama_model_default_params()
-        params.n_gpu_layers = options.n_gpu_layers
+        params.n_gpu_layers = options.n_gpu_layers if self._device == "gpu" else 0
 
         def progress(fraction: float, _: Any) -> bool:
             report(fraction)
@@ -481,7 +487,7 @@ class LlamaCpp:
             if self._l.llama_vocab_get_add_bos(self._vocab)
             else "",
             eos=self._token_text(self._l.llama_vocab_eos(self._vocab)),
-            device="gpu" if self._l.llama_supports_gpu_offload() else "cpu",
+            device=self._device,
             features=FEATURES,
         )
 
@@ -566,6 +572,16 @@ def unavailable() -> str | None:
     return None
 
 
+def devices() -> list[Device]:
+    """What ggml's backends found. Written from the documentation for all but the CPU."""
+    import llama_cpp
+
+    found = [Device("CPU", "cpu")]
+    if llama_cpp.llama_supports_gpu_offload():
+        found.append(Device("GPU", "gpu", "the GPU this build of llama.cpp was made for"))
+    return found
+
+
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     return LlamaCpp(load, report)
 
@@ -576,6 +592,9 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
+    features=FEATURES,
+    devices=devices,
+    distributions=("llama-cpp-python",),
     # Spinning OpenMP threads of a busy machine cost five times the speed; a failed assertion must not start gdb.
     environment={"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"},
 )
