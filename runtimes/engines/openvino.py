@@ -17,6 +17,7 @@ import msgspec
 from runtimes.constrain import PARAM, Guides
 from runtimes.contract import (
     Constraint,
+    Device,
     Engine,
     Facts,
     JsonSchema,
@@ -46,7 +47,8 @@ FEATURES = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
     "stop_token_ids", "logprobs", "json_schema", "regex", "embeddings",
 )  # fmt: skip
-ATTEMPTS = 3
+ATTEMPTS = 3  # of a job to go on when the KV cache was full
+NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
 KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "u8": 1.0, "u4": 0.5}
 CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as OpenVINO names them
 BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of a page of the KV cache
@@ -55,7 +57,7 @@ BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of a page of the KV cache
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options: {openvino: {...}}` of a model."""
 
-    device: str = "CPU"  # CPU, GPU, GPU.1; an NPU has no continuous batching
+    device: str | None = None  # OpenVINO's own name, where a machine has several of a kind: GPU.1
     precision: Literal["auto", "f32", "bf16", "f16"] = "auto"  # of arithmetic; auto: bf16 where the CPU has it
     kv_precision: Literal["auto", "f32", "bf16", "f16", "u8", "u4"] = "auto"  # auto: 16 bits
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
@@ -84,8 +86,7 @@ class Running:
 
 class OpenVino:
     def __init__(self, load: Load, report: Callable[[float], None]) -> None:
-        # OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it.
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        silence()
         import openvino
         import openvino_genai
 
@@ -94,7 +95,7 @@ class OpenVino:
         folder = Path(load.path)
         check_folder(folder)
         self._core = openvino.Core()
-        self._device = options.device
+        self._device = options.device or load.device.upper()
         self._properties = self._properties_for(options, load.threads)
         self._vocabulary = Vocabulary(folder)
         context = min(load.context, self._vocabulary.context_length or load.context)
@@ -133,7 +134,7 @@ class OpenVino:
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
-            device=self._device.lower(),
+            device=self._device.partition(".")[0].lower(),
             features=FEATURES,
         )
 
@@ -167,6 +168,9 @@ class OpenVino:
                 leaving.handle.cancel()
                 self._leaving.remove(leaving)
         return out
+
+    def text(self, token: int) -> bytes:
+        return self._pieces[token]
 
     def remove(self, job: int) -> None:
         """A prompt of which a part is read is read to its end in silence: GenAI marks a half-filled page of the KV
@@ -242,8 +246,8 @@ class OpenVino:
         if full:
             self._end(running)
         asked = running.sampling.logprobs is not None
-        piece = self._pieces[token]
-        return Token(running.job, token, piece, "length" if full else None, cached, logprob if asked else None)
+        finish = "length" if full else None
+        return Token(running.job, token, self.text(token), finish, cached, logprob if asked else None)
 
     def _end(self, running: Running) -> None:
         self._hold = False
@@ -257,7 +261,8 @@ class OpenVino:
         if running.attempts > ATTEMPTS or (running.sampling.constraint and running.generated):
             del self._jobs[running.job]
             self._running.remove(running)
-            yield Token(running.job, -1, b"", "length", running.cached or 0)
+            full = "the KV cache is full; raise options.openvino.kv_tokens, or lower 'slots'"
+            yield Token(running.job, -1, b"", failure=full)
             return
         self._running.remove(running)
         running.handle, running.stepped = None, False
@@ -367,7 +372,7 @@ class OpenVino:
         """Both precisions are always given: an IR names its own, and loading fails where the two disagree."""
         kind = self._device.partition(".")[0]
         if kind == "NPU":
-            raise ValueError("an NPU has no continuous batching in OpenVINO GenAI; use device CPU or GPU")
+            raise ValueError(f"{NO_NPU}; use device CPU or GPU")
         have = self._core.available_devices  # "GPU", or "GPU.0" and "GPU.1", of which "GPU" is the first
         if self._device not in {*have, *(device.partition(".")[0] for device in have)} or kind not in BLOCK_TOKENS:
             raise ValueError(f"OpenVINO finds no device '{self._device}'; have: {', '.join(have)}")
@@ -556,8 +561,37 @@ def unavailable() -> str | None:
     return None
 
 
+def silence() -> None:
+    """OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def devices() -> list[Device]:
+    """As OpenVINO lists them. Only CPUs were tried; the rest is written from its documentation."""
+    silence()
+    import openvino
+
+    core = openvino.Core()
+    found = []
+    for name in core.available_devices:
+        kind = name.partition(".")[0].lower()
+        if kind in ("cpu", "gpu", "npu"):
+            described = str(core.get_property(name, "FULL_DEVICE_NAME"))
+            found.append(Device(name, kind, described, NO_NPU if kind == "npu" else None))
+    return found
+
+
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     return OpenVino(load, report)
 
 
-RUNTIME = Local(name="openvino", format="openvino", unavailable=unavailable, load=load, options=Options)
+RUNTIME = Local(
+    name="openvino",
+    format="openvino",
+    unavailable=unavailable,
+    load=load,
+    options=Options,
+    features=FEATURES,
+    devices=devices,
+    distributions=("openvino", "openvino-genai"),
+)
