@@ -214,7 +214,7 @@ class OpenVino:
     # --- one step ---
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) + len(self._leaving) < self._slots:
+        while self._waiting and len(self._running) < self._slots:
             if self._hold and self._running:
                 return
             running = self._waiting.popleft()
