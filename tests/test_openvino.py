@@ -118,6 +118,12 @@ def test_a_group_that_does_not_divide_is_refused_with_one_that_does(ir: Path, tm
     assert list((tmp_path / "small").glob("*.bin")) == []
 
 
+def test_a_ready_made_ir_is_never_moved_nor_converted(ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotBuild, match="not converted to BF16; serve it as it is"):
+        build(ir, "BF16", tmp_path / "other")
+    assert (ir / "openvino_model.bin").exists()
+
+
 def test_a_family_that_was_not_proven_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     other = shutil.copytree(checkpoint, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

@@ -1,8 +1,10 @@
 """OpenVINO IR: exported by transformers' own exporter, weights compressed by NNCF, tokenizer by openvino_tokenizers."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,21 +53,24 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
     if reason := refuses(source):
         raise CannotBuild(reason)
     origin, exported = Path(source.path), folder / "exported.xml"
-    try:
-        if source.kind == "checkpoint":
-            export(origin, exported, precision if precision in CONVERTED else None, report)
-            copy_companions(origin, folder)
-        else:
-            exported = origin / MODEL
-            copy_companions(origin, folder)
+    copy_companions(origin, folder)
+    if source.kind == "openvino":
         if precision in CONVERTED:
-            exported.rename(folder / MODEL)
-            exported.with_suffix(".bin").rename((folder / MODEL).with_suffix(".bin"))
-        else:
+            raise CannotBuild(f"an IR is not converted to {precision}; serve it as it is, or in int8 or int4")
+        for graph in origin.glob("openvino_*tokenizer.*"):
+            shutil.copyfile(graph, folder / graph.name)
+        compress(origin / MODEL, folder / MODEL, precision, origin, report)
+    elif precision in CONVERTED:
+        export(origin, folder / MODEL, precision, report)
+    else:
+        try:
+            export(origin, exported, None, report)
+            gc.collect()  # the model and its graph hold each other; neither may be in memory beside what comes next
             compress(exported, folder / MODEL, precision, origin, report)
-    finally:
-        for leftover in folder.glob("exported.*"):
-            leftover.unlink()
+        finally:
+            for leftover in folder.glob("exported.*"):
+                leftover.unlink()
+    gc.collect()
     check(folder, report)
 
 
