@@ -43,10 +43,11 @@ QUESTIONS = [
 # What makes an engine's arithmetic the same whatever else is in the batch.
 EXACT: dict[str, dict[str, Any]] = {
     "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
+    "mlx": {"prefill_chunk": 32},
     "openvino": {"precision": "f32", "kv_precision": "f32", "prefill_chunk": 32},
 }
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}, "openvino": {"kv_tokens": CONTEXT}}
+TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in ("llamacpp", "mlx", "openvino")}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 
@@ -104,12 +105,16 @@ class Jobs:
         return tokens
 
     def finish(self) -> None:
-        running = {job for job, tokens in self.tokens.items() if not (tokens and tokens[-1].finish)}
+        running = {job for job, tokens in self.tokens.items() if not (tokens and ended(tokens[-1]))}
         while running:
-            running -= {token.job for token in self.step() if token.finish}
+            running -= {token.job for token in self.step() if ended(token)}
 
     def text(self, job: int) -> bytes:
         return b"".join(token.text for token in self.tokens[job])
+
+
+def ended(token: Token) -> bool:
+    return bool(token.finish or token.failure)
 
 
 def answer(engine: Engine, text: str, sampling: Sampling = GREEDY) -> Jobs:
@@ -423,7 +428,7 @@ def test_every_answer_under_a_schema_that_ended_by_itself_validates(engine: Engi
 
 def test_an_answer_under_a_regex_matches_it(engine: Engine) -> None:
     needs(engine, "regex")
-    patterns = [r"(yes|no), [0-9]{3}", r"[a-z]{4,8}@[a-z]+\.(com|org)", r"\d{4}-(0[1-9]|1[0-2])"]
+    patterns = [r"(yes|no), [0-9]{3}", r"[a-z]{4,8}@[a-z]{2,9}\.(com|org)", r"\d{4}-(0[1-9]|1[0-2])"]
     for pattern, (text, finish) in zip(patterns, constrained(engine, [Regex(p) for p in patterns]), strict=True):
         assert finish == "stop"
         assert re.fullmatch(pattern, text)
@@ -480,6 +485,19 @@ def test_a_constraint_binds_only_its_own_job(engine: Engine) -> None:
     jobs.finish()
     assert jobs.text(0) == alone
     assert re.fullmatch(rb"[xyz]{12}", jobs.text(1))
+
+
+def test_a_constraint_that_leaves_nothing_to_say_ends_its_own_job_only(engine: Engine) -> None:
+    needs(engine, "regex")
+    alone = answer(engine, prompt(QUESTIONS[1])).text(0)
+    a, b = engine.encode("a") + engine.encode("b")
+    stuck = Sampling(max_tokens=9, min_tokens=1, temperature=0, stop_token_ids=(a, b), constraint=Regex("[ab]"))
+    jobs = Jobs(engine)
+    jobs.add(0, engine.encode(prompt(QUESTIONS[1])))
+    jobs.add(1, engine.encode(prompt(QUESTIONS[1])), stuck)
+    jobs.finish()
+    assert jobs.text(0) == alone
+    assert jobs.tokens[1][-1].failure or jobs.tokens[1][-1].finish == "length"
 
 
 # --- embeddings ---
