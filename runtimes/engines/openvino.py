@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from runtimes.constrain import PARAM, Guides
+from runtimes.constrain import PARAM, ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     Constraint,
     Device,
@@ -78,6 +78,8 @@ class Running:
         self.attempts = 0  # how often the KV cache was too full to go on
         self.stepped = False  # whether the pipeline may have read a part of it
         self.cached: int | None = None  # prompt tokens reused, of the first admission
+        # With min_tokens GenAI goes on where the constraint leaves nothing to say, and takes a token that it forbids.
+        self.guide: Guide | None = None
 
     @property
     def generated(self) -> int:
@@ -152,6 +154,8 @@ class OpenVino:
         allowed = min(sampling.max_tokens or room, room)
         running = Running(job, ids, sampling, ends, allowed)
         running.config = self._generation_config(sampling, ends, allowed)
+        if sampling.constraint and sampling.min_tokens and self._guides:
+            running.guide = self._guides.guide(sampling.constraint)
         self._jobs[job] = running
         self._waiting.append(running)
 
@@ -239,14 +243,21 @@ class OpenVino:
         if not running.generated:
             self._prefixes.keep(running.tokens[: running.prompt // self._block * self._block])
         running.tokens.append(token)
+        try:
+            complete = running.guide is not None and running.guide.accept(token)
+        except ConstraintFailed as error:
+            self._end(running)
+            running.handle.cancel()
+            return Token(running.job, -1, b"", failure=str(error))
         if token in running.ends:
             self._end(running)
             return Token(running.job, -1, b"", "stop", cached)
         full = running.generated == running.allowed
-        if full:
+        if full or complete:
             self._end(running)
+            running.handle.cancel()
         asked = running.sampling.logprobs is not None
-        finish = "length" if full else None
+        finish = "stop" if complete else "length" if full else None
         return Token(running.job, token, self.text(token), finish, cached, logprob if asked else None)
 
     def _end(self, running: Running) -> None:
@@ -299,8 +310,8 @@ class OpenVino:
             config.top_k = min(sampling.top_k or self.facts.vocabulary, self.facts.vocabulary)
             config.rng_seed = random.getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         if sampling.constraint:
-            if sampling.min_tokens:
-                raise Refused("'min_tokens' cannot be combined with a constraint on this model's engine", "min_tokens")
+            if sampling.min_tokens and not isinstance(sampling.constraint, Regex):
+                raise Refused("'min_tokens' cannot be combined with a schema on this model's engine", "min_tokens")
             config.structured_output_config = self._structure(sampling.constraint)
         try:
             config.validate()
