@@ -44,9 +44,10 @@ QUESTIONS = [
 EXACT: dict[str, dict[str, Any]] = {
     "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
     "mlx": {"prefill_chunk": 32},
+    "openvino": {"precision": "f32", "kv_precision": "f32", "prefill_chunk": 32},
 }
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {"llamacpp": {"kv_tokens": CONTEXT}, "mlx": {"kv_tokens": CONTEXT}}
+TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in ("llamacpp", "mlx", "openvino")}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 
