@@ -19,9 +19,13 @@ class Vocabulary:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         settings, config = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
-        text_config = config.get("text_config") or config
+        # A folder made for ONNX Runtime GenAI by others may hold only its own config, with the same keys but one.
+        own = read_json(folder / "genai_config.json").get("model", {}) if not config else {}
+        text_config = config.get("text_config") or config or own
         self.size = int(text_config.get("vocab_size") or self._tokenizer.get_vocab_size())  # width of the logits
-        self.context_length = int(text_config.get("max_position_embeddings") or 0)  # tokens; 0 where it is not said
+        self.context_length = int(
+            text_config.get("max_position_embeddings") or own.get("context_length") or 0
+        )  # tokens; 0 where it is not said
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(id for id, token in added.items() if token.special)
         self.pieces = self._pieces(added)

@@ -1,5 +1,6 @@
 """What many tests share: one cache, and one server with the pocket model."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import config
 from tests.serving import Served, serve
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # a worker's environment has it; here engines are loaded in this process
 POCKET = Path(config.__file__).parent / "pocket"
 EXACT = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
 
