@@ -44,12 +44,20 @@ class Knowledge:
         self._host: asyncio.Task[Host] | None = None
         self._sources: dict[str, asyncio.Task[Source]] = {}
         self._known: dict[str, Known] = {}
+        self._deciding: dict[str, asyncio.Task[Known]] = {}
 
     async def of(self, name: str, fresh: bool = False) -> Known:
         """What is known of a model now. No await while a decision is young: this is in the way of every request."""
         known = self._known.get(name)
         if known and not fresh and time.monotonic() < known.until:
             return known
+        deciding = self._deciding.get(name)
+        if deciding is None or fresh:
+            deciding = self._deciding[name] = asyncio.create_task(self._decided(name, known))
+            deciding.add_done_callback(lambda done: self._deciding.pop(name, None))
+        return await asyncio.shield(deciding)
+
+    async def _decided(self, name: str, known: Known | None) -> Known:
         source = known.source if known else await self.source(name)
         machine = await self.host()
         decision = await asyncio.to_thread(self._decide, name, source, machine)
@@ -135,7 +143,7 @@ class Knowledge:
         }
 
     async def close(self) -> None:
-        tasks = [*self._sources.values(), *([self._host] if self._host else [])]
+        tasks = [*self._deciding.values(), *self._sources.values(), *([self._host] if self._host else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

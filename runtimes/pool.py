@@ -43,6 +43,7 @@ log = logging.getLogger("enginehouse.pool")
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
+BUILD_MEMORY = 3  # times the checkpoint: what a build may take, and nobody has asked for this one
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 
 
@@ -296,7 +297,6 @@ class Pool:
                 return await self._loaded(name, ranked)
             except Unavailable as error:
                 tried[ranked.candidate.key] = error.message
-                log.warning("'%s' on %s: %s", name, ranked.candidate.key, error.message)
                 if error.retry_after:
                     raise
 
@@ -320,6 +320,7 @@ class Pool:
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
             del self._loads[key]
+            log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
         self._rest(name)  # whoever asked for it may have left
 
     def _rest(self, name: str) -> None:
@@ -447,11 +448,13 @@ class Pool:
     async def _measure_untried(self) -> None:
         """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
         for name in sorted(self._asked):
-            decision = (await self._knowledge.of(name)).decision
-            if len(decision.ranked) < 2:
+            known = await self._knowledge.of(name)
+            if len(known.decision.ranked) < 2:
                 continue
-            for ranked in decision.ranked:
-                if ranked.figures is None:
+            for ranked in known.decision.ranked:
+                if ranked.figures is None and BUILD_MEMORY * known.source.bytes > host.free_memory():
+                    log.info("'%s' is not measured on %s: building may not fit in memory", name, ranked.candidate.key)
+                elif ranked.figures is None:
                     log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
                     try:
                         await self.measure(name, ranked)

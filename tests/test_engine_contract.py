@@ -44,10 +44,12 @@ QUESTIONS = [
 EXACT: dict[str, dict[str, Any]] = {
     "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
     "mlx": {"prefill_chunk": 32},
+    "openvino": {"precision": "f32", "kv_precision": "f32", "prefill_chunk": 32},
     "onnx": {"prefill_chunk": 32},
 }
 # What makes its KV cache hold one context for all slots, for engines whose slots share one.
-TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in ("llamacpp", "mlx", "onnx")}
+SHARED = ("llamacpp", "mlx", "onnx", "openvino")
+TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in SHARED}
 ENGINES = [name for name in runtimes() if name != "echo"]
 
 

@@ -14,6 +14,7 @@ import yaml
 from config.schema import Config, Model, Routing, Server
 from runtimes.engines import runtimes
 from server import openai as wire
+from server.cli import parser
 from tests.serving import Served
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -39,10 +40,32 @@ def test_the_config_reference_names_every_key_with_its_default() -> None:
     assert model | {"source": None, "options": {}} == expected | {"options": {}}
 
 
-def test_the_options_of_llamacpp_are_all_there_with_their_defaults() -> None:
-    rows = dict(re.findall(r"\| `(\w+)` \| (\S+) \|", README))
-    for field in msgspec.structs.fields(runtimes()["llamacpp"].options):
-        assert rows[field.name] == json.dumps(field.default).strip('"'), field.name
+def test_the_options_of_every_runtime_are_all_there_with_their_defaults() -> None:
+    shown = {(name, key): default for name, key, default in re.findall(r"\| (\w+) \| `(\w+)` \| (\S+) \|", README)}
+    fields = {
+        (name, field.name): json.dumps(field.default).strip('"') or '""'
+        for name, runtime in runtimes().items()
+        for field in msgspec.structs.fields(runtime.options)
+    }
+    assert shown == fields
+
+
+def test_the_feature_matrix_is_what_the_engines_say_of_themselves() -> None:
+    engines = {name: runtime for name, runtime in runtimes().items() if name != "echo"}
+    every = dict.fromkeys(feature for runtime in engines.values() for feature in runtime.features)
+    features = [feature for feature in every if feature not in ("stop", "constraint")]  # the worker's; its kinds follow
+    rows = [f"| | {' | '.join(engines)} |", f"|---|{'---|' * len(engines)}"]
+    for feature in features:
+        cells = ["yes" if feature in runtime.features else "**no**" for runtime in engines.values()]
+        rows.append(f"| `{feature}` | {' | '.join(cells)} |")
+    assert "\n".join(rows) in README, "the matrix should be:\n" + "\n".join(rows)
+
+
+def test_every_command_is_named() -> None:
+    names = re.findall(r"^    (\w+) ", parser().format_help(), re.MULTILINE)
+    assert {"serve", "bench", "explain", "doctor"} <= set(names)
+    for name in names:
+        assert f"enginehouse {name}" in README, name
 
 
 def test_every_field_of_a_request_is_listed() -> None:

@@ -97,7 +97,7 @@ def ask_server(items: list[Item], base_url: str, model: str) -> list[str]:
     def ask(item: Item) -> str:
         body = {
             "model": model,
-            "messages": item["messages"],
+            "messages": [as_sent(message) for message in item["messages"]],
             "temperature": 0,
             "max_tokens": MAX_TOKENS,
             "chat_template_kwargs": {"enable_thinking": item["enable_thinking"]},
@@ -110,6 +110,19 @@ def ask_server(items: list[Item], base_url: str, model: str) -> list[str]:
 
     with httpx.Client(base_url=base_url, timeout=600) as client, ThreadPoolExecutor(8) as threads:
         return list(threads.map(ask, items))
+
+
+def as_sent(message: dict[str, Any]) -> dict[str, Any]:
+    """In OpenAI's shape, where a call has an id and its arguments are text."""
+    calls = [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])},
+        }
+        for number, call in enumerate(message.get("tool_calls") or [])
+    ]
+    return message | {"tool_calls": calls} if calls else message
 
 
 def rendered(message: dict[str, Any]) -> str:

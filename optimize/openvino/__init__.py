@@ -1,0 +1,1 @@
+"""What optimize/toolchains/openvino.py is made of."""

@@ -1,0 +1,608 @@
+"""OpenVINO GenAI: its ContinuousBatchingPipeline does batching, sampling and constraints; token ids go in and out."""
+
+import importlib.util
+import json
+import math
+import random
+import sys
+import tempfile
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from runtimes.constrain import PARAM, ConstraintFailed, Guide, Guides
+from runtimes.contract import (
+    Constraint,
+    Device,
+    Engine,
+    Facts,
+    JsonSchema,
+    Load,
+    Local,
+    Pooling,
+    Refused,
+    Regex,
+    Sampling,
+    Token,
+    check_tokens,
+)
+from runtimes.ebnf import NotEnforceable, grammar
+from runtimes.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "tokenizer.json", "openvino_detokenizer.xml"
+DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context needs no more
+GREEDY_BELOW = 1e-5  # temperature
+ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
+EMBEDDING_ROWS = 512  # tokens of a text read at a time
+# Not among them: presence_penalty and frequency_penalty, which GenAI adds to a negative logit instead of subtracting
+# (logit_transformers.hpp, 2026.4); logit_bias and the alternatives of logprobs, which it has not.
+FEATURES = (
+    "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
+    "stop_token_ids", "logprobs", "json_schema", "regex", "embeddings",
+)  # fmt: skip
+ATTEMPTS = 3  # of a job to go on when the KV cache was full
+NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
+KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "u8": 1.0, "u4": 0.5}
+CAPABILITIES = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}  # as OpenVINO names them
+BLOCK_TOKENS = {"CPU": 32, "GPU": 16}  # of a page of the KV cache
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options: {openvino: {...}}` of a model."""
+
+    device: str | None = None  # OpenVINO's own name, where a machine has several of a kind: GPU.1
+    precision: Literal["auto", "f32", "bf16", "f16"] = "auto"  # of arithmetic; auto: bf16 where the CPU has it
+    kv_precision: Literal["auto", "f32", "bf16", "f16", "u8", "u4"] = "auto"  # auto: 16 bits
+    kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=8192)] = 256  # prompt tokens read in one step
+    prefix_caching: bool = True
+
+
+class Running:
+    """A job that was admitted or waits for a slot."""
+
+    def __init__(self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], allowed: int) -> None:
+        self.job, self.sampling, self.ends = job, sampling, ends
+        self.allowed = allowed  # tokens it may generate
+        self.tokens = list(ids)  # prompt, then what was generated
+        self.prompt = len(self.tokens)
+        self.config: Any = None
+        self.handle: Any = None
+        self.attempts = 0  # how often the KV cache was too full to go on
+        self.stepped = False  # whether the pipeline may have read a part of it
+        self.cached: int | None = None  # prompt tokens reused, of the first admission
+        # With min_tokens GenAI goes on where the constraint leaves nothing to say, and takes a token that it forbids.
+        self.guide: Guide | None = None
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt
+
+
+class OpenVino:
+    def __init__(self, load: Load, report: Callable[[float], None]) -> None:
+        silence()
+        import openvino
+        import openvino_genai
+
+        self._ov, self._genai = openvino, openvino_genai
+        options = msgspec.convert(load.options, Options)
+        folder = Path(load.path)
+        check_folder(folder)
+        self._core = openvino.Core()
+        self._device = options.device or load.device.upper()
+        self._properties = self._properties_for(options, load.threads)
+        self._vocabulary = Vocabulary(folder)
+        context = min(load.context, self._vocabulary.context_length or load.context)
+        tokens = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
+        if tokens < context:
+            raise ValueError(
+                f"kv_tokens {tokens} is less than the context of {context} tokens; raise it or lower 'context'"
+            )
+        self._model_file = folder / MODEL
+        model = self._read_model()
+        check_memory(model, tokens, self._properties, load.free_bytes)
+        width = model.output("logits").get_partial_shape()[2].get_length()
+        missing = max(width - self._vocabulary.size, 0)  # a folder without config.json knows its tokenizer only
+        self._pieces = [*self._vocabulary.pieces[:width], *[b""] * missing]
+        report(0.1)
+        self._block = BLOCK_TOKENS[self._device.partition(".")[0]]
+        blocks = math.ceil(tokens / self._block) + 1
+        self._tokenizer = self._own_tokenizer()
+        self._pipeline = self._new_pipeline(folder, options, load, blocks)
+        self._prefixes = Prefixes(self._block, blocks if options.prefix_caching else 0)
+        self._slots = load.slots
+        self._waiting: deque[Running] = deque()
+        self._running: list[Running] = []
+        self._leaving: list[Running] = []  # removed while their prompt is read: see remove()
+        self._jobs: dict[int, Running] = {}
+        self._hold = False  # after the KV cache was full, one at a time until someone ends
+        self._requests = 0
+        self._guides: Guides | None = None
+        self._structures: dict[Constraint, Any] = {}
+        self._trial: Any = None  # a pipeline over no model, in which constraints are compiled first
+        self._hidden: Any = None  # an infer request for embeddings, made when the first text comes
+        self.facts = Facts(
+            context_length=context,
+            slots=load.slots,
+            vocabulary=width,
+            chat_template=self._vocabulary.chat_template,
+            bos=self._vocabulary.bos,
+            eos=self._vocabulary.eos,
+            device=self._device.partition(".")[0].lower(),
+            features=FEATURES,
+        )
+
+    # --- the contract ---
+
+    def encode(self, text: str) -> list[int]:
+        return self._vocabulary.encode(text)
+
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+        check_tokens(ids, sampling, self.facts.vocabulary)
+        ends = frozenset(sampling.stop_token_ids)
+        if not sampling.ignore_eos or sampling.constraint:  # a constraint that is met can only be followed by the end
+            ends |= frozenset(self._vocabulary.ends)
+        room = self.facts.context_length - len(ids)
+        allowed = min(sampling.max_tokens or room, room)
+        running = Running(job, ids, sampling, ends, allowed)
+        running.config = self._generation_config(sampling, ends, allowed)
+        if sampling.constraint and sampling.min_tokens and self._guides:
+            running.guide = self._guides.guide(sampling.constraint)
+        self._jobs[job] = running
+        self._waiting.append(running)
+
+    def step(self) -> list[Token]:
+        self._admit()
+        if not self._pipeline.has_non_finished_requests():
+            return []
+        self._pipeline.step()
+        for running in self._running:
+            running.stepped = True
+        out = [token for running in list(self._running) for token in self._read(running)]
+        for leaving in list(self._leaving):
+            if leaving.handle.can_read() or leaving.handle.get_status() != self._genai.GenerationStatus.RUNNING:
+                leaving.handle.cancel()
+                self._leaving.remove(leaving)
+        return out
+
+    def text(self, token: int) -> bytes:
+        return self._pieces[token]
+
+    def remove(self, job: int) -> None:
+        """A prompt of which a part is read is read to its end in silence: GenAI marks a half-filled page of the KV
+        cache as holding the whole text when it is begun, and would give it to the next prompt that starts alike."""
+        running = self._jobs.pop(job, None)
+        if running is None:
+            return
+        if running.handle is None:
+            self._waiting.remove(running)
+            return
+        self._running.remove(running)
+        if running.stepped and not running.generated and self._prefixes.capacity:
+            self._leaving.append(running)
+        else:
+            running.handle.cancel()
+            if running.generated:
+                self._prefixes.keep(running.tokens[:-1])
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        import numpy as np
+
+        for text in ids:
+            check_tokens(text, Sampling(), self.facts.vocabulary)
+        if self._hidden is None:
+            model = without_head(self._ov, self._read_model())
+            properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}
+            self._hidden = self._core.compile_model(model, self._device, properties).create_infer_request()
+        vectors = []
+        for text in ids:
+            hidden = self._hidden_states(text)
+            vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
+            vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist())
+        return vectors
+
+    def close(self) -> None:
+        for job in list(self._jobs):
+            self.remove(job)
+        self._leaving.clear()
+        self._pipeline = self._trial = self._hidden = self._tokenizer = None
+
+    # --- one step ---
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self._slots:
+            if self._hold and self._running:
+                return
+            running = self._waiting.popleft()
+            cached = self._prefixes.reuse(running.tokens)
+            if running.cached is None:
+                running.cached = cached
+            running.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), running.config)
+            self._requests += 1
+            self._running.append(running)
+
+    def _read(self, running: Running) -> Iterator[Token]:
+        while running.handle.can_read():
+            for output in running.handle.read().values():
+                for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
+                    yield self._next(running, int(token), float(logprob))
+        status = running.handle.get_status()
+        if status == self._genai.GenerationStatus.IGNORED and running in self._running:
+            yield from self._send_back(running)
+
+    def _next(self, running: Running, token: int, logprob: float) -> Token:
+        cached = running.cached or 0
+        if not running.generated:
+            self._prefixes.keep(running.tokens[: running.prompt // self._block * self._block])
+        running.tokens.append(token)
+        try:
+            complete = running.guide is not None and running.guide.accept(token)
+        except ConstraintFailed as error:
+            self._end(running)
+            running.handle.cancel()
+            return Token(running.job, -1, b"", failure=str(error))
+        if token in running.ends:
+            self._end(running)
+            return Token(running.job, -1, b"", "stop", cached)
+        full = running.generated == running.allowed
+        if full or complete:
+            self._end(running)
+            running.handle.cancel()
+        asked = running.sampling.logprobs is not None
+        finish = "stop" if complete else "length" if full else None
+        return Token(running.job, token, self.text(token), finish, cached, logprob if asked else None)
+
+    def _end(self, running: Running) -> None:
+        self._hold = False
+        del self._jobs[running.job]
+        self._running.remove(running)
+        self._prefixes.keep(running.tokens[:-1])
+
+    def _send_back(self, running: Running) -> Iterator[Token]:
+        """GenAI gave it up because no page of the KV cache was free; it goes on when there is more room."""
+        running.attempts += 1
+        if running.attempts > ATTEMPTS or (running.sampling.constraint and running.generated):
+            del self._jobs[running.job]
+            self._running.remove(running)
+            full = "the KV cache is full; raise options.openvino.kv_tokens, or lower 'slots'"
+            yield Token(running.job, -1, b"", failure=full)
+            return
+        self._running.remove(running)
+        running.handle, running.stepped = None, False
+        allowed = running.allowed - running.generated
+        running.config = self._generation_config(running.sampling, running.ends, allowed, running.generated)
+        self._waiting.appendleft(running)
+        self._hold = True
+
+    def _tensor(self, ids: Sequence[int]) -> Any:
+        import numpy as np
+
+        return self._ov.Tensor(np.array([ids], np.int64))
+
+    # --- sampling ---
+
+    def _generation_config(self, sampling: Sampling, ends: frozenset[int], allowed: int, generated: int = 0) -> Any:
+        """`ends` that end the answer, `allowed` tokens at most; `generated`: tokens said before it was sent back."""
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = allowed
+        config.ignore_eos = not ends  # it ignores stop_token_ids too
+        # An end of one's own must always be named: GenAI adds the model's to stop_token_ids where there is none.
+        config.stop_token_ids = set(ends) or {0}
+        config.eos_token_id = min(ends, default=0)
+        config.min_new_tokens = min(max(sampling.min_tokens - generated, 0), allowed) if ends else 0
+        config.repetition_penalty = sampling.repetition_penalty
+        config.logprobs = 0 if sampling.logprobs is None else 1
+        if sampling.temperature < GREEDY_BELOW:
+            config.do_sample = False
+        else:
+            config.do_sample = True
+            config.temperature = sampling.temperature
+            config.top_p = max(sampling.top_p, ALMOST)
+            config.min_p = min(sampling.min_p, 1 - ALMOST)
+            config.top_k = min(sampling.top_k or self.facts.vocabulary, self.facts.vocabulary)
+            config.rng_seed = random.getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
+        if sampling.constraint:
+            if sampling.min_tokens and not isinstance(sampling.constraint, Regex):
+                raise Refused("'min_tokens' cannot be combined with a schema on this model's engine", "min_tokens")
+            config.structured_output_config = self._structure(sampling.constraint)
+        try:
+            config.validate()
+        except RuntimeError as error:
+            raise Refused(last_line(error)) from error
+        return config
+
+    def _structure(self, constraint: Constraint) -> Any:
+        """Raises Refused for what cannot be enforced: an exception inside step() would cost every job its answer."""
+        if constraint not in self._structures:
+            if self._guides is None:
+                v = self._vocabulary
+                self._guides = Guides(self._pieces, sorted(v.special), v.ends, self.encode)
+            self._guides.guide(constraint)  # reads it strictly; xgrammar ignores what it does not know
+            structure = self._genai.StructuredOutputConfig()
+            match constraint:
+                case JsonSchema(schema):
+                    structure.grammar = ebnf(schema)
+                case Regex(pattern):
+                    structure.regex = pattern
+                case _:
+                    raise Refused("a grammar is not honoured by this model's engine", PARAM, "invalid_constraint")
+            self._compile(structure)
+            if len(self._structures) >= 64:
+                self._structures.clear()
+            self._structures[constraint] = structure
+        return self._structures[constraint]
+
+    def _compile(self, structure: Any) -> None:
+        """In a pipeline that nobody else uses: its tokenizer, and so its compiled grammars, are the real one's."""
+        config = self._genai.GenerationConfig()
+        config.max_new_tokens = 1
+        config.stop_token_ids, config.eos_token_id = {0}, 0
+        config.structured_output_config = structure
+        if self._trial is None:
+            self._trial = trial_pipeline(self._ov, self._genai, self._tokenizer, self.facts.vocabulary)
+        try:
+            self._trial.generate(self._tensor([0]), config)
+        except RuntimeError as error:
+            self._trial = None
+            reason = f"the constraint cannot be enforced: {last_line(error)}"
+            raise Refused(reason, PARAM, "invalid_constraint") from error
+
+    # --- embeddings ---
+
+    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+        """Of the last layer, normalised: (tokens, width)."""
+        import numpy as np
+
+        self._hidden.reset_state()
+        known = {name for port in self._hidden.model_inputs for name in port.get_names()}
+        parts = []
+        for start in range(0, len(ids), EMBEDDING_ROWS):
+            chunk = np.array([ids[start : start + EMBEDDING_ROWS]], np.int64)
+            end = start + chunk.shape[1]
+            inputs = {
+                "input_ids": chunk,
+                "attention_mask": np.ones((1, end), np.int64),
+                "position_ids": np.arange(start, end, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, np.int32),
+            }
+            given = {name: value for name, value in inputs.items() if name in known}
+            parts.append(self._hidden.infer(given)[0][0].astype(np.float32))
+        return np.concatenate(parts)
+
+    # --- loading ---
+
+    def _properties_for(self, options: Options, threads: int) -> dict[str, Any]:
+        """Both precisions are always given: an IR names its own, and loading fails where the two disagree."""
+        kind = self._device.partition(".")[0]
+        if kind == "NPU":
+            raise ValueError(f"{NO_NPU}; use device CPU or GPU")
+        have = self._core.available_devices  # "GPU", or "GPU.0" and "GPU.1", of which "GPU" is the first
+        if self._device not in {*have, *(device.partition(".")[0] for device in have)} or kind not in BLOCK_TOKENS:
+            raise ValueError(f"OpenVINO finds no device '{self._device}'; have: {', '.join(have)}")
+        capable = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
+        best = "bf16" if "BF16" in capable and kind == "CPU" else "f16" if kind == "GPU" else "f32"
+        precision = best if options.precision == "auto" else options.precision
+        if CAPABILITIES[precision] not in capable:
+            raise ValueError(f"device '{self._device}' does not compute in {precision}; use precision {best} or f32")
+        own = "bf16" if precision == "bf16" else "f16"
+        properties: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "KV_CACHE_PRECISION": own if options.kv_precision == "auto" else options.kv_precision,
+        }
+        if kind == "CPU":
+            # Pinned, the threads of two models would sit on the same cores.
+            properties |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        return properties
+
+    def _read_model(self) -> Any:
+        try:
+            model = self._core.read_model(self._model_file)
+            model.output("logits")
+        except RuntimeError as error:
+            raise ValueError(f"'{self._model_file}' is no language model's IR: {last_line(error)}") from error
+        return model
+
+    def _own_tokenizer(self) -> Any:
+        """One that knows the text of every id as Vocabulary does: constraints work with any folder, and a special
+        token, which shows no text, never passes for the text of its name."""
+        with tempfile.TemporaryDirectory() as folder:
+            save_detokenizer(self._ov, self._pieces, Path(folder) / DETOKENIZER)
+            return self._genai.Tokenizer(folder)
+
+    def _new_pipeline(self, folder: Path, options: Options, load: Load, blocks: int) -> Any:
+        scheduler = self._genai.SchedulerConfig()
+        scheduler.num_kv_blocks = blocks
+        scheduler.max_num_batched_tokens = options.prefill_chunk + load.slots
+        scheduler.max_num_seqs = load.slots
+        scheduler.enable_prefix_caching = options.prefix_caching
+        properties = self._properties | {"sampler_num_threads": load.threads}
+        try:
+            return self._genai.ContinuousBatchingPipeline(
+                str(folder), self._tokenizer, scheduler, self._device, **properties
+            )
+        except RuntimeError as error:
+            raise ValueError(f"OpenVINO cannot load '{folder}': {last_line(error)}") from error
+
+
+class Prefixes:
+    """Which beginnings of texts the pipeline's KV cache holds, in its own pages; it does not tell how many tokens of
+    a prompt it reused. Exact while everything fits; when it drops pages, the longest unused ones, nearly so."""
+
+    def __init__(self, block: int, capacity: int) -> None:
+        self._block, self.capacity = block, capacity
+        self._pages: OrderedDict[int, None] = OrderedDict()  # hash of all tokens to the end of a page
+
+    def reuse(self, tokens: Sequence[int]) -> int:
+        """How many of these it has. As block_manager.hpp looks it up: whole pages, then the shortest begun one, which
+        is taken away, for it is written on; one token is always computed."""
+        if not self.capacity:
+            return 0
+        count, before = 0, 0
+        for start in range(0, len(tokens), self._block):
+            page = tokens[start : start + self._block]
+            whole = key(before, page)
+            if len(page) == self._block and whole in self._pages:
+                self._pages.move_to_end(whole)
+                before, count = whole, count + len(page)
+                continue
+            sizes = [len(page), *range(1, len(page))]
+            begun = next((size for size in sizes if key(before, page[:size]) in self._pages), 0)
+            self._pages.pop(key(before, page[:begun]), None)
+            count += begun
+            break
+        return min(count, len(tokens) - 1)
+
+    def keep(self, tokens: Sequence[int]) -> None:
+        before = 0
+        for start in range(0, len(tokens), self._block):
+            before = key(before, tokens[start : start + self._block])
+            self._pages[before] = None
+            self._pages.move_to_end(before)
+        while len(self._pages) > self.capacity:
+            self._pages.popitem(last=False)
+
+
+def key(before: int, page: Sequence[int]) -> int:
+    return hash((before, *page))
+
+
+def ebnf(schema: str) -> str:
+    try:
+        return grammar(json.loads(schema))
+    except NotEnforceable as error:
+        reason = f"this model's engine cannot enforce {error}"
+        raise Refused(reason, PARAM, "invalid_constraint") from error
+
+
+def without_head(ov: Any, model: Any) -> Any:
+    """The model up to what enters its last matrix product: the normalised hidden states."""
+    node = model.output("logits").get_node().input_value(0).get_node()
+    while node.get_type_name() != "MatMul":  # a head may scale or cap its logits
+        node = node.input_value(0).get_node()
+    hidden = ov.opset15.result(node.input_value(0), name="hidden_states")
+    return ov.Model([hidden], model.get_sinks(), model.get_parameters(), "hidden states")
+
+
+def trial_pipeline(ov: Any, genai: Any, tokenizer: Any, vocabulary: int) -> Any:
+    """Over a model that gives every token the same logit."""
+    import numpy as np
+
+    op = ov.opset15
+    ids = op.parameter([-1, -1], ov.Type.i64, name="input_ids")
+    mask = op.parameter([-1, -1], ov.Type.i64, name="attention_mask")
+    beam = op.parameter([-1], ov.Type.i32, name="beam_idx")
+    for port in (ids, mask, beam):
+        port.output(0).set_names({port.get_friendly_name()})
+    shape = op.concat([op.shape_of(ids), op.constant(np.array([vocabulary], np.int64))], 0)
+    used = op.convert(mask, "f32"), op.convert(beam, "f32")  # an input that nothing uses is dropped
+    same = op.add(*(op.reduce_sum(port, np.arange(rank), False) for port, rank in zip(used, (2, 1), strict=True)))
+    logits = op.broadcast(same, shape)
+    logits.output(0).set_names({"logits"})
+    model = ov.Model([op.result(logits)], [ids, mask, beam], "trial")
+    with tempfile.TemporaryDirectory() as folder:
+        ov.save_model(model, f"{folder}/{MODEL}")
+        return genai.LLMPipeline(folder, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
+
+
+def save_detokenizer(ov: Any, pieces: Sequence[bytes], file: Path) -> None:
+    """An IR in which GenAI finds the bytes of every id."""
+    import numpy as np
+    from openvino_tokenizers import _get_factory, _get_opset_factory
+
+    op = ov.opset15
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
+    begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
+    ids = op.parameter([-1, -1], ov.Type.i64)
+    skipped = np.zeros(1, np.int32)  # one id, for GenAI slices it and the slice of nothing fails
+    constants = [begins, ends, np.frombuffer(b"".join(pieces), np.uint8), skipped]
+    texts = _get_factory().create("VocabDecoder", [op.convert(ids, "i32"), *map(op.constant, constants)]).outputs()
+    whole = _get_factory().create("FuzeRagged", texts[:4], {}).outputs()
+    string = _get_opset_factory("opset15").create("StringTensorPack", [*whole, texts[4]])
+    string.output(0).set_names({"string_output"})
+    ov.save_model(ov.Model([op.result(string.output(0))], [ids], "detokenizer"), file)
+
+
+def check_folder(folder: Path) -> None:
+    for name, remedy in (
+        (MODEL, "give the folder of an OpenVINO IR"),
+        (TOKENIZER, "copy it from the model's Hugging Face checkpoint"),
+    ):
+        if not (folder / name).exists():
+            raise ValueError(f"'{folder}' has no {name}; {remedy}")
+
+
+def check_memory(model: Any, tokens: int, properties: dict[str, Any], free: int) -> None:
+    """OpenVINO compares the KV cache with the machine's whole memory, not with what is free."""
+    values = 0  # of one token
+    for variable in model.get_variables():
+        shape = variable.get_info().data_shape
+        values += math.prod(size.get_length() for size in islice(shape, 1, None) if size.is_static)
+    needed = int(tokens * values * KV_BYTES[properties["KV_CACHE_PRECISION"]])
+    if free and needed > 0.9 * free:
+        raise ValueError(
+            f"a KV cache of {tokens} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
+            "lower 'context', 'slots' or options.openvino.kv_tokens"
+        )
+
+
+def last_line(error: Exception) -> str:
+    """OpenVINO's messages begin with the place in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def unavailable() -> str | None:
+    for module, distribution in (
+        ("openvino_genai", "openvino-genai"),
+        ("openvino_tokenizers", "openvino-tokenizers"),
+        ("tokenizers", "tokenizers"),
+        ("llguidance", "llguidance"),
+        ("numpy", "numpy"),
+    ):
+        if importlib.util.find_spec(module) is None:
+            return f"{distribution} is not installed; pip install 'enginehouse[openvino]'"
+    return None
+
+
+def silence() -> None:
+    """OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def devices() -> list[Device]:
+    """As OpenVINO lists them. Only CPUs were tried; the rest is written from its documentation."""
+    silence()
+    import openvino
+
+    core = openvino.Core()
+    found = []
+    for name in core.available_devices:
+        kind = name.partition(".")[0].lower()
+        if kind in ("cpu", "gpu", "npu"):
+            described = str(core.get_property(name, "FULL_DEVICE_NAME"))
+            found.append(Device(name, kind, described, NO_NPU if kind == "npu" else None))
+    return found
+
+
+def load(load: Load, report: Callable[[float], None]) -> Engine:
+    return OpenVino(load, report)
+
+
+RUNTIME = Local(
+    name="openvino",
+    format="openvino",
+    unavailable=unavailable,
+    load=load,
+    options=Options,
+    features=FEATURES,
+    devices=devices,
+    distributions=("openvino", "openvino-genai"),
+)
