@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
 TOOLCHAIN = Toolchain(
     format="onnx",
     precisions={
-        "int4": "INT4_B32",
+        "int4": "INT4_B32_H8",
         "int8": "INT8_B32",
         "f16": "F16",
         "f32": "F32",
