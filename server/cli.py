@@ -10,9 +10,10 @@ from importlib.metadata import version
 
 import msgspec
 
-from config.load import BadConfig, load
+from config.load import BadConfig, convert, load
 from config.schema import Config
 from runtimes.contract import Unavailable, UnknownModel
+from runtimes.engines import runtimes
 
 STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
 
@@ -68,19 +69,19 @@ def command(
 def bench(arguments: argparse.Namespace) -> None:
     from server import bench
 
-    bench.run(load(arguments.config), arguments.model, arguments.runtime, arguments.precision, arguments.json)
+    bench.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.json)
 
 
 def explain(arguments: argparse.Namespace) -> None:
     from server import bench
 
-    bench.explain(load(arguments.config), arguments.model, arguments.json)
+    bench.explain(configured(arguments), arguments.model, arguments.json)
 
 
 def doctor(arguments: argparse.Namespace) -> None:
     from server import doctor
 
-    sys.exit(doctor.run(arguments.config))
+    sys.exit(doctor.run(lambda: configured(arguments)))
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -88,7 +89,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
     from server import app
 
-    config = with_flags(load(arguments.config), arguments)
+    config = with_flags(configured(arguments), arguments)
     refuse_open(config)
     listener = listen(config.server.host, config.server.port)
     options = uvicorn.Config(
@@ -103,6 +104,18 @@ def serve(arguments: argparse.Namespace) -> None:
         "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
     )
     uvicorn.Server(options).run([listener])
+
+
+def configured(arguments: argparse.Namespace) -> Config:
+    """The config, with what only the runtimes know checked too: their names, and what options they take."""
+    config, known = load(arguments.config), runtimes()
+    for name, model in config.models.items():
+        for runtime in {model.runtime, *model.options} - {"auto"}:
+            if runtime not in known:
+                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {', '.join(sorted(known))}")
+        for runtime, options in model.options.items():
+            convert(options, known[runtime].options, f"model '{name}': options.{runtime}")
+    return config
 
 
 def with_flags(config: Config, arguments: argparse.Namespace) -> Config:

@@ -2,12 +2,13 @@
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from config.load import BadConfig, load
+from config.load import BadConfig
 from config.schema import Config, bytes_of
 from optimize.toolchains import toolchains
 from runtimes import host
@@ -18,15 +19,16 @@ from runtimes.host import Host
 FEW_BYTES = 2 << 30  # of free disk, below which a build of a common model fails
 
 
-def run(path: str | None) -> int:
-    """Prints the findings; 0 when at least one model of the config has a runtime that could serve it."""
+def run(configured: Callable[[], Config]) -> int:
+    """Prints the findings, among them what is wrong with the config that the argument reads. 0 when models of it could
+    be served, else 1."""
     console, found = Console(), runtimes()
     machine = asyncio.run(host.discover(found))
     console.print(hardware(machine), highlight=False)
     console.print(engines(found, machine))
     troubles = []
     try:
-        config = load(path)
+        config = configured()
         troubles += cache(config)
         budget = bytes_of(config.memory_budget, machine.memory_bytes)
         print(f"config: {len(config.models)} models; memory budget {budget >> 20} MiB")

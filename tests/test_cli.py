@@ -55,6 +55,26 @@ def test_listening_to_the_outside_without_keys_must_be_said_aloud(tmp_path: Path
     assert "no API keys; set ENGINEHOUSE_API_KEYS" in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: auto, echo, llamacpp, mlx, onnx, openvino"),
+        ("{source: x, options: {lamacpp: {}}}", "unknown runtime 'lamacpp'"),
+        ("{source: x, options: {llamacpp: {kv_token: 1}}}", "options.llamacpp: unknown key 'kv_token'; did you mean"),
+        (
+            "{source: x, options: {openvino: {kv_precision: i3}}}",
+            "'kv_precision': invalid enum value",
+        ),
+    ],
+)
+def test_what_only_a_runtime_knows_is_checked_before_serving(tmp_path: Path, model: str, words: str) -> None:
+    (tmp_path / "enginehouse.yaml").write_text(f"models: {{a: {model}}}")
+    ended = run(tmp_path, "serve")
+    assert ended.returncode == 1
+    assert "model 'a': " in ended.stderr
+    assert words in ended.stderr
+
+
 def test_the_help_names_every_flag_of_serve(tmp_path: Path) -> None:
     shown = run(tmp_path, "serve", "--help").stdout
     assert all(flag in shown for flag in ("--config FILE", "--host HOST", "--port PORT", "--log-level"))

@@ -221,8 +221,6 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
         "broken": ({"source": str(tmp_path / "broken.gguf")}, "truncated"),
         "text": ({"source": str(tmp_path / "text.gguf")}, "not a gguf"),
         "precision": ({"source": str(checkpoint), "precision": "int3"}, "unknown precision 'int3'; have: auto"),
-        "runtime": ({"source": str(checkpoint), "runtime": "mxl"}, "unknown runtime 'mxl'; have: echo, llamacpp"),
-        "options": ({"source": str(checkpoint), "options": {"llamacpp": {"kv_token": 1}}}, "kv_token"),
         "context": ({"source": str(checkpoint), "context": 100_000}, "more than the"),
     }
     with serve(tmp_path, {name: model for name, (model, _) in models.items()}) as served:
