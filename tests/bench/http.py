@@ -26,7 +26,8 @@ from tests.bench.shape import LETTERS, make
 from tests.serving import Served, free_port, serve
 
 HOME = Path.home() / ".cache" / "enginehouse" / "bench"
-PROMPT_TOKENS, TOKENS, SLOTS = 64, 64, 8
+PROMPT_WORDS, TOKENS, SLOTS = 22, 64, 8
+PROMPT_TOKENS = 3 * PROMPT_WORDS - 1  # four letters are two tokens, a space one
 
 
 class Bare:
@@ -60,10 +61,7 @@ async def http_seconds(served: Served, requests: int, seed: int) -> float:
                 end = (end + data)[-400:]
         assert b'"finish_reason":"length"' in end, end
 
-    # Four letters before a space make one token, or two with the space apart: about PROMPT_TOKENS tokens in all.
-    prompts = [
-        " ".join("".join(chance.choices(LETTERS, k=4)) for _ in range(PROMPT_TOKENS // 2)) for _ in range(requests)
-    ]
+    prompts = [" ".join("".join(chance.choices(LETTERS, k=4)) for _ in range(PROMPT_WORDS)) for _ in range(requests)]
     async with httpx.AsyncClient() as client:
         began = time.perf_counter()
         await asyncio.gather(*(one(client, prompt) for prompt in prompts))

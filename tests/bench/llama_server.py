@@ -25,7 +25,7 @@ from tests.bench.http import HOME
 from tests.bench.shape import LETTERS, make
 from tests.serving import free_port, serve
 
-PROMPT_WORDS, TOKENS, SLOTS, CONTEXT = 176, 64, 8, 1024
+PROMPT_WORDS, TOKENS, SLOTS, CONTEXT = 118, 64, 8, 1024  # a word and its space are three tokens
 
 
 async def crowd(url: str, model: str, requests: int, seed: int) -> tuple[float, float]:
