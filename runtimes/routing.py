@@ -12,13 +12,13 @@ from runtimes.contract import Device, Refused
 # Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
 # Where the orders are from: apple, intel, nvidia: the runtimes' own makers recommend them there (MLX, OpenVINO and
 # CUDA builds). arm: llama.cpp's and OpenVINO's kernels are written for it, ONNX Runtime's int4 ones come after.
-# other: Qwen3-0.6B's shape at 4 bit on an AMD Zen4, two cores (tests/bench/engines.py; the table is in DECISIONS.md).
+# other: measured on an AMD Zen4 with two cores (tests/bench/engines.py; the figures are in DECISIONS.md).
 PRIOR: dict[str, tuple[str, ...]] = {
     "apple": ("mlx", "llamacpp", "onnx"),
     "intel": ("openvino", "llamacpp", "onnx"),
     "nvidia": ("llamacpp", "onnx", "openvino"),
     "arm": ("llamacpp", "openvino", "onnx"),
-    "other": ("llamacpp", "openvino", "onnx"),
+    "other": ("openvino", "onnx", "llamacpp"),
 }
 DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an NPU only when nothing else is
 # `precision: auto`: what costs little enough. Small models lose more to four bits.

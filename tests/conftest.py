@@ -72,9 +72,9 @@ def reference() -> Reference:
 @pytest.fixture(scope="session")
 def house(folder: Path) -> Iterator[Served]:
     models = {
-        "pocket": {"source": "builtin:pocket", "aliases": ["gpt-4o-mini"]},
-        "pocket-f32": {"source": "builtin:pocket", "precision": "f32", "options": EXACT},
-        "pocket-int4": {"source": "builtin:pocket", "precision": "int4"},
+        "pocket": {"source": "builtin:pocket", "runtime": "llamacpp", "aliases": ["gpt-4o-mini"]},
+        "pocket-f32": {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "f32", "options": EXACT},
+        "pocket-int4": {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "int4"},
         "echo": {"source": "builtin:echo"},
     }
     with serve(folder, models) as served:

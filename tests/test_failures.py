@@ -16,7 +16,7 @@ import pytest
 from tests.serving import Served, serve
 
 COUNT: list[Any] = [{"role": "user", "content": "Count from 1 to 20"}]
-POCKET = {"pocket": {"source": "builtin:pocket", "slots": 1}}
+POCKET = {"pocket": {"source": "builtin:pocket", "runtime": "llamacpp", "slots": 1}}
 ENDLESS = {"ignore_eos": True}
 
 
@@ -33,7 +33,7 @@ def ask(served: Served) -> str:
 
 def test_a_greedy_stream_goes_on_when_its_worker_is_killed_as_if_nothing_had_happened(folder: Path) -> None:
     exact = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
-    model = POCKET["pocket"] | {"runtime": "llamacpp", "precision": "f32", "options": exact}
+    model = POCKET["pocket"] | {"precision": "f32", "options": exact}
     with serve(folder, {"pocket": model}) as served:
         whole = "".join(chunk.choices[0].delta.content or "" for chunk in stream(served, 400))
         chunks = iter(stream(served, 400))
@@ -223,7 +223,8 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
         "precision": ({"source": str(checkpoint), "precision": "int3"}, "unknown precision 'int3'; have: auto"),
         "context": ({"source": str(checkpoint), "context": 100_000}, "more than the"),
     }
-    with serve(tmp_path, {name: model for name, (model, _) in models.items()}) as served:
+    pinned = {"runtime": "llamacpp"}  # or each of the others would try
+    with serve(tmp_path, {name: pinned | model for name, (model, _) in models.items()}) as served:
         for name, (_, words) in models.items():
             message = unservable(tmp_path, served, name)
             assert words in message, name
@@ -232,7 +233,7 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with serve(tmp_path, {"tiny": {"source": str(checkpoint)}}) as served:
+    with serve(tmp_path, {"tiny": {"source": str(checkpoint), "runtime": "llamacpp"}}) as served:
         message = unservable(tmp_path / "elsewhere", served, "tiny")
         assert "cannot be written" in message
         assert "cache_dir" in message
@@ -240,7 +241,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path: Path,
 
 def test_a_full_disk_ends_the_build_with_a_sentence_and_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
     """The limit on a file's size stands in for the disk's: the write fails in the middle, as on a full one."""
-    with serve(tmp_path, {"tiny": {"source": str(checkpoint)}}) as served:
+    with serve(tmp_path, {"tiny": {"source": str(checkpoint), "runtime": "llamacpp"}}) as served:
         psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (20_000, psutil.RLIM_INFINITY))
         assert "no room on the disk" in unservable(tmp_path, served, "tiny")
         psutil.Process(served.process.pid).rlimit(psutil.RLIMIT_FSIZE, (psutil.RLIM_INFINITY, psutil.RLIM_INFINITY))

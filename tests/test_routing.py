@@ -41,7 +41,7 @@ QUICK = Figures(400, 50, 120, 8, 1.0, 0.5, 900 << 20)
 def decided(
     model: Model | None = None, source: Source = CHECKPOINT, offers: list[Offer] = OFFERS, **known: Any
 ) -> Decision:
-    return decide("m", model or Model("m"), source, offers, known.pop("host", "other"), **known)
+    return decide("m", model or Model("m"), source, offers, known.pop("host", "arm"), **known)
 
 
 def keys(decision: Decision) -> list[str]:

@@ -595,6 +595,7 @@ RUNTIME = Local(
     features=FEATURES,
     devices=devices,
     distributions=("llama-cpp-python",),
-    # Spinning OpenMP threads of a busy machine cost five times the speed; a failed assertion must not start gdb.
-    environment={"OMP_WAIT_POLICY": "passive", "GGML_NO_BACKTRACE": "1"},
+    # OpenMP threads that spin for long are five times slower on a busy machine, and those that never do lose a third or
+    # more on a quiet one; a short spin is best on both (DECISIONS.md). A failed assertion must not start gdb.
+    environment={"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"},
 )
