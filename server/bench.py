@@ -112,7 +112,8 @@ def show(explained: dict[str, Any]) -> None:
         f"kind '{host['kind']}'",
         highlight=False,
     )
-    table = Table(*COLUMNS, box=SIMPLE)
+    table = Table(*COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for row in explained["candidates"]:
