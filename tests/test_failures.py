@@ -213,7 +213,7 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
     empty.mkdir()
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\3\0\0\0")
     (tmp_path / "text.gguf").write_bytes(b"hello")
-    models = {
+    models: dict[str, tuple[dict[str, Any], str]] = {
         "missing": ({"source": str(tmp_path / "nowhere")}, "does not exist"),
         "empty": ({"source": str(empty)}, "no config.json"),
         "truncated": ({"source": str(truncated)}, "model.safetensors"),
