@@ -1,7 +1,7 @@
 """The types between server, pool, worker and engines. Read this first."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
@@ -223,6 +223,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 # What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed().
 FURTHER = ("top_logprobs", "embeddings")
+EVERYTHING = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind in get_args(Constraint)), *FURTHER)
 
 
 class Load(msgspec.Struct, frozen=True):

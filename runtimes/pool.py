@@ -64,11 +64,10 @@ Key = tuple[str, str]  # name of the model, key of the candidate
 class Pool:
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._cache = Path(config.cache_dir).expanduser()
-        self._runtimes, self._toolchains = runtimes(), toolchains()
-        kept = Records(self._cache / records.FILE)
-        self._knowledge = Knowledge(config, self._runtimes, self._toolchains, kept, self._report)
-        self._loader = Loader(config, self._runtimes, self._toolchains, self._knowledge, kept, self._report)
+        self._runtimes, makers = runtimes(), toolchains()
+        kept = Records(Path(config.cache_dir).expanduser() / records.FILE)
+        self._knowledge = Knowledge(config, self._runtimes, makers, kept, self._report)
+        self._loader = Loader(config, self._runtimes, makers, self._knowledge, kept, self._report)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._loads: dict[Key, asyncio.Task[Loaded]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
@@ -82,6 +81,10 @@ class Pool:
         self._idle: asyncio.TimerHandle | None = None
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model; see server/metrics.py
+
+    async def look_around(self) -> None:
+        """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
+        await self._knowledge.host()
 
     # --- requests ---
 
@@ -287,7 +290,7 @@ class Pool:
         model = self.config.models[name]
         while True:
             decision = (await self._knowledge.of(name)).decision
-            ranked = routing.pick(decision, model, needs, tried, self.config.routing.strict)
+            ranked = routing.pick(decision, needs, tried, self.config.routing.strict)
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")

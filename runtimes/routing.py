@@ -191,7 +191,7 @@ def rank(
 
 
 def pick(
-    decision: Decision, model: Model, needs: Collection[tuple[str, str]], tried: Mapping[str, str], strict: bool
+    decision: Decision, needs: Collection[tuple[str, str]], tried: Mapping[str, str], strict: bool
 ) -> Ranked | None:
     """The best candidate that was not tried yet and has what a request needs; None when all were tried.
 

@@ -1,5 +1,6 @@
 """The Litestar application around one pool."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,9 +25,11 @@ def create(config: Config) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.pool = Pool(config)
         app.state.started = int(time.time())
+        looking = asyncio.create_task(app.state.pool.look_around())
         try:
             yield
         finally:
+            looking.cancel()
             await app.state.pool.drain()
 
     api = Router(

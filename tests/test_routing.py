@@ -170,31 +170,31 @@ BIAS = [("logit_bias", "logit_bias")]
 
 
 def test_a_request_goes_to_the_first_that_has_what_it_needs() -> None:
-    first = pick(OPENVINO_FIRST, Model("m"), [("regex", "response_format")], {}, strict=True)
+    first = pick(OPENVINO_FIRST, [("regex", "response_format")], {}, strict=True)
     assert first and first.candidate.runtime == "openvino"
-    detour = pick(OPENVINO_FIRST, Model("m"), BIAS, {}, strict=False)
+    detour = pick(OPENVINO_FIRST, BIAS, {}, strict=False)
     assert detour and detour.candidate.runtime == "llamacpp"
 
 
 def test_strict_forbids_the_detour_and_says_who_would_serve_it() -> None:
     with pytest.raises(Refused) as refused:
-        pick(OPENVINO_FIRST, Model("m"), BIAS, {}, strict=True)
+        pick(OPENVINO_FIRST, BIAS, {}, strict=True)
     assert refused.value.param == "logit_bias"
     assert "served by: llamacpp, onnx" in refused.value.message
 
 
 def test_what_no_candidate_has_is_refused_by_name() -> None:
     with pytest.raises(Refused) as refused:
-        pick(decided(offers=[OPENVINO]), Model("m"), BIAS, {}, strict=False)
+        pick(decided(offers=[OPENVINO]), BIAS, {}, strict=False)
     assert refused.value.param == "logit_bias"
     assert "none of its engines honours it" in refused.value.message
 
 
 def test_a_candidate_that_failed_in_this_request_is_not_tried_again() -> None:
     tried: Mapping[str, str] = {"openvino/cpu/INT8": "broken"}
-    second = pick(OPENVINO_FIRST, Model("m"), [], tried, strict=False)
+    second = pick(OPENVINO_FIRST, [], tried, strict=False)
     assert second and second.candidate.runtime == "llamacpp"
-    assert pick(OPENVINO_FIRST, Model("m"), [], dict.fromkeys(keys(OPENVINO_FIRST), "broken"), strict=False) is None
+    assert pick(OPENVINO_FIRST, [], dict.fromkeys(keys(OPENVINO_FIRST), "broken"), strict=False) is None
 
 
 # --- memory ---

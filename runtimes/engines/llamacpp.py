@@ -7,14 +7,14 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
 from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
-    FURTHER,
+    EVERYTHING,
     Constraint,
     Device,
     Engine,
@@ -27,6 +27,7 @@ from runtimes.contract import (
     Token,
     check_tokens,
 )
+from runtimes.pooling import pooled
 from runtimes.sampling import likeliest, log_probabilities
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 GREEDY_BELOW = 1e-5  # temperature; dividing by less overflows 32-bit logits
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
-FEATURES = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind in get_args(Constraint)), *FURTHER)
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
 
 
@@ -174,16 +174,10 @@ class LlamaCpp:
             self._end(running)
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        import numpy as np
 
         if self._embedding is None:
             self._embedding = self._embedding_context()
-        vectors = []
-        for text in ids:
-            hidden = self._hidden_states(text)
-            vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
-            vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist())
-        return vectors
+        return [pooled(self._hidden_states(text), pooling) for text in ids]
 
     def close(self) -> None:
         for running in list(self._jobs.values()):
@@ -488,7 +482,7 @@ class LlamaCpp:
             else "",
             eos=self._token_text(self._l.llama_vocab_eos(self._vocab)),
             device=self._device,
-            features=FEATURES,
+            features=EVERYTHING,
         )
 
     def _token_text(self, token: int) -> str:
@@ -592,7 +586,7 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
-    features=FEATURES,
+    features=EVERYTHING,
     devices=devices,
     distributions=("llama-cpp-python",),
     # OpenMP threads that spin for long are five times slower on a busy machine, and those that never do lose a third or

@@ -8,14 +8,14 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from optimize.mlx.library import import_library, load_model
 from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
-    FURTHER,
+    EVERYTHING,
     Constraint,
     Device,
     Engine,
@@ -29,6 +29,7 @@ from runtimes.contract import (
     Token,
     check_tokens,
 )
+from runtimes.pooling import pooled
 from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities
 from runtimes.vocabulary import Vocabulary
 
@@ -39,7 +40,6 @@ DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context nee
 WORTH_SHARING = 16  # tokens of a common beginning; fewer are read again sooner than copied
 WEIGHTS_AT_ONCE = 256 << 20  # bytes read between two reports of the progress
 ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbouring positions do not meet
-FEATURES = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind in get_args(Constraint)), *FURTHER)
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +134,7 @@ class Mlx:
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=load.device,
-            features=FEATURES if self._body else tuple(name for name in FEATURES if name != "embeddings"),
+            features=EVERYTHING if self._body else tuple(name for name in EVERYTHING if name != "embeddings"),
         )
 
     # --- the contract ---
@@ -175,14 +175,8 @@ class Mlx:
             self._end([self._jobs[job]])
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        import numpy as np
 
-        vectors = []
-        for text in ids:
-            hidden = self._hidden_states(text)
-            vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
-            vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist())
-        return vectors
+        return [pooled(self._hidden_states(text), pooling) for text in ids]
 
     def close(self) -> None:
         import mlx.core as mx
@@ -597,7 +591,7 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
-    features=FEATURES,
+    features=EVERYTHING,
     devices=devices,
     distributions=("mlx", "mlx-lm"),
     environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},

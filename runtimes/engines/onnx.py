@@ -4,13 +4,13 @@ import importlib.util
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 
 from runtimes.constrain import ConstraintFailed, Guides
 from runtimes.contract import (
-    Constraint,
+    EVERYTHING,
     Engine,
     Facts,
     Load,
@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_KV_TOKENS = 16384  # in all slots together, where one context needs no more
 DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
-FEATURES = (
-    *Sampling.__struct_fields__,
-    *(kind.__struct_config__.tag for kind in get_args(Constraint)),
-    "top_logprobs",
-)
+FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

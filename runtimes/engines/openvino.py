@@ -31,6 +31,7 @@ from runtimes.contract import (
     check_tokens,
 )
 from runtimes.ebnf import NotEnforceable, grammar
+from runtimes.pooling import pooled
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -194,7 +195,6 @@ class OpenVino:
                 self._prefixes.keep(running.tokens[:-1])
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        import numpy as np
 
         for text in ids:
             check_tokens(text, Sampling(), self.facts.vocabulary)
@@ -202,12 +202,7 @@ class OpenVino:
             model = without_head(self._ov, self._read_model())
             properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}
             self._hidden = self._core.compile_model(model, self._device, properties).create_infer_request()
-        vectors = []
-        for text in ids:
-            hidden = self._hidden_states(text)
-            vector = hidden.mean(0) if pooling == "mean" else hidden[-1 if pooling == "last" else 0]
-            vectors.append((vector / max(float(np.linalg.norm(vector)), 1e-12)).tolist())
-        return vectors
+        return [pooled(self._hidden_states(text), pooling) for text in ids]
 
     def close(self) -> None:
         for job in list(self._jobs):
