@@ -13,6 +13,7 @@ from config.schema import Config
 from runtimes.pool import Pool
 from server.auth import guard
 from server.chat import chat_completions
+from server.embeddings import embeddings
 from server.errors import respond
 from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
@@ -33,7 +34,9 @@ def create(config: Config) -> Litestar:
             await app.state.pool.drain()
 
     api = Router(
-        "/", route_handlers=[chat_completions, list_models, get_model, metrics], guards=[guard(config.server.api_keys)]
+        "/",
+        route_handlers=[chat_completions, embeddings, list_models, get_model, metrics],
+        guards=[guard(config.server.api_keys)],
     )
     return Litestar(
         [api, health, ready],

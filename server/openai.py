@@ -1,7 +1,7 @@
 """OpenAI's wire shapes for chat: what a request may hold, and what of it has no effect here."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -35,6 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 UNKNOWN = re.compile(r"^Object contains unknown field `(.+?)`")
 
+T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
@@ -136,24 +137,38 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     chat_template_kwargs: dict[str, Any] = {}
 
 
-def read(body: bytes) -> ChatRequest:
-    """A request, or Refused with the field's name."""
+def decode(body: bytes, to: type[T]) -> T:
+    """A request, or Refused with the field's name; null is as good as not there."""
+    return convert({key: value for key, value in json_object(body).items() if value is not None}, to)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(f"the body is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise Refused("the body must be a JSON object")
+    return raw
+
+
+def convert(fields: dict[str, Any], to: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, to, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise refusal(str(error)) from error
+
+
+def read(body: bytes) -> ChatRequest:
+    """A request for a chat completion, or Refused with the field's name."""
+    raw = json_object(body)
     fields = {key: value for key, value in raw.items() if value is not None and key not in IGNORED}
     for key in fields.keys() & NEUTRAL.keys():
         if fields.pop(key) not in NEUTRAL[key]:
             allowed = " or ".join(msgspec.json.encode(value).decode() for value in NEUTRAL[key])
             remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
             raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
-    try:
-        request = msgspec.convert(fields, ChatRequest, str_keys=True)
-    except msgspec.ValidationError as error:
-        raise refusal(str(error)) from error
+    request = convert(fields, ChatRequest)
     check_messages(request.messages)
     return request
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.serving import Served
@@ -158,6 +159,91 @@ def test_the_extensions_are_honoured(house: Served) -> None:
         ask(house, "Repeat: lemon lemon", extra_body={"repetition_penalty": 50}).choices[0].message.content
         != "lemon lemon"
     )
+
+
+# --- log-probabilities and constraints ---
+
+
+def test_logprobs_come_with_every_token_whole_and_streamed(house: Served) -> None:
+    whole = ask(house, logprobs=True, top_logprobs=3).choices[0]
+    tokens = whole.logprobs.content
+    assert "".join(token.token for token in tokens) == whole.message.content
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in tokens)
+    assert all(bytes(token.bytes).decode() == token.token for token in tokens)
+    chunks = list(ask(house, logprobs=True, stream=True))
+    streamed = [one for c in chunks if c.choices[0].logprobs for one in c.choices[0].logprobs.content]
+    assert [one.token for one in streamed] == [one.token for one in tokens]
+    assert ask(house).choices[0].logprobs is None
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+    city: str
+
+
+def test_a_schema_is_kept_to_and_parsed_by_the_client(house: Served) -> None:
+    reply = house.client.chat.completions.parse(
+        model="pocket",
+        messages=[{"role": "user", "content": "Make JSON from this: Tom lives in Oslo and is 28 years old."}],
+        response_format=Person,
+        temperature=0,
+        max_tokens=100,
+    )
+    assert reply.choices[0].message.parsed == Person(name="Tom", age=28, city="Oslo")
+
+
+def test_a_json_object_is_one_and_a_schema_that_cannot_be_kept_is_refused(house: Served) -> None:
+    text = (
+        ask(house, "Make JSON from this: Tom is 28.", response_format={"type": "json_object"})
+        .choices[0]
+        .message.content
+    )
+    assert isinstance(json.loads(text), dict)
+    with pytest.raises(openai.BadRequestError) as caught:
+        schema = {"name": "x", "schema": {"type": "colour"}}
+        ask(house, response_format={"type": "json_schema", "json_schema": schema})
+    assert caught.value.param == "response_format"
+
+
+# --- embeddings ---
+
+
+def test_embeddings_are_unit_vectors_alike_for_texts_that_are_alike(house: Served) -> None:
+    texts = ["What is the capital of France?", "What is the capital of Norway?", "Count from 1 to 20"]
+    reply = house.client.embeddings.create(model="pocket", input=texts)
+    a, b, c = (item.embedding for item in reply.data)
+    assert sum(x * x for x in a) == pytest.approx(1, abs=1e-3)
+    assert dot(a, b) > dot(a, c)
+    assert reply.usage.prompt_tokens > 10
+    plain = house.client.embeddings.create(model="pocket", input=texts[0], encoding_format="float").data[0].embedding
+    assert plain == pytest.approx(a, abs=1e-5)
+    short = house.client.embeddings.create(model="pocket", input=texts[0], dimensions=16).data[0].embedding
+    assert len(short) == 16
+    assert sum(x * x for x in short) == pytest.approx(1, abs=1e-3)
+
+
+def dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"input": [""]}, "input"),
+        ({"input": {"a": 1}}, "input"),
+        ({"input": [99_999_999]}, "messages"),
+        ({"dimensions": 100_000}, "dimensions"),
+        ({"model": "echo"}, "model"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_an_embedding_that_cannot_be_made_is_refused_by_name(house: Served, change: dict[str, Any], param: str) -> None:
+    body = {"model": "pocket", "input": "a"} | change
+    response = post(house, json.dumps(body).encode(), "/v1/embeddings")
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
 
 
 # --- refusals ---

@@ -1,0 +1,71 @@
+"""POST /v1/embeddings."""
+
+import base64
+import math
+import struct
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.datastructures import State
+
+from runtimes.contract import Pooling, Refused
+from runtimes.pool import Pool
+from server import openai
+from server.chat import check_content_type, placed_headers, unless_client_leaves
+
+MOST_TEXTS = 2048  # as OpenAI's
+
+
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    model: str
+    input: Any  # a text, texts, token ids, or lists of them
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None  # the first so many, scaled to length 1 again
+    user: str | None = None  # without effect
+    pooling: Pooling = "mean"  # an extension: how the tokens' states become one
+
+
+@post("/v1/embeddings", status_code=200)
+async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
+    """A vector of length 1 for each text, from the hidden states of the model's last layer."""
+    check_content_type(request)
+    asked = openai.decode(await request.body(), EmbeddingRequest)
+    pool: Pool = state.pool
+    placed, embedded = await unless_client_leaves(
+        request, pool.embed(asked.model, texts_of(asked.input), asked.pooling)
+    )
+    vectors = [shortened(vector, asked.dimensions) for vector in embedded.vectors]
+    data = [
+        {"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)}
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
+    body = {"object": "list", "data": data, "model": asked.model, "usage": usage}
+    return Response(body, headers=placed_headers(placed), media_type="application/json")
+
+
+def texts_of(given: Any) -> list[str | list[int]]:
+    """OpenAI's four forms of `input` as a list of texts or of token ids."""
+    if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)):
+        given = [given]
+    try:
+        texts = msgspec.convert(given, list[str | list[int]])
+    except msgspec.ValidationError as error:
+        raise Refused(f"'input' must be a text, texts, token ids or lists of them: {error}", "input") from error
+    if not 0 < len(texts) <= MOST_TEXTS or not all(texts):
+        raise Refused(f"'input' takes 1 to {MOST_TEXTS} texts, none of them empty", "input", "invalid_value")
+    return texts
+
+
+def shortened(vector: list[float], dimensions: int | None) -> list[float]:
+    if dimensions is None:
+        return vector
+    if dimensions > len(vector):
+        raise Refused(f"'dimensions' is at most {len(vector)} for this model", "dimensions", "invalid_value")
+    length = math.hypot(*vector[:dimensions]) or 1.0
+    return [value / length for value in vector[:dimensions]]
+
+
+def encoded(vector: list[float], form: str) -> list[float] | str:
+    return vector if form == "float" else base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
