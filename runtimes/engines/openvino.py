@@ -37,6 +37,7 @@ from runtimes.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import numpy as np
 
+ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
 MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "tokenizer.json", "openvino_detokenizer.xml"
 DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context needs no more
 GREEDY_BELOW = 1e-5  # temperature
@@ -99,7 +100,7 @@ class OpenVino:
         check_folder(folder)
         self._core = openvino.Core()
         self._device = options.device or load.device.upper()
-        self._properties = self._properties_for(options, load.threads)
+        self._properties = self._properties_for(folder, options, load.threads)
         self._vocabulary = Vocabulary(folder)
         context = min(load.context, self._vocabulary.context_length or load.context)
         tokens = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
@@ -374,7 +375,7 @@ class OpenVino:
 
     # --- loading ---
 
-    def _properties_for(self, options: Options, threads: int) -> dict[str, Any]:
+    def _properties_for(self, folder: Path, options: Options, threads: int) -> dict[str, Any]:
         """Both precisions are always given: an IR names its own, and loading fails where the two disagree."""
         kind = self._device.partition(".")[0]
         if kind == "NPU":
@@ -384,10 +385,12 @@ class OpenVino:
             raise ValueError(f"OpenVINO finds no device '{self._device}'; have: {', '.join(have)}")
         capable = self._core.get_property(self._device, "OPTIMIZATION_CAPABILITIES")
         best = "bf16" if "BF16" in capable and kind == "CPU" else "f16" if kind == "GPU" else "f32"
-        precision = best if options.precision == "auto" else options.precision
+        file = folder / ARITHMETIC
+        wanted = file.read_text() if file.exists() else best
+        precision = wanted if options.precision == "auto" else options.precision
         if CAPABILITIES[precision] not in capable:
             raise ValueError(f"device '{self._device}' does not compute in {precision}; use precision {best} or f32")
-        own = "bf16" if precision == "bf16" else "f16"
+        own = "f32" if precision == "f32" and file.exists() else "bf16" if precision == "bf16" else "f16"
         properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "KV_CACHE_PRECISION": own if options.kv_precision == "auto" else options.kv_precision,
