@@ -35,7 +35,16 @@ class Log:
 def load_backends() -> None:
     """A portable build has its code for each instruction set in a library of its own, and loads the best when told."""
     folder = Path(llama_cpp.__file__).parent / "lib"
-    ggml = ctypes.CDLL(str(next(folder / name for name in GGML_FILES if (folder / name).exists())))
+    ggml = library(folder)
     ggml.ggml_backend_reg_count.restype = ctypes.c_size_t
     if ggml.ggml_backend_reg_count() == 0:
         ggml.ggml_backend_load_all_from_path(str(folder).encode())
+
+
+def library(folder: Path) -> Any:
+    """The ggml that llama.cpp itself is linked with: a wheel holds several copies of the file, each with a registry of
+    backends of its own. Windows finds no symbol through another library, and has one copy."""
+    own = llama_cpp.llama_cpp._lib
+    if hasattr(own, "ggml_backend_reg_count"):
+        return own
+    return ctypes.CDLL(str(next(folder / name for name in GGML_FILES if (folder / name).exists())))
