@@ -64,11 +64,10 @@ class Loader:
         except Unavailable as error:
             await self._knowledge.failed(source, candidate, "load", error.message)
             raise
-        if model.context and model.context > worker.facts.context_length:
-            worker.close()
-            most = f"more than the {worker.facts.context_length} tokens it was made for"
-            raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
         try:
+            if model.context and model.context > worker.facts.context_length:
+                most = f"more than the {worker.facts.context_length} tokens it was made for"
+                raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
             await self._smoke(source, candidate, worker)
         except BaseException:
             worker.close()

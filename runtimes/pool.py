@@ -50,8 +50,8 @@ OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was mea
 class Loaded:
     """A model in memory."""
 
-    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact) -> None:
-        self.worker, self.candidate = worker, ranked.candidate
+    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source) -> None:
+        self.worker, self.candidate, self.source = worker, ranked.candidate, source
         self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
         self.users = 0
         self.used = time.monotonic()
@@ -176,8 +176,7 @@ class Pool:
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
             self.counts["deaths", name] += 1
-            known = await self._knowledge.of(name)
-            await self._knowledge.failed(known.source, loaded.candidate, "death", str(death))
+            await self._knowledge.failed(loaded.source, loaded.candidate, "death", str(death))
 
     @contextmanager
     def _request(self, name: str) -> Iterator[None]:
@@ -367,7 +366,7 @@ class Pool:
         worker = await self._loader.start(name, source, ranked.candidate, artifact)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
-        return Loaded(worker, ranked, artifact)
+        return Loaded(worker, ranked, artifact, source)
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""

@@ -10,7 +10,7 @@ from runtimes.contract import Sampling
 if TYPE_CHECKING:
     import numpy as np
 
-GREEDY_BELOW = 1e-5  # temperature
+GREEDY_BELOW = 1e-5  # temperature; dividing by less overflows 32-bit logits
 NEGLIGIBLE = 30.0  # a logit so far below the best has e^-30 of its weight; a vocabulary of them adds up to nothing
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
+from runtimes import kv
 from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     EVERYTHING,
@@ -28,15 +29,13 @@ from runtimes.contract import (
     check_tokens,
 )
 from runtimes.pooling import pooled
-from runtimes.sampling import likeliest, log_probabilities
+from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities
 
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context needs no more
 TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 FLASH = {"auto": -1, "off": 0, "on": 1}
-GREEDY_BELOW = 1e-5  # temperature; dividing by less overflows 32-bit logits
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
@@ -93,11 +92,7 @@ class LlamaCpp:
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         vocabulary = llama_cpp.llama_vocab_n_tokens(self._vocab)
         context = min(load.context, llama_cpp.llama_model_n_ctx_train(self._model))
-        cells = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
-        if cells < context:
-            raise ValueError(
-                f"kv_tokens {cells} is less than the context of {context} tokens; raise it or lower 'context'"
-            )
+        cells = kv.cells(options.kv_tokens, context, load.slots)
         self._check_memory(cells, options.kv_precision, load.free_bytes)
         self._chunk = options.prefill_chunk
         self._rows = self._chunk + load.slots
@@ -282,7 +277,7 @@ class LlamaCpp:
     def _place(self, tokens: list[int], free: list[Slot]) -> Slot:
         """The free slot for a prompt, holding as much of its beginning as any slot has, even a busy one."""
         most = len(tokens) - 1 if self._reusable else 0  # the last token is always computed: it gives the logits
-        common = {slot.index: min(common_prefix(slot.kv, tokens), most) for slot in self._slots}
+        common = {slot.index: min(kv.common_prefix(slot.kv, tokens), most) for slot in self._slots}
         source = max(self._slots, key=lambda s: (common[s.index], s in free))
         # Overwrite what is least worth keeping, unless a free slot already holds the best beginning and little else.
         target = min(free, key=lambda s: (len(s.kv) > 0, s.last_used))
@@ -444,11 +439,7 @@ class LlamaCpp:
         value = int(self._metadata(f"{architecture}.attention.value_length") or width)
         bytes_each = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}[precision]
         needed = int(cells * layers * self._l.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
-        if free and needed > 0.9 * free:
-            raise ValueError(
-                f"a KV cache of {cells} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
-                "lower 'context', 'slots' or options.llamacpp.kv_tokens"
-            )
+        kv.check_room("llamacpp", cells, needed, free)
 
     def _new_context(self, load: Load, options: Options, cells: int) -> Any:
         params = self._l.llama_context_default_params()
@@ -550,14 +541,6 @@ def show_trouble(level: int, text: str) -> None:
     """Warnings and errors go on to stderr, and so into the server's log."""
     if level in (WARN, ERROR) and EXPECTED not in text:
         print(text.strip(), file=sys.stderr, flush=True)
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    import numpy as np
-
-    size = min(len(a), len(b))
-    different = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0]
-    return int(different[0]) if different.size else size
 
 
 def unavailable() -> str | None:

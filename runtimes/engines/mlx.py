@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from optimize.mlx.library import import_library, load_model
+from runtimes import kv
 from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     EVERYTHING,
@@ -36,7 +37,6 @@ from runtimes.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context needs no more
 WORTH_SHARING = 16  # tokens of a common beginning; fewer are read again sooner than copied
 WEIGHTS_AT_ONCE = 256 << 20  # bytes read between two reports of the progress
 ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbouring positions do not meet
@@ -101,11 +101,7 @@ class Mlx:
         # What is below the head; hidden states cannot be had where a family keeps it elsewhere.
         self._body = getattr(getattr(self._model, "language_model", self._model), "model", None)
         context = min(load.context, self._vocabulary.context_length or load.context)
-        self._cells = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
-        if self._cells < context:
-            raise ValueError(
-                f"kv_tokens {self._cells} is less than the context of {context} tokens; raise it or lower 'context'"
-            )
+        self._cells = kv.cells(options.kv_tokens, context, load.slots)
         size = measure(self._model)
         kv_bytes = size.token_bytes * self._cells + size.slot_bytes * load.slots
         check_memory(self._model, self._cells, kv_bytes, load.free_bytes)
@@ -273,7 +269,7 @@ class Mlx:
         running = [other for other in self._active.values() if not other.unread]
         sources: list[Kept | Running] = [*self._kept, *running]
         for source in sources:
-            common = common_prefix(source.tokens, tokens[:-1])
+            common = kv.common_prefix(source.tokens, tokens[:-1])
             whole = common == len(source.tokens)
             if common > longest and (whole or len(source.tokens) < self._window):
                 best, longest = source, common
@@ -304,7 +300,7 @@ class Mlx:
             self._kept = [
                 old
                 for old in self._kept
-                if len(old.tokens) > len(new.tokens) or common_prefix(old.tokens, new.tokens) < len(old.tokens)
+                if len(old.tokens) > len(new.tokens) or kv.common_prefix(old.tokens, new.tokens) < len(old.tokens)
             ]
         self._kept.append(new)
 
@@ -473,14 +469,6 @@ def scatter(size: int, values: Mapping[int, float]) -> Any:
     row = np.zeros(size, np.float32)
     row[list(values)] = list(values.values())
     return mx.array(row)
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    import numpy as np
-
-    size = min(len(a), len(b))
-    different = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0]
-    return int(different[0]) if different.size else size
 
 
 # --- loading ---

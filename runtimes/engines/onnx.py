@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 
+from runtimes import kv
 from runtimes.constrain import ConstraintFailed, Guides
 from runtimes.contract import (
     EVERYTHING,
@@ -29,7 +30,6 @@ from runtimes.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import numpy as np
 
-DEFAULT_KV_TOKENS = 16384  # in all slots together, where one context needs no more
 DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
 FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
 
@@ -84,11 +84,7 @@ class Onnx:
         graph = read_graph(folder)
         self._vocabulary = Vocabulary(folder)
         context = min(load.context, self._vocabulary.context_length or graph.context)
-        cells = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
-        if cells < context:
-            raise ValueError(
-                f"kv_tokens {cells} is less than the context of {context} tokens; raise it or lower 'context'"
-            )
+        cells = kv.cells(options.kv_tokens, context, load.slots)
         self._sequences: Sequences = load_sequences(load, options, folder, graph, context, cells)
         report(1.0)
         self._cells, self._chunk = cells, options.prefill_chunk
@@ -230,7 +226,7 @@ class Onnx:
     def _place(self, tokens: list[int], free: list[Slot]) -> Slot:
         """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
         most = len(tokens) - 1  # the last token is always computed: it gives the logits
-        common = {slot.index: min(common_prefix(slot.kv, tokens), most) for slot in self._slots}
+        common = {slot.index: min(kv.common_prefix(slot.kv, tokens), most) for slot in self._slots}
         givers = self._slots if self._sequences.copies else free
         source = max(givers, key=lambda s: (common[s.index], s in free))
         keep = common[source.index]
@@ -300,19 +296,7 @@ def open_session(file: Path, threads: int) -> Any:
 def check_memory(cells: int, graph: Graph, free: int) -> None:
     """The kernel would kill the process when the KV cache fills up, long after the load."""
     needed = cells * graph.layers * 2 * graph.heads * graph.width * 4
-    if free and needed > 0.9 * free:
-        raise ValueError(
-            f"a KV cache of {cells} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
-            "lower 'context', 'slots' or options.onnx.kv_tokens"
-        )
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    import numpy as np
-
-    size = min(len(a), len(b))
-    different = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0]
-    return int(different[0]) if different.size else size
+    kv.check_room("onnx", cells, needed, free)
 
 
 def unavailable() -> str | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from runtimes import kv
 from runtimes.constrain import PARAM, ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     Constraint,
@@ -32,6 +33,7 @@ from runtimes.contract import (
 )
 from runtimes.ebnf import NotEnforceable, grammar
 from runtimes.pooling import pooled
+from runtimes.sampling import GREEDY_BELOW
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
 MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "tokenizer.json", "openvino_detokenizer.xml"
-DEFAULT_KV_TOKENS = 16384  # KV cells shared by all slots, where one context needs no more
-GREEDY_BELOW = 1e-5  # temperature
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
 # Not among them: presence_penalty and frequency_penalty, which GenAI adds to a negative logit instead of subtracting
@@ -103,11 +103,7 @@ class OpenVino:
         self._properties = self._properties_for(folder, options, load.threads)
         self._vocabulary = Vocabulary(folder)
         context = min(load.context, self._vocabulary.context_length or load.context)
-        tokens = options.kv_tokens or max(context, min(context * load.slots, DEFAULT_KV_TOKENS))
-        if tokens < context:
-            raise ValueError(
-                f"kv_tokens {tokens} is less than the context of {context} tokens; raise it or lower 'context'"
-            )
+        tokens = kv.cells(options.kv_tokens, context, load.slots)
         self._model_file = folder / MODEL
         model = self._read_model()
         check_memory(model, tokens, self._properties, load.free_bytes)
@@ -544,11 +540,7 @@ def check_memory(model: Any, tokens: int, properties: dict[str, Any], free: int)
         shape = variable.get_info().data_shape
         values += math.prod(size.get_length() for size in islice(shape, 1, None) if size.is_static)
     needed = int(tokens * values * KV_BYTES[properties["KV_CACHE_PRECISION"]])
-    if free and needed > 0.9 * free:
-        raise ValueError(
-            f"a KV cache of {tokens} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
-            "lower 'context', 'slots' or options.openvino.kv_tokens"
-        )
+    kv.check_room("openvino", tokens, needed, free)
 
 
 def last_line(error: Exception) -> str:

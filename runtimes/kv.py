@@ -1,0 +1,31 @@
+"""What engines decide alike about KV caches: how many tokens they hold, whether they fit, what two prompts share."""
+
+DEFAULT_TOKENS = 16384  # for all slots together, where one context needs no more
+MOST_OF_FREE = 0.9  # of the memory that is free; the rest is the engine's own to work in
+
+
+def cells(asked: int | None, context: int, slots: int) -> int:
+    """Tokens of the cache that all slots share. Raises ValueError where not even one context would fit."""
+    count = asked or max(context, min(context * slots, DEFAULT_TOKENS))
+    if count < context:
+        raise ValueError(f"kv_tokens {count} is less than the context of {context} tokens; raise it or lower 'context'")
+    return count
+
+
+def check_room(runtime: str, tokens: int, needed: int, free: int) -> None:
+    """Raises ValueError for a cache that is `needed` bytes where `free` are free (0: unknown): engines do not ask, and
+    the kernel kills the process instead."""
+    if free and needed > MOST_OF_FREE * free:
+        raise ValueError(
+            f"a KV cache of {tokens} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
+            f"lower 'context', 'slots' or options.{runtime}.kv_tokens"
+        )
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    import numpy as np
+
+    size = min(len(a), len(b))
+    different = np.nonzero(np.asarray(a[:size]) != np.asarray(b[:size]))[0]
+    return int(different[0]) if different.size else size
