@@ -21,12 +21,14 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_keys: tuple[str, ...] = ()  # empty = open to everyone who can connect
     allow_open: bool = False  # without keys, listen on more than loopback all the same
     max_queue: Positive = 256  # waiting requests per model; beyond it 429
+    load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: Annotated[str, msgspec.Meta(min_length=1)]  # hub id | folder | .gguf file | builtin:NAME
     revision: str | None = None  # of a hub id: branch, tag or commit
     runtime: str = "auto"  # or the name of a file in runtimes/engines/
+    adapter: str | None = None  # folder with a LoRA adapter as PEFT writes it, or a hub id; merged into the source
     precision: str = "auto"  # auto | int4 | int8 | bf16 | f16 | f32, or a toolchain's own name (Q4_K_M)
     context: Positive | None = None  # tokens a request may use; unset = the model's own, at most DEFAULT_CONTEXT
     slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # sequences decoded together
@@ -43,9 +45,26 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool = False  # a request that the chosen engine cannot honour goes to no other one
 
 
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The bar of the quality gate; see `Quality` in optimize/recipe.py. Argued in DECISIONS.md."""
+
+    divergence: Annotated[float, msgspec.Meta(gt=0)]  # at most
+    agreement: Annotated[float, msgspec.Meta(ge=0, le=1)]  # at least
+    perplexity: Annotated[float, msgspec.Meta(gt=0)]  # at most
+
+
+class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    first_load: Literal["serve-now", "wait"] = "serve-now"  # answer from the quickest artifact while a better is built
+    quality: Literal["warn", "enforce"] = "warn"  # a pinned precision below the bar is served with a warning, or not
+    int4: Limits = Limits(0.10, 0.90, 1.10)  # below 8 bits
+    int8: Limits = Limits(0.02, 0.95, 1.02)
+    bf16: Limits = Limits(0.02, 0.95, 1.02)  # 16 and 32 bits
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
     routing: Routing = Routing()
+    optimize: Optimize = Optimize()
     memory_budget: Size = "80%"  # for loaded models: of the memory there is, or in MiB or GiB
     cache_dir: str = "~/.cache/enginehouse"
     models: dict[str, Model] = {}

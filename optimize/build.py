@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from optimize.hub import fetch
-from optimize.recipe import Artifact, CannotBuild, Manifest, Recipe, Source
-from optimize.store import Store
+from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source
+from optimize.store import Store, digest
 from optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,7 +96,7 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
         stages = Stages(send)
         toolchain.build(order.source, recipe.precision, folder, stages.report)
         seconds = stages.end()
-        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="seconds")
         own = version("enginehouse")
         store.publish(folder, Manifest(recipe.key, recipe, order.source, files, seconds, peak_bytes(), created, own))

@@ -1,8 +1,9 @@
 """What is built from what, with which tool; and the contract of a toolchain file."""
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -55,17 +56,35 @@ class Recipe(msgspec.Struct, frozen=True):
         return f"{self.format}-{self.precision}-{hashlib.blake2b(encoded, digest_size=10).hexdigest()}"
 
 
+class Quality(msgspec.Struct, frozen=True):
+    """How far an artifact, run by its own engine, is from its source, over every next token of the gate's texts."""
+
+    divergence: float  # mean KL divergence of the source's distribution from the artifact's, in nats
+    agreement: float  # fraction of places where both hold the same token to be the likeliest
+    perplexity: float  # the artifact's over the source's
+    tokens: int  # places compared
+    reference: str  # what ran the source: "transformers", "llamacpp"
+
+
+class File(msgspec.Struct, frozen=True):
+    """Of an artifact."""
+
+    bytes: int
+    digest: str  # blake2b, 16 bytes, hex
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """Lies in every artifact as manifest.json: what it is, of what, how it was made."""
 
     key: str
     recipe: Recipe
     source: Source
-    files: dict[str, int]  # name -> bytes
+    files: dict[str, File]  # by name
     seconds: dict[str, float]  # by stage
     peak_bytes: int  # of memory, while it was built
     created: str  # ISO 8601, UTC
     enginehouse: str  # our version
+    quality: Quality | None = None  # None: not compared with its source yet
 
 
 class Artifact(msgspec.Struct, frozen=True):
@@ -75,6 +94,7 @@ class Artifact(msgspec.Struct, frozen=True):
     precision: str
     path: str  # what the engine is given: a file for gguf, a folder for others
     bytes: int
+    quality: Quality | None = None  # None: the source itself, or not compared with it yet
 
 
 class Toolchain(msgspec.Struct, frozen=True):
@@ -88,6 +108,15 @@ class Toolchain(msgspec.Struct, frozen=True):
     needs_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of disk the build takes at its peak
     build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
     entry: str  # the file in the artifact folder that engines load, "" for the folder itself
+    ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
+    # one, until the quality gate holds; each with the reason why it is there
+
+
+def bits(precision: str) -> int:
+    """Of most weights, from a toolchain's own name: 4 for Q4_K_M, IQ4_XS, INT4_B32_H8 and mixed_4_6, 16 for BF16."""
+    match = re.search(r"\d+", precision)
+    assert match, precision
+    return int(match[0])
 
 
 def copy_companions(checkpoint: Path, folder: Path) -> None:

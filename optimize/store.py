@@ -1,6 +1,7 @@
 """The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ class Store:
         if manifest is None:
             return None
         path, recipe = self._artifacts / key / entry, manifest.recipe
-        return Artifact(recipe.format, recipe.precision, str(path), sum(manifest.files.values()))
+        size = sum(file.bytes for file in manifest.files.values())
+        return Artifact(recipe.format, recipe.precision, str(path), size, manifest.quality)
 
     def manifest(self, key: str) -> Manifest | None:
         """None where there is no whole artifact of that key, or one of another version of the manifest."""
@@ -71,3 +73,8 @@ class Store:
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._artifacts).free
+
+
+def digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

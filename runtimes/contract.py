@@ -71,6 +71,9 @@ class Chat(msgspec.Struct, frozen=True, tag="chat"):
 
     messages: list[dict[str, Any]]  # OpenAI's shape, checked by the server
     tools: list[dict[str, Any]] | None = None
+    call_required: bool = False  # the answer is at least one tool call
+    call_name: str = ""  # and it calls this one
+    parallel_calls: bool = True  # several calls in one answer
     template_options: dict[str, Any] = {}  # further variables for the template, e.g. enable_thinking
 
 
@@ -80,7 +83,13 @@ class Ids(msgspec.Struct, frozen=True, tag="ids"):
     ids: list[int]
 
 
-Prompt = Chat | Ids
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """Text, tokenized as the engine does it and otherwise taken as it is."""
+
+    text: str
+
+
+Prompt = Chat | Text | Ids
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -109,8 +118,11 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ToolCall(msgspec.Struct, frozen=True):
-    name: str
-    arguments: str  # JSON text as the model wrote it
+    """A piece of one. The first of each call has its name and no arguments, the later ones arguments alone."""
+
+    index: int  # of the call in this answer, from 0
+    name: str = ""
+    arguments: str = ""  # a piece of JSON text
 
 
 class Scored(msgspec.Struct, frozen=True, array_like=True):

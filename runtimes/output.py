@@ -32,7 +32,7 @@ class Output:
     def _deltas(self, text: str) -> list[Delta]:
         self.stopped = self._stop.met
         deltas = self._split.feed(text)
-        self.called = self._split.called
+        self.called = self._split.calls > 0
         self.reasoned = self._split.reasoned
         return deltas
 
@@ -70,7 +70,7 @@ class Split:
     """Qwen's and Hermes' form: <think>…</think> first, then content with <tool_call>{json}</tool_call> in it."""
 
     def __init__(self, reasoning: bool, thinking: bool, tools: bool) -> None:
-        self.called = False
+        self.calls = 0
         self.reasoned = False
         self._tools = tools
         self._held = ""
@@ -94,7 +94,7 @@ class Split:
             return [Delta(reasoning=held)] if held else []
         if self._state == self._call:
             held = CALL + "".join(self._body) + held
-        elif self.called:
+        elif self.calls:
             held = held.rstrip()
         return [Delta(text=held)] if held else []
 
@@ -131,8 +131,10 @@ class Split:
         body = "".join(self._body) + self._held[:at]
         self._body.clear()
         if call := tool_call(body):
-            self.called = True
-            deltas.append(Delta(tool_call=call))
+            name, arguments = call
+            deltas.append(Delta(tool_call=ToolCall(self.calls, name)))
+            deltas.append(Delta(tool_call=ToolCall(self.calls, arguments=arguments)))
+            self.calls += 1
         else:
             deltas.append(Delta(text=CALL + body + END_CALL))
         self._go(self._content, self._held[at + len(END_CALL) :])
@@ -166,9 +168,10 @@ class Split:
             deltas.append(Delta(text=text) if field == "text" else Delta(reasoning=text))
 
 
-def tool_call(body: str) -> ToolCall | None:
+def tool_call(body: str) -> tuple[str, str] | None:
+    """Name and arguments."""
     try:
         call = json.loads(body)
-        return ToolCall(str(call["name"]), json.dumps(call.get("arguments") or {}, ensure_ascii=False))
+        return str(call["name"]), json.dumps(call.get("arguments") or {}, ensure_ascii=False)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

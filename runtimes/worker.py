@@ -13,6 +13,7 @@ import msgspec
 
 from runtimes import chat
 from runtimes.contract import (
+    Chat,
     Delta,
     Done,
     Engine,
@@ -179,8 +180,9 @@ class Loop:
 
     def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output]:
         """The prompt's token ids, and what will take its answer apart."""
-        if isinstance(prompt, Ids):
-            return prompt.ids, Output(sampling.stop, reasoning=False, thinking=False, tools=False)
+        if not isinstance(prompt, Chat):
+            ids = prompt.ids if isinstance(prompt, Ids) else self._engine.encode(prompt.text)
+            return ids, Output(sampling.stop, reasoning=False, thinking=False, tools=False)
         if prompt.tools and not self._tools:
             raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
         text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options)

@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed, ToolCall
+from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed
 from runtimes.pool import Pool
 from server import openai, sse
 
@@ -82,26 +82,30 @@ async def disconnected(request: Request[Any, Any, State]) -> None:
 async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
     text: list[str] = []
     reasoning: list[str] = []
-    calls: list[ToolCall] = []
+    names: list[str] = []
+    arguments: list[str] = []
     logprobs: list[Logprob] = []
     async for event in events:
         match event:
             case Placed(again=True):
-                text, reasoning, calls, logprobs = [], [], [], []
+                text, reasoning, names, arguments, logprobs = [], [], [], [], []
             case Delta():
                 text.append(event.text)
                 reasoning.append(event.reasoning)
                 logprobs += event.logprobs
-                if event.tool_call:
-                    calls.append(event.tool_call)
+                if call := event.tool_call:
+                    if call.name:
+                        names.append(call.name)
+                        arguments.append("")
+                    arguments[-1] += call.arguments
             case Done():
                 done = event
     content = "".join(text)
-    message: dict[str, Any] = {"role": "assistant", "content": None if calls and not content else content}
+    message: dict[str, Any] = {"role": "assistant", "content": None if names and not content else content}
     if thought := "".join(reasoning):
         message["reasoning_content"] = thought
-    if calls:
-        message["tool_calls"] = [sse.call_fields(call) for call in calls]
+    if names:
+        message["tool_calls"] = [sse.call_fields(*call) for call in zip(names, arguments, strict=True)]
     scored = sse.logprob_fields(logprobs) if logprobs else None
     choice = {"index": 0, "message": message, "logprobs": scored, "finish_reason": done.finish_reason}
     return {"choices": [choice], "usage": sse.usage_fields(done.usage)}

@@ -210,7 +210,7 @@ def to_job(request: ChatRequest, id: str) -> Job:
         Chat(
             [message_fields(message) for message in request.messages],
             [msgspec.to_builtins(tool) for tool in request.tools] if request.tool_choice != "none" else None,
-            request.chat_template_kwargs,
+            template_options=request.chat_template_kwargs,
         ),
         Sampling(
             max_tokens=min(limits, default=None),

@@ -24,7 +24,6 @@ class Chunks:
         self._after = b',"finish_reason":null}]' + (b',"usage":null' if include_usage else b"") + b"}\n\n"
         self._text = self._before + b'{"content":'
         self._include_usage = include_usage
-        self._calls = 0
 
     def opening(self) -> bytes:
         return self._before + b'{"role":"assistant","content":""}' + self._after
@@ -41,8 +40,7 @@ class Chunks:
         if delta.reasoning:
             return {"reasoning_content": delta.reasoning}
         if delta.tool_call:
-            self._calls += 1
-            return {"tool_calls": [{"index": self._calls - 1, **call_fields(delta.tool_call)}]}
+            return {"tool_calls": [call_delta(delta.tool_call)]}
         return {"content": delta.text}
 
     def closing(self, done: Done) -> bytes:
@@ -71,12 +69,16 @@ async def stream(events: AsyncGenerator[Event, None], chunks: Chunks) -> AsyncIt
             yield b"data: " + encode({"error": body}) + b"\n\n" + DONE
 
 
-def call_fields(call: ToolCall) -> dict[str, object]:
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def call_delta(call: ToolCall) -> dict[str, object]:
+    if not call.name:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, **call_fields(call.name, call.arguments)}
+
+
+def call_fields(name: str, arguments: str) -> dict[str, object]:
+    """A call with an id of its own."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def logprob_fields(logprobs: list[Logprob]) -> dict[str, object]:

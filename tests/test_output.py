@@ -38,7 +38,12 @@ def run(pieces: list[bytes], **options: object) -> tuple[str, str, list[tuple[st
         if not output.stopped:
             deltas += output.feed(piece)
     deltas += output.end()
-    calls = [(delta.tool_call.name, delta.tool_call.arguments) for delta in deltas if delta.tool_call]
+    pieces_of_calls = [delta.tool_call for delta in deltas if delta.tool_call]
+    calls = [
+        (call.name, "".join(piece.arguments for piece in pieces_of_calls if piece.index == call.index))
+        for call in pieces_of_calls
+        if call.name
+    ]
     return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import msgspec
 import yaml
 
-from config.schema import Config, Model, Routing, Server
+from config.schema import Config, Model, Optimize, Routing, Server
 from runtimes.engines import runtimes
 from server import openai as wire
 from server.cli import parser
@@ -34,6 +34,7 @@ def test_the_config_reference_names_every_key_with_its_default() -> None:
     server = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Server).items()}
     assert shown["server"] == server
     assert shown["routing"] == defaults(Routing)
+    assert shown["optimize"] == msgspec.to_builtins(Optimize())
     for key in ("cache_dir", "memory_budget"):
         assert shown[key] == defaults(Config)[key]
     expected = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Model).items()}

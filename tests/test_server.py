@@ -102,12 +102,13 @@ def test_a_tool_is_called_and_its_result_becomes_an_answer(house: Served) -> Non
     assert first.finish_reason == "tool_calls"
     (call,) = first.message.tool_calls
     assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Oslo"})
-    (streamed,) = [
+    begin, *rest = [
         chunk.choices[0].delta.tool_calls[0]
         for chunk in ask(house, question, tools=tools, stream=True)
         if chunk.choices[0].delta.tool_calls
     ]
-    assert streamed.function.arguments == call.function.arguments
+    assert (begin.function.name, begin.index) == ("get_weather", 0)
+    assert "".join(piece.function.arguments for piece in rest) == call.function.arguments
     messages: list[Any] = [
         {"role": "user", "content": question},
         first.message,

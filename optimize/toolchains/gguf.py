@@ -132,4 +132,5 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     build=build,
     entry=ENTRY,
+    ladder={"Q4_K_M": "", "Q8_0": "", "BF16": ""},
 )

@@ -74,4 +74,5 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     build=build,
     entry="",
+    ladder={"4bit-g64": "", "8bit-g64": "", "bf16": ""},
 )

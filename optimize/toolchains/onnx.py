@@ -106,4 +106,5 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     build=build,
     entry="",
+    ladder={"INT4_B32_H8": "", "INT8_B32": "", "F32": ""},
 )

@@ -140,4 +140,5 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     build=build,
     entry="",
+    ladder={"INT4_ASYM_G64": "", "INT8_ASYM": "", "BF16": ""},
 )
