@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -38,7 +39,7 @@ from runtimes.loading import Loader
 from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
 from runtimes.records import Records
-from runtimes.routing import Decision, Figures, Held, Ranked
+from runtimes.routing import Candidate, Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
@@ -53,9 +54,11 @@ OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was mea
 class Loaded:
     """A model in memory."""
 
-    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source) -> None:
+    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source, fingerprint: str) -> None:
         self.worker, self.candidate, self.source = worker, ranked.candidate, source
-        self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
+        self.placed = Placed(
+            ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason, fingerprint
+        )
         self.users = 0
         self.used = time.monotonic()
         self.unload: asyncio.TimerHandle | None = None
@@ -120,6 +123,9 @@ class Pool:
         """The token ids of a prompt, rendered as for an answer."""
         return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
 
+    async def detokenize(self, model: str, ids: list[int]) -> tuple[Placed, str]:
+        return await self._ask(model, [], lambda worker: worker.detokenize(ids))
+
     async def _ask(
         self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
     ) -> tuple[Placed, T]:
@@ -140,7 +146,7 @@ class Pool:
 
     async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
         """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
-        needs = list(asked_for(job.sampling))
+        needs = list(asked_for(job.sampling, job.echo))
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
@@ -167,6 +173,8 @@ class Pool:
                         raise
                     if not job.resumable:
                         said.clear()
+                    elif told:
+                        job = msgspec.structs.replace(job, echo=False)  # it is said
                     self.counts["continuations" if said else "reruns", name] += 1
                     then = f"going on after {len(said)} tokens" if said else "running the request again"
                     log.warning("%s; %s", death, then)
@@ -379,7 +387,16 @@ class Pool:
         worker = await self._loader.start(name, source, ranked.candidate, artifact)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
-        return Loaded(worker, ranked, artifact, source)
+        fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
+        return Loaded(worker, ranked, artifact, source, fingerprint)
+
+    async def _fingerprint(self, name: str, candidate: Candidate, artifact: Artifact, source: Source) -> str:
+        """Of all that decides, with a seed, what a model says."""
+        runtime, versions = self._runtimes[candidate.runtime], (await self._knowledge.host()).versions
+        options = self.config.models[name].options.get(runtime.name)
+        own = [(package, versions.get(package)) for package in runtime.distributions]
+        told = [source.fingerprint, candidate.key, artifact.precision, options, own]
+        return f"fp_{hashlib.blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()}"
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""

@@ -24,6 +24,7 @@ from runtimes.contract import (
     Refused,
     Sampling,
     Scored,
+    Text,
     Token,
     Usage,
     asked_for,
@@ -31,10 +32,12 @@ from runtimes.contract import (
     too_long,
 )
 from runtimes.engines import runtimes
-from runtimes.output import CALL, THINK, Output
+from runtimes.output import CALL, END_THINK, THINK, Output
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Emit,
@@ -109,8 +112,9 @@ class Inbox:
 class Answer:
     """One job under way."""
 
-    def __init__(self, prompt_tokens: int, output: Output) -> None:
+    def __init__(self, prompt_tokens: int, output: Output, scores_end: bool) -> None:
         self.output = output
+        self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.started = time.monotonic()
@@ -121,7 +125,7 @@ class Answer:
         if not self.first:
             self.first, self.cached_tokens = time.monotonic(), token.cached
         deltas = self.output.feed(token.text)
-        if token.logprob is not None:
+        if token.logprob is not None and (token.id >= 0 or self.scores_end):
             self.logprobs.append(Logprob(Scored(token.id, token.text, token.logprob), token.top))
         if token.id >= 0:
             self.completion_tokens += 1
@@ -156,16 +160,16 @@ class Loop:
 
     def _obey(self, message: ToWorker) -> None:
         match message:
-            case Submit() | Embed() | Tokenize():
+            case Submit() | Embed() | Tokenize() | Detokenize():
                 try:
                     self._serve(message)
                 except Refused as error:
-                    self._send(Refusal(message.job, error.message, error.param, error.code))
+                    self._send(Refusal(message.job, error.message, named(error, message), error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
 
-    def _serve(self, message: Submit | Embed | Tokenize) -> None:
+    def _serve(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
         match message:
             case Submit():
                 self._admit(message)
@@ -174,27 +178,55 @@ class Loop:
             case Tokenize(job, prompt):
                 ids, _ = self._prepared(prompt, Sampling())
                 self._send(Tokenized(job, ids))
+            case Detokenize(job, ids):
+                check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
+                self._send(Detokenized(job, self._text(ids)))
 
     def _admit(self, submit: Submit) -> None:
-        check_features(submit.sampling, self._engine.facts)
+        check_features(submit.sampling, self._engine.facts, submit.echo)
         ids, output = self._prepared(submit.prompt, submit.sampling)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
-        answer = Answer(len(ids), output)
+        answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.said:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
-        self._engine.add(submit.job, [*ids, *submit.said], after(submit.sampling, len(submit.said)))
-        self._answers[submit.job] = answer
+        if submit.sampling.max_tokens == 0:
+            check_tokens(ids, submit.sampling, self._engine.facts.vocabulary)
+            dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
+        else:
+            self._engine.add(submit.job, [*ids, *submit.said], after(submit.sampling, len(submit.said)))
+            self._answers[submit.job] = answer
+            dones = []
+        if submit.echo or dones:
+            echo = [(submit.job, self._echo(submit.prompt, ids, submit.sampling.logprobs))] if submit.echo else []
+            self._send(Emit([], echo, dones))
+
+    def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Delta:
+        text = prompt.text if isinstance(prompt, Text) else self._text(ids)
+        if top is None:
+            return Delta(text)
+        first = Logprob(Scored(ids[0], self._engine.text(ids[0]), 0.0), first=True)
+        return Delta(text, logprobs=[first, *self._engine.score(ids, top)])
+
+    def _text(self, ids: list[int]) -> str:
+        return b"".join(map(self._engine.text, ids)).decode("utf-8", "replace")
 
     def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output]:
         """The prompt's token ids, and what will take its answer apart."""
         if not isinstance(prompt, Chat):
-            ids = prompt.ids if isinstance(prompt, Ids) else self._engine.encode(prompt.text)
+            ids = prompt.ids if isinstance(prompt, Ids) else self._encoded(prompt)
             return ids, Output(sampling.stop, reasoning=False, thinking=False, tools=False)
         if prompt.tools and not self._tools:
             raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
-        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options)
-        thinking = self._reasoning and text.rstrip().endswith(THINK)
-        return self._engine.encode(text), Output(sampling.stop, self._reasoning, thinking, bool(prompt.tools))
+        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
+        begun = chat.begun(prompt.messages)
+        thinking = self._reasoning and (text.rstrip().endswith(THINK) or begun.rfind(THINK) > begun.rfind(END_THINK))
+        reasoning = thinking or (self._reasoning and not begun)
+        return self._engine.encode(text), Output(sampling.stop, reasoning, thinking, bool(prompt.tools))
+
+    def _encoded(self, prompt: Text) -> list[int]:
+        ids, bos = self._engine.encode(prompt.text), self._engine.facts.bos
+        dressed = bos and not prompt.text.startswith(bos)
+        return ids[1:] if dressed and not prompt.special else ids
 
     def _embed(self, message: Embed) -> None:
         facts = self._engine.facts
@@ -231,9 +263,24 @@ class Loop:
             self._send(emit)
 
 
-def check_features(sampling: Sampling, facts: Facts) -> None:
+def named(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:
+    """The field at fault as its client knows it: engines say 'messages' of every prompt."""
+    if error.param != "messages":
+        return error.param
+    match message:
+        case Submit(prompt=Chat()) | Tokenize(prompt=Chat()):
+            return "messages"
+        case Submit() | Tokenize():
+            return "prompt"
+        case Embed():
+            return "input"
+        case Detokenize():
+            return "tokens"
+
+
+def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:
     """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
-    for feature, param in asked_for(sampling):
+    for feature, param in asked_for(sampling, echo):
         if feature not in facts.features:
             raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
 

@@ -13,10 +13,13 @@ from config.schema import Config
 from runtimes.pool import Pool
 from server.auth import guard
 from server.chat import chat_completions
+from server.completions import completions
 from server.embeddings import embeddings
 from server.errors import respond
 from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
+from server.rerank import rerank
+from server.tokens import detokenize, tokenize
 
 LARGEST_BODY_BYTES = 10 << 20
 
@@ -35,7 +38,17 @@ def create(config: Config) -> Litestar:
 
     api = Router(
         "/",
-        route_handlers=[chat_completions, embeddings, list_models, get_model, metrics],
+        route_handlers=[
+            chat_completions,
+            completions,
+            embeddings,
+            rerank,
+            tokenize,
+            detokenize,
+            list_models,
+            get_model,
+            metrics,
+        ],
         guards=[guard(config.server.api_keys)],
     )
     return Litestar(

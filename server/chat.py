@@ -12,10 +12,12 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
+from msgspec import UNSET
 
-from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed
+from runtimes.contract import Done, Event, Job, Placed
 from runtimes.pool import Pool
-from server import openai, sse
+from server import openai, replies, sse
+from server.choices import Said, collect, copies, together, total
 
 log = logging.getLogger("enginehouse.server")
 T = TypeVar("T")
@@ -29,20 +31,44 @@ async def chat_completions(request: Request[Any, Any, State], state: State) -> R
     check_content_type(request)
     chat = openai.read(await request.body())
     pool: Pool = state.pool
-    job = openai.to_job(chat, f"chatcmpl-{secrets.token_hex(12)}")
-    created = int(time.time())
-    events = log_end(job, pool.run(job))
-    placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
+    id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+    jobs = copies(openai.to_job(chat, id), chat.n)
+    events = together([log_end(job, pool.run(job)) for job in jobs])
+    _, placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
     assert isinstance(placed, Placed)
     headers = placed_headers(placed)
     if chat.stream:
-        include_usage = chat.stream_options is not None and chat.stream_options.include_usage
-        chunks = sse.Chunks(job.id, created, chat.model, include_usage)
-        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return Stream(sse.stream(events, chunks), media_type="text/event-stream", headers=headers)
-    answer = await unless_client_leaves(request, collect(events))
-    completion = {"id": job.id, "object": "chat.completion", "created": created, "model": chat.model, **answer}
+        usage = chat.stream_options is not None and chat.stream_options.include_usage
+        head = sse.Head("chat.completion.chunk", id, created, chat.model, placed.fingerprint, usage, chat.n)
+        chunks = [sse.ChatChunks(head, index) for index in range(chat.n)]
+        return event_stream(sse.stream(events, chunks, head.last), headers)
+    said = await unless_client_leaves(request, collect(events, chat.n))
+    completion = replies.ChatCompletion(
+        id,
+        "chat.completion",
+        created,
+        chat.model,
+        placed.fingerprint,
+        [choice(index, one) for index, one in enumerate(said)],
+        replies.usage_of(total([one.done for one in said if one.done], chat.n)),
+    )
     return Response(completion, headers=headers, media_type="application/json")
+
+
+def choice(index: int, said: Said) -> replies.Choice:
+    assert said.done
+    content = "".join(said.text)
+    calls = [replies.call_of(*call) for call in zip(said.names, said.arguments, strict=True)]
+    message = replies.AnswerMessage(
+        "assistant", None if calls and not content else content, "".join(said.reasoning) or UNSET, calls or UNSET
+    )
+    scored = replies.logprobs_of(said.logprobs) if said.logprobs else None
+    return replies.Choice(index, message, scored, said.done.finish_reason)
+
+
+def event_stream(body: AsyncIterator[bytes], headers: dict[str, str]) -> Stream:
+    headers = headers | {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return Stream(body, media_type="text/event-stream", headers=headers)
 
 
 def placed_headers(placed: Placed) -> dict[str, str]:
@@ -77,38 +103,6 @@ async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutin
 async def disconnected(request: Request[Any, Any, State]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:
-    text: list[str] = []
-    reasoning: list[str] = []
-    names: list[str] = []
-    arguments: list[str] = []
-    logprobs: list[Logprob] = []
-    async for event in events:
-        match event:
-            case Placed(again=True):
-                text, reasoning, names, arguments, logprobs = [], [], [], [], []
-            case Delta():
-                text.append(event.text)
-                reasoning.append(event.reasoning)
-                logprobs += event.logprobs
-                if call := event.tool_call:
-                    if call.name:
-                        names.append(call.name)
-                        arguments.append("")
-                    arguments[-1] += call.arguments
-            case Done():
-                done = event
-    content = "".join(text)
-    message: dict[str, Any] = {"role": "assistant", "content": None if names and not content else content}
-    if thought := "".join(reasoning):
-        message["reasoning_content"] = thought
-    if names:
-        message["tool_calls"] = [sse.call_fields(*call) for call in zip(names, arguments, strict=True)]
-    scored = sse.logprob_fields(logprobs) if logprobs else None
-    choice = {"index": 0, "message": message, "logprobs": scored, "finish_reason": done.finish_reason}
-    return {"choices": [choice], "usage": sse.usage_fields(done.usage)}
 
 
 async def log_end(job: Job, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

@@ -16,6 +16,7 @@ from runtimes.contract import (
     Facts,
     Load,
     Local,
+    Logprob,
     Pooling,
     Sampling,
     Scored,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
-FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
+# The graph gives logits only, and those of a text's last token only.
+FEATURES = tuple(feature for feature in EVERYTHING if feature not in ("embeddings", "prompt_logprobs"))
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,6 +152,9 @@ class Onnx:
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
         raise NotImplementedError("the graph gives logits only")
 
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        raise NotImplementedError("the graph gives the logits of a text's last token only")
+
     def close(self) -> None:
         self._jobs.clear()
         self._sequences.close()
@@ -180,16 +185,16 @@ class Onnx:
         except ConstraintFailed as error:
             self._end(running)
             return Token(running.job, -1, b"", failure=str(error))
+        top = tuple(Scored(token, self.text(token), logprob) for token, logprob in choice.top)
         if choice.token in running.ends:
             self._end(running)
-            return Token(running.job, -1, b"", "stop", cached)
+            return Token(running.job, -1, b"", "stop", cached, choice.logprob, top)
         running.tokens.append(choice.token)
         generated = len(running.tokens) - running.prompt
         full = generated == running.sampling.max_tokens or len(running.tokens) >= self.facts.context_length
         if full or complete:
             self._end(running)
         finish = "stop" if complete else "length" if full else None
-        top = tuple(Scored(token, self.text(token), logprob) for token, logprob in choice.top)
         return Token(running.job, choice.token, self.text(choice.token), finish, cached, choice.logprob, top)
 
     def _end(self, running: Running) -> None:
