@@ -274,6 +274,10 @@ class Pool:
             "memory_bytes": self.memory(name),
         }
 
+    def under_way(self, name: str) -> int:
+        """Requests that are answered now or wait."""
+        return self._requests[name]
+
     def memory(self, name: str) -> int:
         """Bytes resident in a model's workers."""
         loads = [load for (model, _), load in self._loads.items() if model == name and load.done()]

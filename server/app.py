@@ -8,9 +8,11 @@ from contextlib import asynccontextmanager
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
 
 from config.schema import Config
 from runtimes.pool import Pool
+from server import schema
 from server.auth import guard
 from server.chat import chat_completions
 from server.completions import completions
@@ -36,27 +38,36 @@ def create(config: Config) -> Litestar:
             looking.cancel()
             await app.state.pool.drain()
 
+    guarded = [
+        chat_completions,
+        completions,
+        embeddings,
+        rerank,
+        tokenize,
+        detokenize,
+        list_models,
+        get_model,
+        metrics,
+    ]
     api = Router(
         "/",
-        route_handlers=[
-            chat_completions,
-            completions,
-            embeddings,
-            rerank,
-            tokenize,
-            detokenize,
-            list_models,
-            get_model,
-            metrics,
-        ],
+        route_handlers=guarded,
         guards=[guard(config.server.api_keys)],
     )
-    return Litestar(
+    app = Litestar(
         [api, health, ready],
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond},
         request_max_body_size=LARGEST_BODY_BYTES,
-        openapi_config=OpenAPIConfig("Enginehouse", "1"),
+        openapi_config=OpenAPIConfig(
+            "Enginehouse",
+            "1",
+            security=[{"key": []}] if config.server.api_keys else None,
+            components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
+        ),
         logging_config=None,
     )
+    operations = [handler.operation_class for handler in (*guarded, health, ready)]
+    app.openapi_schema.components.schemas = schema.components(operations)
+    return app

@@ -18,6 +18,7 @@ from runtimes.contract import Done, Event, Job, Placed
 from runtimes.pool import Pool
 from server import openai, replies, sse
 from server.choices import Said, collect, copies, together, total
+from server.schema import Body, described
 
 log = logging.getLogger("enginehouse.server")
 T = TypeVar("T")
@@ -25,7 +26,16 @@ T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499
 
 
-@post("/v1/chat/completions", status_code=200)
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    operation_class=described(
+        replies.ChatCompletion,
+        Body(openai.ChatRequest, frozenset(openai.IGNORED), openai.NEUTRAL),
+        streams=True,
+        placed=True,
+    ),
+)
 async def chat_completions(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A chat completion, whole or as server-sent events; OpenAI's fields and the extensions the README lists."""
     check_content_type(request)

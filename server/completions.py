@@ -16,6 +16,7 @@ from server import openai, replies, sse
 from server.chat import check_content_type, event_stream, log_end, placed_headers, unless_client_leaves
 from server.choices import MOST, Said, collect, copies, together, total
 from server.openai import Penalty, StreamOptions, Whole
+from server.schema import Body, described
 from server.sse import encode
 
 IGNORED = {"user"}
@@ -48,7 +49,13 @@ class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     stop_token_ids: list[Whole] = []
 
 
-@post("/v1/completions", status_code=200)
+@post(
+    "/v1/completions",
+    status_code=200,
+    operation_class=described(
+        replies.Completion, Body(CompletionRequest, frozenset(IGNORED), NEUTRAL), streams=True, placed=True
+    ),
+)
 async def completions(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """How texts or token ids go on, whole or as server-sent events."""
     check_content_type(request)

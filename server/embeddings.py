@@ -14,6 +14,7 @@ from runtimes.pool import Pool
 from server import openai, replies
 from server.chat import check_content_type, placed_headers, unless_client_leaves
 from server.completions import Texts, texts_of
+from server.schema import Body, described
 
 MOST_TEXTS = 2048  # as OpenAI's
 
@@ -27,7 +28,11 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     pooling: Pooling = "mean"  # an extension: how the tokens' states become one
 
 
-@post("/v1/embeddings", status_code=200)
+@post(
+    "/v1/embeddings",
+    status_code=200,
+    operation_class=described(replies.EmbeddingList, Body(EmbeddingRequest), placed=True),
+)
 async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A vector of length 1 for each text, from the hidden states of the model's last layer."""
     check_content_type(request)

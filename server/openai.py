@@ -32,7 +32,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "moderation": (),
 }
 PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
-UNKNOWN = re.compile(r"^Object contains unknown field `(.+?)`")
+UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with

@@ -168,6 +168,19 @@ class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
 
 
+class Explanation(msgspec.Struct, frozen=True):
+    """Which runtime serves a model, and why."""
+
+    model: str
+    source: str
+    objective: str
+    chosen: str | None
+    reason: str | None
+    candidates: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    host: dict[str, Any]
+
+
 class Status(msgspec.Struct, frozen=True):
     status: str
 

@@ -14,6 +14,7 @@ from server.chat import check_content_type, placed_headers, unless_client_leaves
 from server.embeddings import MOST_TEXTS
 from server.openai import Count
 from server.replies import Document
+from server.schema import Body, described
 
 
 class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -27,7 +28,7 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     pooling: Pooling = "mean"  # an extension: how the tokens' states become one
 
 
-@post("/v1/rerank", status_code=200)
+@post("/v1/rerank", status_code=200, operation_class=described(replies.Reranking, Body(RerankRequest), placed=True))
 async def rerank(request: Request[Any, Any, State], state: State) -> Response[replies.Reranking]:
     """The documents nearest to the query first; the score is the cosine of the angle between embeddings."""
     check_content_type(request)

@@ -11,6 +11,7 @@ from runtimes.pool import Pool
 from server import openai, replies
 from server.chat import check_content_type, placed_headers, unless_client_leaves
 from server.openai import Message, Tool, Whole
+from server.schema import Body, described
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
 
@@ -31,7 +32,11 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
     tokens: Annotated[list[Whole], msgspec.Meta(min_length=1)]
 
 
-@post(["/tokenize", "/v1/tokenize"], status_code=200)
+@post(
+    ["/tokenize", "/v1/tokenize"],
+    status_code=200,
+    operation_class=described(replies.Tokens, Body(TokenizeRequest, neutral=NEUTRAL), placed=True),
+)
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[replies.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
     check_content_type(request)
@@ -45,7 +50,11 @@ async def tokenize(request: Request[Any, Any, State], state: State) -> Response[
     return Response(replies.Tokens(ids, len(ids), context), headers=placed_headers(placed))
 
 
-@post(["/detokenize", "/v1/detokenize"], status_code=200)
+@post(
+    ["/detokenize", "/v1/detokenize"],
+    status_code=200,
+    operation_class=described(replies.Prompt, Body(DetokenizeRequest), placed=True),
+)
 async def detokenize(request: Request[Any, Any, State], state: State) -> Response[replies.Prompt]:
     """The text of token ids; special tokens show none."""
     check_content_type(request)
