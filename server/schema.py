@@ -1,5 +1,5 @@
-"""What /schema/openapi.json says: handlers read their bodies themselves, so that refusals can name fields; what they read
-and answer is described here, from the same structs."""
+"""What /schema/openapi.json says: handlers read their bodies themselves, so that refusals can name fields; what they
+read and answer is described here, from the same structs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
