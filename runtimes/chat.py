@@ -35,15 +35,15 @@ def render(
     Raises Refused for what the template will not take."""
     source = facts.chat_template or PLAIN
     template = compiled(source)
-    variables = {"bos_token": facts.bos, "eos_token": facts.eos}
-    if effort:
-        variables |= meant_by(effort, source)
-    variables |= {"messages": [plain(message) for message in messages], "tools": tools or None} | options
+    variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
+    variables |= (meant_by(effort, source) if effort else {}) | options
+    given: dict[str, Any] = {"messages": [plain(message) for message in messages], "tools": tools or None}
     try:
-        text = template.render({"add_generation_prompt": True} | variables)
-        if goes_on(messages[-1]):
-            return continued(template.render(variables | {"add_generation_prompt": False}), text, begun(messages))
-        return text
+        text = template.render(**variables, **given)
+        if not goes_on(messages[-1]):
+            return text
+        closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
+        return continued(closed, text, begun(messages))
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
     except Refused:
@@ -74,7 +74,7 @@ def continued(text: str, with_next: str, said: str) -> str:
     whole = said.lstrip()  # templates may keep or drop blanks
     said = whole if text.startswith(whole, at) else said.strip()
     thought = with_next[with_next.rfind(THINK) :] if with_next.rstrip().endswith(END_THINK) else ""
-    missing = "" if text[:at].rstrip().endswith(END_THINK) else thought
+    missing = "" if text[:at].rstrip().endswith(END_THINK) or said.startswith(THINK) else thought
     return text[:at] + missing + said
 
 

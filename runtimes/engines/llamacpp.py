@@ -40,6 +40,7 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
+LEAST_CELLS = 512  # of the KV cache for scores
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
 
@@ -178,8 +179,7 @@ class LlamaCpp:
         return [pooled(self._hidden_states(text), pooling) for text in ids]
 
     def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
-        if self._scoring is None:
-            self._scoring = self._new_context(self.facts.context_length, 1, SCORED_ROWS)
+        self._fit_scoring(len(ids))
         read = self._outputs(self._scoring, ids[:-1], SCORED_ROWS, self._l.llama_get_logits, self.facts.vocabulary)
         return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
 
@@ -409,6 +409,15 @@ class LlamaCpp:
         width = self._l.llama_model_n_embd(self._model)
         read = self._outputs(self._embedding, ids, EMBEDDING_ROWS, self._l.llama_get_embeddings, width)
         return np.concatenate([rows for _, rows in read])
+
+    def _fit_scoring(self, tokens: int) -> None:
+        """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""
+        if self._scoring and self._l.llama_n_ctx(self._scoring) >= tokens:
+            return
+        if self._scoring:
+            self._l.llama_free(self._scoring)
+        cells = max(LEAST_CELLS, 1 << (tokens - 1).bit_length())
+        self._scoring = self._new_context(min(cells, self.facts.context_length), 1, SCORED_ROWS)
 
     def _outputs(
         self, context: Any, ids: Sequence[int], rows: int, output: Callable[[Any], Any], width: int
