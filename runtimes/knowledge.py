@@ -132,6 +132,9 @@ class Knowledge:
                 "key": ranked.candidate.key,
                 "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
                 "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
+                "quality": msgspec.to_builtins(
+                    self._store.quality(self._artifact_of(known.source, ranked.candidate.key))
+                ),
             }
             for ranked in known.decision.ranked
         ]

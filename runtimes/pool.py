@@ -124,7 +124,7 @@ class Pool:
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._patiently(name, self._lease(name, [("embeddings", "model")], tried))
+                loaded = await self._waited(name, self._lease(name, [("embeddings", "model")], tried), self._patience)
                 with self._using(loaded):
                     try:
                         return loaded.placed, await loaded.worker.embed(texts, pooling)
@@ -145,8 +145,8 @@ class Pool:
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
             suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
             async with suspect:
-                lease = self._lease(name, needs, tried)
-                loaded = await (lease if job.streamed else self._patiently(name, lease))
+                patience = None if job.streamed else self._patience  # a stream is told how far it is
+                loaded = await self._waited(name, self._lease(name, needs, tried), patience)
                 try:
                     with self._using(loaded):
                         async with aclosing(loaded.worker.stream(job, said)) as events:
@@ -204,7 +204,7 @@ class Pool:
         finally:
             self._requests[name] -= 1
             self._rest(name)
-            if not self._requests[name] and not any(model == name for model, _ in self._loads):
+            if not self._requests[name] and not self._has_loads(name) and name not in self._improving:
                 self._knowledge.forget(name)
 
     @contextmanager
@@ -220,7 +220,7 @@ class Pool:
 
     async def _check_length(self, name: str, prompt: Chat) -> None:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
-        if any(model == name for model, _ in self._loads):
+        if self._has_loads(name):
             return
         source = await self._knowledge.source(name)
         limit = context_length(self.config.models[name], source)
@@ -248,7 +248,7 @@ class Pool:
         requests = self._requests[name]
         tasks = [task for (model, _), task in self._loads.items() if model == name]
         ready = [task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception()]
-        if not tasks and not self._knowledge.finding(name):
+        if not tasks and name not in self._improving and not self._knowledge.finding(name):
             return {"state": "unloaded", "requests": requests}
         if not ready:
             return {"state": "loading", "requests": requests, **self._under_way(name)}
@@ -297,12 +297,18 @@ class Pool:
         await asyncio.gather(*under_way, self._knowledge.close(), return_exceptions=True)
         await asyncio.gather(*(worker.closed() for worker in self._closing), return_exceptions=True)
 
-    async def _patiently(self, name: str, lease: Coroutine[Any, Any, Loaded]) -> Loaded:
-        """Ends the wait of a client that would see nothing of it; what it waits for goes on."""
+    async def _waited(self, name: str, lease: Coroutine[Any, Any, Loaded], seconds: float | None) -> Loaded:
+        """What a lease brings in that time. A client that leaves or is sent away does not end what it waited for."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(seconds):
                 return await lease
+        except asyncio.CancelledError:
+            if not self._has_loads(name):
+                self._improve(name)
+            raise
         except TimeoutError:
+            if not self._has_loads(name):
+                self._improve(name)
             message = f"model '{name}' is not ready yet: {self.waiting_for(name)}; ask again"
             raise Unavailable(message, "model_loading", RETRY_SECONDS) from None
 
@@ -350,6 +356,9 @@ class Pool:
             return loaded[0]
         source = (await self._knowledge.of(name)).source
         return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others)
+
+    def _has_loads(self, name: str) -> bool:
+        return any(model == name for model, _ in self._loads)
 
     def _in_memory(self, key: Key) -> bool:
         load = self._loads.get(key)
@@ -446,7 +455,7 @@ class Pool:
         log.info("unloading '%s'", key[0])
         self.counts["unloads", key[0]] += 1
         del self._loads[key]
-        if not any(name == key[0] for name, _ in self._loads):
+        if not self._has_loads(key[0]):
             self._knowledge.forget(key[0])
         loaded.worker.close()
         self._closing = [w for w in self._closing if not w.death] + [loaded.worker]
