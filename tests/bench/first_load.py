@@ -77,7 +77,7 @@ def change(served: Served, began: float, before: str) -> None:
         of = [row for row in rows if row[1] == who]
         print(
             f"{who}: {len(of)} streams, begun {min(r[0] for r in of):.1f} to {max(r[0] for r in of):.1f} s after the "
-            f"first request; first token {max(r[2] for r in of):.2f} s and silence {max(r[3] for r in of):.2f} s at most"
+            f"first; at most {max(r[2] for r in of):.2f} s to the first token, {max(r[3] for r in of):.2f} s after it"
         )
     print(f"all {len(rows)} streams ended whole")
 
