@@ -29,18 +29,29 @@ async def locate(source: str, revision: str | None, report: Reporter) -> Source:
     return msgspec.structs.replace(found, id=source)
 
 
-async def prepare(source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter) -> Artifact:
-    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait."""
-    recipe = Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
-    store = Store(cache)
-    if artifact := store.find(recipe.key, toolchain.entry):
+async def prepare(
+    source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter, anew: bool = False
+) -> Artifact:
+    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
+    `anew`: though there is one already, which stays until the new one is whole."""
+    recipe, store = recipe_of(source, toolchain, precision), Store(cache)
+    artifact = store.find(recipe.key, toolchain.entry)
+    if artifact and not anew:
         return artifact
     log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
-    built = await run(Build(source, recipe, str(cache)), report)
+    try:
+        built = await run(Build(source, recipe, str(cache), anew), report)
+    except BaseException:
+        await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
+        raise
     assert isinstance(built, Built)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)
     return built.artifact
+
+
+def recipe_of(source: Source, toolchain: Toolchain, precision: str) -> Recipe:
+    return Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
 
 
 def size(count: int) -> str:
@@ -69,7 +80,7 @@ async def run(order: Order, report: Reporter) -> Fetched | Built:
                 report(last.stage, last.fraction)
     finally:
         child.stdin.close()  # the child ends at that, whatever it is doing
-    status = await child.wait()
+        status = await child.wait()
     match last:
         case Fetched() | Built():
             return last

@@ -43,7 +43,6 @@ log = logging.getLogger("enginehouse.pool")
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
-BUILD_MEMORY = 3  # times the checkpoint: what a build may take, and nobody has asked for this one
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 
 
@@ -426,6 +425,14 @@ class Pool:
         log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
         return figures
 
+    async def prepare(self, model: str, ranked: Ranked, anew: bool = False) -> Artifact:
+        """What a candidate would load: from the store, or built and kept there."""
+        name = self.resolve(model)
+        return await self._loader.prepare(name, await self.source(name), ranked.candidate, anew)
+
+    async def source(self, model: str) -> Source:
+        return (await self._knowledge.of(self.resolve(model))).source
+
     def progress(self, name: str) -> tuple[str, float]:
         """The stage a model is in on its way to being loaded or measured, and the fraction done."""
         return self._stages.get(name, ("start", 0.0))
@@ -454,7 +461,10 @@ class Pool:
             if len(known.decision.ranked) < 2:
                 continue
             for ranked in known.decision.ranked:
-                if ranked.figures is None and BUILD_MEMORY * known.source.bytes > host.free_memory():
+                if (
+                    ranked.figures is None
+                    and self._loader.building_bytes(known.source, ranked.candidate) > host.free_memory()
+                ):
                     log.info("'%s' is not measured on %s: building may not fit in memory", name, ranked.candidate.key)
                 elif ranked.figures is None:
                     log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
