@@ -69,7 +69,7 @@ def main() -> None:
     try:
         match order:
             case Fetch(source, revision):
-                send(Fetched(fetch(source, revision, Stages(send).report)))
+                send(Fetched(fetch(source, revision)))
             case Build():
                 send(build(order, send))
     except CannotBuild as error:

@@ -14,16 +14,20 @@ import msgspec
 from optimize.recipe import Artifact, CannotBuild, Manifest
 
 MANIFEST = "manifest.json"
-UNFINISHED, REPLACED, USE = ".building-", ".old", ".use"
+BUILDING, REPLACED, USE = ".building-", ".old", ".use"
+UNFINISHED = (BUILDING, ".making-")
+# What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
+# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned.
+KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
+PRUNED = ("unfinished", "artifact", "reference")  # in this order
 LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
-ORDER = ("unfinished", "artifact", "reference")  # of removal
 
 
 class Kept(msgspec.Struct, frozen=True):
     """Something that takes room in the cache."""
 
-    name: str  # an artifact's key, or a file in references/
-    kind: str  # "artifact" | "reference" | "unfinished"
+    name: str  # an artifact's key, or what it is called in the folder of its kind
+    kind: str  # as in KINDS
     bytes: int
     used: float  # when last, in seconds since the epoch
     in_use: bool
@@ -33,9 +37,8 @@ class Kept(msgspec.Struct, frozen=True):
 class Store:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
-        self._artifacts = cache / "artifacts"
+        self._artifacts = cache / KINDS["artifact"]
         self._locks = cache / "locks"
-        self._references = cache / "references"  # what sources said, for the quality gate; can be made again
 
     def find(self, key: str, entry: str) -> Artifact | None:
         manifest = self.manifest(key)
@@ -80,7 +83,7 @@ class Store:
         The lock falls with the process, however it ends; the next build sweeps up what a killed one left behind.
         """
         with self._alone(key):
-            folder = self._artifacts / f"{UNFINISHED}{key}"
+            folder = self._artifacts / f"{BUILDING}{key}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
@@ -103,17 +106,17 @@ class Store:
 
     def sweep(self) -> None:
         """Removes what killed builds have left."""
-        for folder in self._artifacts.glob(f"{UNFINISHED}*"):
+        for folder in self._artifacts.glob(f"{BUILDING}*"):
             self._sweep(folder)
 
-    def _sweep(self, folder: Path) -> bool:
-        """False where it is being built in."""
+    def _sweep(self, path: Path) -> bool:
+        """Removes it, unless somebody is making it: then False."""
         try:
-            with self._alone(key_of(folder), wait=False):
-                shutil.rmtree(folder, ignore_errors=True)
+            with self._alone(self._lock_of(path).name, wait=False):
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:
             return False
-        return not folder.exists()
+        return not path.exists()
 
     @contextmanager
     def _alone(self, key: str, wait: bool = True) -> Iterator[None]:
@@ -159,40 +162,51 @@ class Store:
     def contents(self) -> list[Kept]:
         """Everything kept, the least recently used first."""
         found = []
-        for path in [*paths(self._artifacts), *paths(self._references)]:
-            with suppress(FileNotFoundError):  # another process has removed it just now
-                found.append(self._kept(path))
+        for kind, folder in KINDS.items():
+            for path in paths(self.cache / folder):
+                with suppress(FileNotFoundError):  # another process has removed it just now
+                    found.append(self._kept(kind, path))
         return sorted(found, key=lambda kept: kept.used)
 
-    def _kept(self, path: Path) -> Kept:
+    def _kept(self, kind: str, path: Path) -> Kept:
         changed = path.stat().st_mtime
-        if path.parent == self._references:
-            return Kept(path.name, "reference", size(path), changed, False)
-        if path.name.startswith(UNFINISHED):
-            return Kept(path.name, "unfinished", size(path), changed, is_held(self._locks / key_of(path)))
+        if path.name.startswith("."):
+            return Kept(
+                f"{path.parent.name}/{path.name}", "unfinished", size(path), changed, is_held(self._lock_of(path))
+            )
+        if kind != "artifact":
+            return Kept(path.name, kind, size(path), changed, is_held(self._lock_of(path)))
         use = self._locks / f"{path.name}{USE}"
         used = use.stat().st_mtime if use.exists() else changed
-        return Kept(path.name, "artifact", size(path), used, is_held(use), self.manifest(path.name))
+        return Kept(path.name, kind, size(path), used, is_held(use), self.manifest(path.name))
+
+    def _lock_of(self, path: Path) -> Path:
+        """What is held by who makes this."""
+        key = path.name.removesuffix(REPLACED).removesuffix(".npz")
+        for mark in UNFINISHED:
+            key = key.removeprefix(mark)
+        return self._locks / (f"reference-{key}" if path.parent.name == KINDS["reference"] else key)
 
     def prune(self, budget: int, dry_run: bool = False) -> Iterator[Kept]:
         """Removes leftovers, then artifacts and after them references, the least recently used first, until what is
         left is within the budget; nothing that is in use. Gives what it removed, or would remove."""
         contents = self.contents()
         left = sum(kept.bytes for kept in contents)
-        for kept in sorted(contents, key=lambda kept: ORDER.index(kept.kind)):  # sorted by age already
-            broken = kept.kind == "unfinished" or (kept.kind == "artifact" and kept.manifest is None)
-            if (broken or left > budget) and not kept.in_use and (dry_run or self._try_remove(kept)):
-                left -= kept.bytes
-                yield kept
+        for kind in PRUNED:
+            for kept in contents:
+                if kept.kind != kind or kept.in_use:
+                    continue
+                broken = kind == "unfinished" or (kind == "artifact" and kept.manifest is None)
+                if (broken or left > budget) and (dry_run or self._try_remove(kept)):
+                    left -= kept.bytes
+                    yield kept
 
     def _try_remove(self, kept: Kept) -> bool:
-        match kept.kind:
-            case "unfinished":
-                return self._sweep(self._artifacts / kept.name)
-            case "reference":
-                path = self._references / kept.name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-                return True
+        """False where somebody has begun to make or to use it."""
+        if kept.kind == "unfinished":
+            return self._sweep(self.cache / kept.name)
+        if kept.kind == "reference":
+            return self._sweep(self.cache / KINDS["reference"] / kept.name)
         use = self._locks / f"{kept.name}{USE}"
         try:
             with use.open("ab") as handle, self._alone(kept.name, wait=False):
@@ -201,13 +215,13 @@ class Store:
                     return False
                 self._remove(kept.name)
                 use.unlink()
-        except BlockingIOError:  # somebody has begun to use or to build it
+        except BlockingIOError:
             return False
         return True
 
     def _remove(self, key: str) -> None:
         """Whole: the rename takes it away in one step. Only with `_alone`."""
-        folder, doomed = self._artifacts / key, self._artifacts / f"{UNFINISHED}{key}{REPLACED}"
+        folder, doomed = self._artifacts / key, self._artifacts / f"{BUILDING}{key}{REPLACED}"
         shutil.rmtree(doomed, ignore_errors=True)
         if folder.exists():
             folder.rename(doomed)
@@ -220,10 +234,6 @@ class Store:
 def digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def key_of(unfinished: Path) -> str:
-    return unfinished.name.removeprefix(UNFINISHED).removesuffix(REPLACED)
 
 
 def is_held(lock: Path) -> bool:

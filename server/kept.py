@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config.load import BadConfig
-from config.schema import Config, bytes_of
+from config.schema import Config, Model, bytes_of
 from optimize.recipe import Quality
 from optimize.store import Kept, Store
 
@@ -33,7 +33,7 @@ def models(config: Config, as_json: bool, verify: bool) -> int:
         print(json.dumps(shown | {"total_bytes": total, "cache": str(store.cache)}, indent=2))
     else:
         show(config, artifacts)
-        print(f"{gib(total)} in '{store.cache}', of it {gib(others)} unfinished builds and references")
+        print(f"{gib(total)} in '{store.cache}', of it {gib(others)} beside the artifacts")
         for reason in filter(None, broken.values()):
             print(f"broken: {reason}")
         if verify and not any(broken.values()):
@@ -62,7 +62,7 @@ def prune(config: Config, budget: str, dry_run: bool) -> None:
 def describe(config: Config, kept: Kept) -> dict[str, Any]:
     """An artifact as `--json` shows it."""
     manifest = kept.manifest
-    names = [name for name, model in config.models.items() if manifest and model.source == manifest.source.id]
+    names = [name for name, model in config.models.items() if manifest and source_id(model) == manifest.source.id]
     return {
         "key": kept.name,
         "models": names,
@@ -76,6 +76,11 @@ def describe(config: Config, kept: Kept) -> dict[str, Any]:
         "in_use": kept.in_use,
         "quality": manifest and msgspec.to_builtins(manifest.quality),
     }
+
+
+def source_id(model: Model) -> str:
+    """As sources name themselves."""
+    return f"{model.source} + {model.adapter}" if model.adapter else model.source
 
 
 def list_model(config: Config, name: str, artifacts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ GGUF = toolchains()["gguf"]
 def quiet(stage: str, fraction: float) -> None: ...
 
 
-def build(source: Path | str, cache: Path, precision: str = "Q8_0") -> Artifact:
+def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False) -> Artifact:
     async def steps() -> Artifact:
-        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet)
+        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, anew)
 
     return asyncio.run(steps())
 
