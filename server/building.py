@@ -23,6 +23,7 @@ from server.bench import pinned, pool_of
 from server.kept import figures, gib
 
 SHOW_SECONDS = 0.2
+MINUTES_FROM = 100  # seconds
 LINE_PERCENT = 10  # between two lines where there is no terminal
 T = TypeVar("T")
 
@@ -104,17 +105,17 @@ class Shown:
         return task.result()
 
     def _show(self, progress: Progress) -> None:
-        left = f"{progress.seconds_left:.0f} s left" if progress.percent < 100 else ""
-        self._bar.update(
-            self._row, completed=progress.percent, description=f"{self._name}: {progress.stage}", left=left
-        )
-        stage, percent = self._told
-        if not self._terminal and (stage != progress.stage or progress.percent >= percent + LINE_PERCENT):
-            self._told = progress.stage, int(progress.percent)
-            print(
-                f"{self._name}: {progress.stage}, {progress.percent:.0f} %, {left or 'done'}",
-                file=self._bar.console.file,
-            )
+        left, percent = duration(progress.seconds_left), int(progress.percent)
+        what = f"{self._name}: {progress.stage}"
+        self._bar.update(self._row, completed=progress.percent, description=what, left=left)
+        stage, last = self._told
+        if not self._terminal and (stage != progress.stage or percent >= last + LINE_PERCENT or last < percent == 100):
+            self._told = progress.stage, percent
+            print(f"{what}, {percent} %, {left if percent < 100 else 'done'}", file=self._bar.console.file)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s left" if seconds < MINUTES_FROM else f"{seconds / 60:.0f} min left"
 
 
 def told(manifest: Manifest) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from optimize.store import Store
+from optimize.store import Kept, Store
 from tests.serving import Served, serve
 from tests.test_prepare import artifacts, build
 
@@ -156,7 +156,7 @@ def test_what_any_server_has_loaded_is_not_pruned(tmp_path: Path) -> None:
             second.process.wait()
             for line in second.log:
                 assert "it is built anew" not in line
-            removed = []
+            removed: list[str] = []
             while not removed:  # the worker ends with its server, and its lock with it
                 removed = [kept.name for kept in store.prune(0)]
             assert len(removed) == 1
@@ -166,7 +166,7 @@ def test_what_any_server_has_loaded_is_not_pruned(tmp_path: Path) -> None:
 
 def test_a_server_that_loads_while_artifacts_are_pruned_builds_anew_and_answers(tmp_path: Path) -> None:
     store, ended = Store(tmp_path / "cache"), threading.Event()
-    removed = []
+    removed: list[Kept] = []
 
     def prune() -> None:
         while not ended.is_set():
