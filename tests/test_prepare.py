@@ -224,7 +224,8 @@ def test_a_disk_that_is_full_at_any_stage_ends_the_build_with_a_sentence_and_lea
 
     def fill_at(at: str, done: float) -> None:
         if at == stage and not ballast:
-            building = psutil.Process().children(recursive=True)
+            child = max(psutil.Process().children(), key=lambda process: process.create_time())
+            building = [child, *child.children(recursive=True)]
             for process in building:  # or it would be done before the disk is full
                 process.suspend()
             ballast.append(fill(small_disk))
