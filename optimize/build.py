@@ -15,7 +15,7 @@ import msgspec
 from optimize.hub import fetch
 from optimize.memory import free_memory
 from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source, Toolchain
-from optimize.store import Store, digest
+from optimize.store import Store, digest, size
 from optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -99,7 +99,11 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
             return Built(artifact, {})
         check_room(order, toolchain, store)
         stages = Stages(send)
-        toolchain.build(order.source, recipe.precision, folder, stages.report)
+        try:
+            toolchain.build(order.source, recipe.precision, folder, stages.report)
+        except Exception:  # a tool says in its own way, or not at all, that the disk is full
+            check_disk(order, toolchain, store.free_bytes() + size(folder))
+            raise
         seconds = stages.end()
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -112,17 +116,21 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
 
 def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
     """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
-    source, precision = order.source, order.recipe.precision
-    needed, free = toolchain.needs_bytes(source, precision), store.free_bytes()
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
-    needed, free = toolchain.memory_bytes(source, precision), free_memory()
+    check_disk(order, toolchain, store.free_bytes())
+    precision, free = order.recipe.precision, free_memory()
+    needed = toolchain.memory_bytes(order.source, precision)
     if needed > free:
         raise CannotBuild(
             f"building {toolchain.format} {precision} takes about {needed >> 20} MiB of memory, {free >> 20} MiB are "
             "free; end what else runs, or build on a larger machine and give the artifact as the source",
             environment=True,
         )
+
+
+def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
+    needed = toolchain.needs_bytes(order.source, order.recipe.precision)
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 
 
 def peak_bytes() -> int:

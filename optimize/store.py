@@ -130,30 +130,31 @@ class Store:
     @contextmanager
     def _alone(self, key: str, wait: bool = True) -> Iterator[None]:
         """The right to build and to remove a key's artifact. Raises BlockingIOError instead of waiting for it."""
+        with self._open(key) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else LOCK_NOW)
+            yield
+
+    def _open(self, lock: str) -> IO[bytes]:
         try:
             self._artifacts.mkdir(parents=True, exist_ok=True)
             self._locks.mkdir(parents=True, exist_ok=True)
-            lock = (self._locks / key).open("w")
+            return (self._locks / lock).open("ab")
         except OSError as error:
             raise CannotBuild(
                 f"the cache '{self.cache}' cannot be written: {error.strerror}; set cache_dir to a folder that can",
                 environment=True,
             ) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else LOCK_NOW)
-            yield
 
     # --- using and removing ---
 
     def use(self, key: str) -> IO[bytes]:
         """A handle that keeps `prune` away from an artifact, there or yet to be built, until every copy of it is
         closed: a worker inherits it. Waits while the artifact is being removed; so look for it afterwards."""
-        self._locks.mkdir(parents=True, exist_ok=True)
-        path = self._locks / f"{key}{USE}"
+        name = f"{key}{USE}"
         while True:
-            handle = path.open("ab")
+            handle = self._open(name)
             fcntl.flock(handle, fcntl.LOCK_SH)
-            if is_file(path, handle):
+            if is_file(self._locks / name, handle):
                 os.utime(handle.fileno())
                 return handle
             handle.close()  # it was removed between opening and locking
@@ -233,7 +234,7 @@ class Store:
             return self._sweep(self.cache / KINDS["reference"] / kept.name)
         use = self._locks / f"{kept.name}{USE}"
         try:
-            with use.open("ab") as handle, self._alone(kept.name, wait=False):
+            with self._open(use.name) as handle, self._alone(kept.name, wait=False):
                 fcntl.flock(handle, LOCK_NOW)
                 if not is_file(use, handle):
                     return False

@@ -124,18 +124,18 @@ class Loader:
         """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives."""
         if not artifact.key:
             return await self._start(name, source, candidate, artifact, None)
-        with await asyncio.to_thread(self._store.use, artifact.key) as use:
-            artifact = await self._whole(name, source, candidate, artifact, gate)
+        try:
+            use = await asyncio.to_thread(self._store.use, artifact.key)
+        except CannotBuild as error:
+            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
+        with use:
+            if artifact.key not in self._verified:
+                broken = await asyncio.to_thread(self._store.discard_broken, artifact.key)
+                if broken:
+                    log.warning("model '%s': %s; it is built anew", name, broken)
+                self._verified.add(artifact.key)
+            artifact = await self.prepare(name, source, candidate, gate)  # there, or broken, or pruned meanwhile
             return await self._start(name, source, candidate, artifact, use)
-
-    async def _whole(self, name: str, source: Source, candidate: Candidate, artifact: Artifact, gate: bool) -> Artifact:
-        """As it was built: verified once in a server's life, and built anew when it is broken or was pruned."""
-        if artifact.key not in self._verified:
-            broken = await asyncio.to_thread(self._store.discard_broken, artifact.key)
-            if broken:
-                log.warning("model '%s': %s; it is built anew", name, broken)
-            self._verified.add(artifact.key)
-        return await self.prepare(name, source, candidate, gate)
 
     async def _start(
         self, name: str, source: Source, candidate: Candidate, artifact: Artifact, use: IO[bytes] | None

@@ -62,7 +62,7 @@ def test_listening_to_the_outside_without_keys_must_be_said_aloud(tmp_path: Path
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: echo, llamacpp, mlx, onnx, openvino"),
+        ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: auto, echo, llamacpp, mlx, onnx, openvino"),
         ("{source: x, options: {lamacpp: {}}}", "unknown runtime 'lamacpp'"),
         ("{source: x, options: {llamacpp: {kv_token: 1}}}", "options.llamacpp: unknown key 'kv_token'; did you mean"),
         (
@@ -199,7 +199,7 @@ def test_optimize_ends_with_one_sentence_when_it_cannot(optimized: Path) -> None
     assert "unknown precision 'Q9'" in ended.stderr.splitlines()[-1]
     ended = run(optimized, "optimize", "pocket", "--runtime", "mxl")
     assert ended.returncode == 1
-    assert "unknown runtime 'mxl'; have: auto, " in ended.stderr.splitlines()[-1]
+    assert "unknown runtime 'mxl'; have: " in ended.stderr.splitlines()[-1]
     assert "there is nothing to build" in run(optimized, "optimize", "other", "--runtime", "echo").stdout
 
 
