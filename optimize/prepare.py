@@ -29,14 +29,19 @@ async def locate(source: str, revision: str | None, report: Reporter) -> Source:
     return msgspec.structs.replace(found, id=source)
 
 
-async def prepare(source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter) -> Artifact:
-    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait."""
+async def prepare(
+    source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter, gate: bool = True
+) -> Artifact:
+    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
+    With `gate` the artifact has been compared with its source."""
     recipe = Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
     store = Store(cache)
-    if artifact := store.find(recipe.key, toolchain.entry):
+    artifact = store.find(recipe.key, toolchain.entry)
+    if artifact and (artifact.quality or not gate):
         return artifact
-    log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
-    built = await run(Build(source, recipe, str(cache)), report)
+    begun = "comparing %s %s with '%s' (%s)" if artifact else "building %s %s from '%s' (%s)"
+    log.info(begun, recipe.format, precision, source.id, size(source.bytes))
+    built = await run(Build(source, recipe, str(cache), gate), report)
     assert isinstance(built, Built)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)

@@ -2,9 +2,14 @@
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimize.recipe import CannotBuild, Report, Source, Toolchain
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONVERTER_VERSION = "1"  # raise it with every change to the bytes the converter writes
 ENTRY = "model.gguf"
@@ -74,6 +79,12 @@ def check_plain(file: Path) -> None:
         )
 
 
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.gguf.logits import logits
+
+    return logits(path, sequences)
+
+
 def refuses(source: Source) -> str | None:
     """Looks at configs and headers only."""
     try:
@@ -131,6 +142,7 @@ TOOLCHAIN = Toolchain(
     refuses=refuses,
     needs_bytes=needs_bytes,
     build=build,
+    logits=logits,
     entry=ENTRY,
     ladder={"Q4_K_M": "", "Q8_0": "", "BF16": ""},
 )

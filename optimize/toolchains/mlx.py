@@ -4,11 +4,16 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimize.mlx.convert import Plan, convert
 from optimize.mlx.families import refusal
 from optimize.recipe import CannotBuild, Report, Source, Toolchain
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONVERTER_VERSION = "1"  # raise it with every change to the bytes the converter writes
 GROUPS = {3: (64,), 4: (32, 64, 128), 5: (64,), 6: (64,), 8: (32, 64, 128)}
@@ -32,6 +37,12 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
         raise CannotBuild(reason)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     convert(Path(source.path), PLANS[precision], folder, report)
+
+
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.mlx.logits import logits
+
+    return logits(path, sequences)
 
 
 def refuses(source: Source) -> str | None:
@@ -73,6 +84,7 @@ TOOLCHAIN = Toolchain(
     refuses=refuses,
     needs_bytes=needs_bytes,
     build=build,
+    logits=logits,
     entry="",
     ladder={"4bit-g64": "", "8bit-g64": "", "bf16": ""},
 )

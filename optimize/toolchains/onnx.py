@@ -4,11 +4,15 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimize.onnx_olive.precisions import PRECISIONS
 from optimize.recipe import Report, Source, Toolchain, copy_companions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BUILD_VERSION = "1"  # raise it with every change to the bytes the build writes
 # Those whose text was equal to the reference implementation's; the builder knows more, some of which it gets wrong.
@@ -37,6 +41,12 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
         shutil.rmtree(work)
     copy_companions(checkpoint, folder)
     check(folder, PRECISIONS[precision], report)
+
+
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.onnx_olive.logits import logits
+
+    return logits(path, sequences)
 
 
 def refuses(source: Source) -> str | None:
@@ -105,6 +115,7 @@ TOOLCHAIN = Toolchain(
     refuses=refuses,
     needs_bytes=needs_bytes,
     build=build,
+    logits=logits,
     entry="",
     ladder={"INT4_B32_H8": "", "INT8_B32": "", "F32": ""},
 )

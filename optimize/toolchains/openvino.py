@@ -6,9 +6,14 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimize.recipe import CannotBuild, Report, Source, Toolchain, copy_companions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RECIPE_VERSION = "2"  # raise it with every change to the bytes this toolchain writes
 MODEL = "openvino_model.xml"
@@ -78,6 +83,12 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
     check(folder, report)
 
 
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.openvino.logits import logits
+
+    return logits(path, sequences)
+
+
 def refuses(source: Source) -> str | None:
     """Looks at configs and headers only."""
     folder = Path(source.path)
@@ -139,6 +150,7 @@ TOOLCHAIN = Toolchain(
     refuses=refuses,
     needs_bytes=needs_bytes,
     build=build,
+    logits=logits,
     entry="",
     ladder={"INT4_ASYM_G64": "", "INT8_ASYM": "", "BF16": ""},
 )
