@@ -2,6 +2,7 @@
 process of its own: runs the source, or the artifact by its own engine."""
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from optimize.toolchains import toolchains
 if TYPE_CHECKING:
     import numpy as np
 
+SPARING = {"GOMP_SPINCOUNT": "1000"}  # threads that wait leave the processor to what is being served
 SMALLEST = 1e-12  # a probability, where rounding may leave none
 
 
@@ -79,7 +81,8 @@ def run(order: Order, report: Callable[[float], None]) -> Finished:
     """One child process from start to its last word."""
     last: Report | None = None
     command = [sys.executable, "-m", "optimize.quality"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    environment = SPARING | os.environ
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdin and child.stdout
         child.stdin.write(msgspec.json.encode(order) + b"\n")
         child.stdin.flush()  # and stays open: the child ends when it closes, with this process
