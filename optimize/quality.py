@@ -81,8 +81,7 @@ def run(order: Order, report: Callable[[float], None]) -> Finished:
     """One child process from start to its last word."""
     last: Report | None = None
     command = [sys.executable, "-m", "optimize.quality"]
-    environment = SPARING | os.environ
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=SPARING | os.environ) as child:
         assert child.stdin and child.stdout
         child.stdin.write(msgspec.json.encode(order) + b"\n")
         child.stdin.flush()  # and stays open: the child ends when it closes, with this process
