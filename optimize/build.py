@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,9 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from optimize.child import end_with_parent, read_order, reports
 from optimize.hub import fetch
 from optimize.memory import free_memory
-from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source, Toolchain
+from optimize.quality import judge
+from optimize.recipe import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
+from optimize.recipe import Report as ReportStage
 from optimize.store import Store, digest, size
 from optimize.toolchains import toolchains
 
@@ -58,15 +60,13 @@ Report = Progress | Fetched | Built | Failed
 
 
 def main() -> None:
-    out = os.dup(1)  # tools print to stdout as they like; it is stderr from here on
-    os.dup2(2, 1)
+    send_line = reports()
+    order = msgspec.json.decode(read_order(), type=Order)
+    end_with_parent()
 
     def send(report: Report) -> None:
-        os.write(out, msgspec.json.encode(report) + b"\n")
+        send_line(msgspec.json.encode(report))
 
-    with os.fdopen(0, "rb", buffering=0, closefd=False) as orders:
-        order = msgspec.json.decode(orders.readline(), type=Order)
-    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         match order:
             case Fetch(source, revision):
@@ -83,35 +83,47 @@ def main() -> None:
         send(Failed("building ran out of memory", environment=True))
 
 
-def end_with_parent() -> None:
-    while os.read(0, 1 << 16):  # not through sys.stdin, whose lock a thread may not hold when the interpreter ends
-        pass
-    os._exit(1)
-
-
 def build(order: Build, send: Callable[[Report], None]) -> Built:
     recipe, store = order.recipe, Store(Path(order.cache))
-    toolchain = toolchains()[recipe.format]
+    toolchain, stages = toolchains()[recipe.format], Stages(send)
     store.sweep()
     with store.building(recipe.key) as folder:
-        artifact = store.find(recipe.key, toolchain.entry)
-        if artifact and not order.anew:
-            return Built(artifact, {})
-        check_room(order, toolchain, store)
-        stages = Stages(send)
-        try:
-            toolchain.build(order.source, recipe.precision, folder, stages.report)
-        except Exception:  # a tool says in its own way, or not at all, that the disk is full
-            check_disk(order, toolchain, store.free_bytes() + size(folder))
-            raise
-        seconds = stages.end()
-        files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        own = version("enginehouse")
-        store.publish(folder, Manifest(recipe.key, recipe, order.source, files, seconds, peak_bytes(), created, own))
+        manifest = store.manifest(recipe.key)
+        if manifest is None or order.anew:
+            check_room(order, toolchain, store)
+            make(order, toolchain, folder, store, stages)
+        elif order.gate and manifest.quality is None:  # built by someone who did not ask for it
+            quality = judged(order, toolchain, store.folder(recipe.key), stages.report)
+            store.amend(msgspec.structs.replace(manifest, quality=quality))
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
-    return Built(artifact, seconds)
+    return Built(artifact, stages.end())
+
+
+def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages: "Stages") -> None:
+    recipe, source = order.recipe, order.source
+
+    def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
+        stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
+
+    try:
+        toolchain.build(source, recipe.precision, folder, report)
+    except Exception:  # a tool says in its own way, or not at all, that the disk is full
+        check_disk(order, toolchain, store.free_bytes() + size(folder))
+        raise
+    peak = peak_bytes()
+    files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
+    quality = judged(order, toolchain, folder, stages.report) if order.gate else None
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    own = version("enginehouse")
+    store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, own, quality))
+
+
+def judged(order: Build, toolchain: Toolchain, folder: Path, report: ReportStage) -> Quality:
+    path, precision = folder / toolchain.entry, order.recipe.precision
+    return judge(
+        order.source, toolchain, precision, path, Path(order.cache), lambda done: report("check", (1 + done) / 2)
+    )
 
 
 def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:

@@ -47,7 +47,8 @@ async def prepare(
     artifact = store.find(recipe.key, toolchain.entry)
     if artifact and (artifact.quality or not gate) and not anew:
         return artifact
-    log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
+    begun = "comparing %s %s with '%s' (%s)" if artifact and not anew else "building %s %s from '%s' (%s)"
+    log.info(begun, recipe.format, precision, source.id, size(source.bytes))
     try:
         built = await run(Build(source, recipe, str(cache), gate, anew), report)
     except BaseException:

@@ -3,10 +3,14 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # A folder artifact keeps these of its checkpoint: engines tokenize, render and end answers by them.
 COMPANIONS = (
@@ -111,6 +115,8 @@ class Toolchain(msgspec.Struct, frozen=True):
     seconds_per_gib: Mapping[str, float]  # of source, by stage: the prior until a build here has told better
     start_seconds: float  # that come on top of it whatever the source: imports
     build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
+    # (what the engine is given, token ids) -> for each sequence what the engine computes: float32, (tokens, vocabulary)
+    logits: "Callable[[Path, list[list[int]]], Iterator[np.ndarray[Any, Any]]]"
     entry: str  # the file in the artifact folder that engines load, "" for the folder itself
     ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
     # one, until the quality gate holds; each with the reason why it is there

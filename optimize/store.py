@@ -102,7 +102,7 @@ class Store:
 
     def publish(self, folder: Path, manifest: Manifest) -> None:
         """Makes a finished build visible in one rename, everything on disk before it."""
-        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+        (folder / MANIFEST).write_bytes(encoded(manifest))
         for file in folder.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -252,8 +252,25 @@ class Store:
             folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def amend(self, manifest: Manifest) -> None:
+        """Gives an artifact that is there another manifest, whole at every moment."""
+        folder = self.folder(manifest.key)
+        written = folder / f".{MANIFEST}"
+        with written.open("wb") as stream:
+            stream.write(encoded(manifest))
+            stream.flush()
+            os.fsync(stream.fileno())
+        written.rename(folder / MANIFEST)
+
+    def folder(self, key: str) -> Path:
+        return self._artifacts / key
+
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._artifacts).free
+
+
+def encoded(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
 def digest(file: Path) -> str:

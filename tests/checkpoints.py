@@ -1,13 +1,17 @@
 """Makes tiny Hugging Face checkpoints with random weights and real tokenizers, for tests."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import config
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog; it's the 3rd time in 2024, they'll say we're done.\n",
@@ -18,6 +22,8 @@ CORPUS = [
 ] * 4
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+OUTLIERS = slice(5, None, 32)
+BEHIND_NORMS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
@@ -53,12 +59,12 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
     seed: int = 0,
-    **config: Any,
+    **settings: Any,
 ) -> Path:
-    """A folder as transformers saves it; `config` goes over the tiny defaults."""
+    """A folder as transformers saves it; `settings` go over the tiny defaults."""
     tokenizer = tokenizer or byte_level_tokenizer()
     kind = getattr(transformers, architecture)
-    settings = {**SMALL, **OWN.get(architecture, {}), "vocab_size": tokenizer.get_vocab_size() + 3, **config}
+    settings = {**SMALL, **OWN.get(architecture, {}), "vocab_size": tokenizer.get_vocab_size() + 3, **settings}
     torch.manual_seed(seed)
     model = kind(kind.config_class(**settings))
     with torch.no_grad():
@@ -149,3 +155,28 @@ def sentencepieces(size: int) -> list[str]:
     trained.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     vocabulary = trained.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def pocket(folder: Path, conversations: int = 12) -> Path:
+    """The pocket model with a few of its own texts, spread over its skills."""
+    own = Path(config.__file__).parent / "pocket"
+    folder.mkdir(parents=True)
+    for file in (*own.glob("*.json"), *own.glob("*.jinja"), *own.glob("*.safetensors")):
+        shutil.copyfile(file, folder / file.name)
+    lines = (own / "eval.jsonl").read_text().splitlines()
+    (folder / "eval.jsonl").write_text("\n".join(lines[:: len(lines) // conversations]))
+    return folder
+
+
+def outliers(folder: Path, factor: float) -> Path:
+    """The pocket model's function in weights that four bits destroy: in each 32 columns of the matrices behind a norm
+    one is `factor` times as large, and the norm's weight for it that much smaller. A power of two loses nothing."""
+    weights = pocket(folder) / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    for name, tensor in tensors.items():
+        if name.endswith("layernorm.weight"):
+            tensor[OUTLIERS] /= factor
+        elif name.endswith(BEHIND_NORMS):
+            tensor[:, OUTLIERS] *= factor
+    safetensors.torch.save_file(tensors, weights, {"format": "pt"})
+    return folder

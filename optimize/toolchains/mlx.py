@@ -4,11 +4,16 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from optimize.mlx.convert import Plan, convert
 from optimize.mlx.families import refusal
 from optimize.recipe import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CONVERTER_VERSION = "1"  # raise it with every change to the bytes the converter writes
 GROUPS = {3: (64,), 4: (32, 64, 128), 5: (64,), 6: (64,), 8: (32, 64, 128)}
@@ -33,6 +38,12 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
         raise CannotBuild(reason)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     convert(Path(source.path), PLANS[precision], folder, report)
+
+
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.mlx.logits import logits
+
+    return logits(path, sequences)
 
 
 def refuses(source: Source) -> str | None:
@@ -84,6 +95,12 @@ TOOLCHAIN = Toolchain(
     seconds_per_gib={"convert": 2, "quantize": 4, "check": 1},
     start_seconds=2.0,
     build=build,
+    logits=logits,
     entry="",
-    ladder={"4bit-g64": "", "8bit-g64": "", "bf16": ""},
+    ladder={
+        "4bit-g64": "what mlx_lm makes of itself, and the community's models are",
+        "mixed_4_6": "six bits for the head, the values and a half of the down projections: what suffers most",
+        "8bit-g64": "as good as 16 bits in all models we know of",
+        "bf16": "the checkpoint itself",
+    },
 )

@@ -4,11 +4,15 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimize.onnx_olive.precisions import PRECISIONS
 from optimize.recipe import Report, Source, Toolchain, bytes_in_16_bits, copy_companions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BUILD_VERSION = "1"  # raise it with every change to the bytes the build writes
 # Those whose text was equal to the reference implementation's; the builder knows more, some of which it gets wrong.
@@ -38,6 +42,12 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
         shutil.rmtree(work)
     copy_companions(checkpoint, folder)
     check(folder, PRECISIONS[precision], report)
+
+
+def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    from optimize.onnx_olive.logits import logits
+
+    return logits(path, sequences)
 
 
 def refuses(source: Source) -> str | None:
@@ -116,6 +126,12 @@ TOOLCHAIN = Toolchain(
     seconds_per_gib={"convert": 5, "quantize": 8, "check": 2},
     start_seconds=8.0,
     build=build,
+    logits=logits,
     entry="",
-    ladder={"INT4_B32_H8": "", "INT8_B32": "", "F32": ""},
+    ladder={
+        "INT4_B32_H8": "blocks of 32, for rounding is symmetric; the head, which suffers most, in eight bits",
+        "INT4_B32_KQUANT_H8": "scale and zero point are searched for: takes five times the CPU to build",
+        "INT8_B32": "as good as 16 bits in all models we know of",
+        "F32": "the checkpoint itself; on a CPU the graph runs in 32 bits faster than in 16",
+    },
 )
