@@ -12,10 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.hub import fetch
+from optimize.adapter import Adapter, merge
+from optimize.hub import fetch, fetch_adapter
 from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source
+from optimize.source import resolve
 from optimize.store import Store, digest
 from optimize.toolchains import toolchains
+from optimize.weights import check_finite
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -23,6 +26,17 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Fetch(msgspec.Struct, tag="fetch", frozen=True):
     source: str
     revision: str | None
+    precision: str = "auto"  # the model's
+
+
+class FetchAdapter(msgspec.Struct, tag="fetch-adapter", frozen=True):
+    adapter: str
+
+
+class Merge(msgspec.Struct, tag="merge", frozen=True):
+    base: Source
+    adapter: Adapter
+    cache: str
 
 
 class Build(msgspec.Struct, tag="build", frozen=True):
@@ -38,6 +52,11 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 class Fetched(msgspec.Struct, tag="fetched", frozen=True):
     path: str
+    offline: bool = False  # the hub was out of reach, and this is what its cache had
+
+
+class Merged(msgspec.Struct, tag="merged", frozen=True):
+    path: str
 
 
 class Built(msgspec.Struct, tag="built", frozen=True):
@@ -50,8 +69,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     environment: bool = False  # as in CannotBuild
 
 
-Order = Fetch | Build
-Report = Progress | Fetched | Built | Failed
+Order = Fetch | FetchAdapter | Merge | Build
+Report = Progress | Fetched | Merged | Built | Failed
 
 
 def main() -> None:
@@ -66,8 +85,12 @@ def main() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         match order:
-            case Fetch(source, revision):
-                send(Fetched(fetch(source, revision)))
+            case Fetch(source, revision, precision):
+                send(Fetched(*fetch(source, revision, precision, Stages(send).report)))
+            case FetchAdapter(adapter):
+                send(Fetched(*fetch_adapter(adapter, Stages(send).report)))
+            case Merge(base, adapter, cache):
+                send(Merged(merge(base, adapter, Path(cache), Stages(send).report)))
             case Build():
                 send(build(order, send))
     except CannotBuild as error:
@@ -94,8 +117,11 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
         if needed > free:
             raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
         stages = Stages(send)
+        if order.source.kind == "checkpoint":
+            check_finite(Path(order.source.path))
         toolchain.build(order.source, recipe.precision, folder, stages.report)
         seconds = stages.end()
+        check_unchanged(order.source)
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
         created = datetime.now(UTC).isoformat(timespec="seconds")
         own = version("enginehouse")
@@ -103,6 +129,12 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
     return Built(artifact, seconds)
+
+
+def check_unchanged(source: Source) -> None:
+    """What was built bears the fingerprint that the source had when it was found."""
+    if resolve(source.id, at=source.path).fingerprint != source.fingerprint:
+        raise CannotBuild(f"source '{source.id}' changed while it was converted; ask again", environment=True)
 
 
 def peak_bytes() -> int:
@@ -145,7 +177,7 @@ def is_no_room(error: OSError) -> bool:
 
 
 def no_room(order: Order, error: OSError) -> str:
-    where = f"the cache '{order.cache}'" if isinstance(order, Build) else "the hub's cache"
+    where = f"the cache '{order.cache}'" if isinstance(order, Build | Merge) else "the hub's cache"
     return f"no room on the disk of {where}: {error.strerror or error}; free some, or set cache_dir to another disk"
 
 

@@ -16,8 +16,8 @@ MANIFEST = "manifest.json"
 
 
 class Store:
-    def __init__(self, cache: Path) -> None:
-        self._artifacts = cache / "artifacts"
+    def __init__(self, cache: Path, folder: str = "artifacts") -> None:
+        self._artifacts = cache / folder
         self._locks = cache / "locks"
 
     def find(self, key: str, entry: str) -> Artifact | None:

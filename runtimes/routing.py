@@ -148,12 +148,12 @@ def judge(model: Model, source: Source, offer: Offer, device: Device, prior: Seq
     ready = source.kind == offer.format
     if model.runtime == "auto" and offer.runtime not in prior and not ready:
         return no(f"not chosen on this kind of host unless 'runtime: {offer.runtime}' says so")
-    if ready and model.precision == "auto":
+    wanted = precision(model, source)
+    own = {name.lower(): value for name, value in offer.precisions.items()}.get(wanted.lower())
+    if ready and (model.precision == "auto" or own == source.precision):
         return Candidate(offer.runtime, device.kind, offer.format, "")
     if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
         return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
-    wanted = precision(model, source)
-    own = {name.lower(): value for name, value in offer.precisions.items()}.get(wanted.lower())
     if own is None:
         return no(f"unknown precision '{wanted}'; have: auto, {', '.join(offer.precisions)}")
     if offer.cannot_build:
