@@ -19,7 +19,7 @@ HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(/[\w./-]+)?$")
 WHOLE_FILE_BYTES = 64 << 20  # a file up to here is hashed whole; of a larger one its ends, size and time
 EDGE_BYTES = 1 << 20
 DEPTH = 3  # folders below a source that are looked into: what ONNX Runtime GenAI publishes lies two deep
-EXTENT = re.compile(r'offset="(\d+)" size="(\d+)"|size="(\d+)" offset="(\d+)"')  # of a weight, in an IR
+EXTENT = re.compile(r'<data [^>]*?offset="(\d+)"[^>]*?size="(\d+)"')  # of a weight, in an IR
 
 
 def is_hub_id(source: str) -> bool:
@@ -135,7 +135,7 @@ def check_whole(source: str, folder: Path, kind: str) -> None:
 def extent(graph: Path) -> int:
     """Bytes of weights that an IR's graph speaks of."""
     found = EXTENT.findall(graph.read_text(encoding="utf-8"))
-    return max((int(a or d) + int(b or c) for a, b, c, d in found), default=1)
+    return max((int(offset) + int(size) for offset, size in found), default=1)
 
 
 def genai_model(file: Path, source: str) -> str:

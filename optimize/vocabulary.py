@@ -1,5 +1,6 @@
 """Whether a checkpoint's tokenizer and its embedding belong together."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,7 @@ def needed_text(folder: Path) -> str:
 
 
 def read(file: Path, kind: type[T]) -> T | None:
-    if not file.exists():
+    if not os.path.lexists(file):  # a link that leads nowhere is an error, not an absence
         return None
     try:
         return msgspec.json.decode(file.read_bytes(), type=kind)

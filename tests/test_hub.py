@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from optimize.build import Fetch
-from optimize.prepare import locate, prepare
+from optimize.prepare import adapt, locate, prepare
 from optimize.recipe import CannotBuild, Source
 from optimize.toolchains import toolchains
 from tests.hub import COMMIT, Hub, running
@@ -181,3 +181,16 @@ def test_a_hub_that_fails_is_said_to_fail_and_nothing_broken_is_kept(hub: Hub) -
     assert refusal.value.environment
     hub.down = False
     assert find("lab/tiny").kind == "checkpoint"
+
+
+def test_an_adapter_is_fetched_and_merged_and_only_its_two_files(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
+    from tests.checkpoints import make_adapter
+
+    adapter = make_adapter(hub.folder / "lab" / "lora", checkpoint)
+    (adapter / "adapter_model.bin").write_bytes(b"a pickle nobody asked for")
+    source = asyncio.run(adapt(find("lab/tiny"), "lab/lora", tmp_path / "cache", lambda stage, done: None))
+    assert (source.id, source.kind) == ("lab/tiny + lab/lora", "checkpoint")
+    fetched = sorted(name for name in hub.served if name.startswith("lab/lora"))
+    assert fetched == ["lab/lora/adapter_config.json", "lab/lora/adapter_model.safetensors"]
+    with pytest.raises(CannotBuild, match=r"adapter 'lab/tiny' has no adapter_config\.json"):
+        asyncio.run(adapt(find("lab/tiny"), "lab/tiny", tmp_path / "cache", lambda stage, done: None))
