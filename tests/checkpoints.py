@@ -79,6 +79,7 @@ def make_adapter(
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(base))
     model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    torch.set_num_threads(1)  # on a busy machine, threads would wait for each other at each small product
     torch.manual_seed(0)
     settings = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **own}
     adapted = peft.get_peft_model(model, getattr(peft, f"{kind}Config")(**settings))
