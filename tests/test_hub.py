@@ -89,11 +89,11 @@ def test_what_was_fetched_in_whole_before_a_kill_is_not_fetched_again_and_leftov
         child.stdin.flush()
         assert hub.stalled.wait(30)
         needed = {f"lab/tiny/{file.name}" for file in (hub.folder / "lab" / "tiny").iterdir() if file.suffix != ".bin"}
-        while not needed <= set(hub.served) or len(left := list((tmp_path / "hub-cache").rglob("*.incomplete"))) > 1:
+        while not needed <= set(hub.served) or len(parts := list((tmp_path / "hub-cache").rglob("*.incomplete"))) > 1:
             pass
         child.kill()
     hub.stalls.clear()
-    (left,) = left
+    (left,) = parts
     os.utime(left, (0, 0))
     before = len(hub.served)
     assert find("lab/tiny").kind == "checkpoint"
