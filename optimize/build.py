@@ -11,14 +11,17 @@ from pathlib import Path
 
 import msgspec
 
+from optimize.adapter import Adapter, merge
 from optimize.child import end_with_parent, read_order, reports
-from optimize.hub import fetch
+from optimize.hub import fetch, fetch_adapter
 from optimize.memory import free_memory
 from optimize.quality import judge
 from optimize.recipe import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
 from optimize.recipe import Report as ReportStage
+from optimize.source import resolve
 from optimize.store import Store, digest, size
 from optimize.toolchains import toolchains
+from optimize.weights import check_finite
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,6 +29,17 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Fetch(msgspec.Struct, tag="fetch", frozen=True):
     source: str
     revision: str | None
+    precision: str = "auto"  # the model's
+
+
+class FetchAdapter(msgspec.Struct, tag="fetch-adapter", frozen=True):
+    adapter: str
+
+
+class Merge(msgspec.Struct, tag="merge", frozen=True):
+    base: Source
+    adapter: Adapter
+    cache: str
 
 
 class Build(msgspec.Struct, tag="build", frozen=True):
@@ -43,6 +57,11 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 class Fetched(msgspec.Struct, tag="fetched", frozen=True):
     path: str
+    offline: bool = False  # the hub was out of reach, and this is what its cache had
+
+
+class Merged(msgspec.Struct, tag="merged", frozen=True):
+    path: str
 
 
 class Built(msgspec.Struct, tag="built", frozen=True):
@@ -55,8 +74,8 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     environment: bool = False  # as in CannotBuild
 
 
-Order = Fetch | Build
-Report = Progress | Fetched | Built | Failed
+Order = Fetch | FetchAdapter | Merge | Build
+Report = Progress | Fetched | Merged | Built | Failed
 
 
 def main() -> None:
@@ -69,8 +88,12 @@ def main() -> None:
 
     try:
         match order:
-            case Fetch(source, revision):
-                send(Fetched(fetch(source, revision)))
+            case Fetch(source, revision, precision):
+                send(Fetched(*fetch(source, revision, precision, Stages(send).report)))
+            case FetchAdapter(adapter):
+                send(Fetched(*fetch_adapter(adapter, Stages(send).report)))
+            case Merge(base, adapter, cache):
+                send(Merged(merge(base, adapter, Path(cache), Stages(send).report)))
             case Build(gate=gate):
                 if gate:  # nobody may be waiting for it, and others are served meanwhile
                     os.nice(10)
@@ -106,11 +129,14 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
     def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
         stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
 
+    if source.kind == "checkpoint":
+        check_finite(Path(source.path))
     try:
         toolchain.build(source, recipe.precision, folder, report)
     except Exception:  # a tool says in its own way, or not at all, that the disk is full
         check_disk(order, toolchain, store.free_bytes() + size(folder))
         raise
+    check_unchanged(source)
     peak = peak_bytes()
     files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
     quality = judged(order, toolchain, folder, stages.report) if order.gate else None
@@ -143,6 +169,12 @@ def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
     needed = toolchain.needs_bytes(order.source, order.recipe.precision)
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+
+
+def check_unchanged(source: Source) -> None:
+    """What was built bears the fingerprint that the source had when it was found."""
+    if resolve(source.id, at=source.path).fingerprint != source.fingerprint:
+        raise CannotBuild(f"source '{source.id}' changed while it was converted; ask again", environment=True)
 
 
 def peak_bytes() -> int:
@@ -185,7 +217,7 @@ def is_no_room(error: OSError) -> bool:
 
 
 def no_room(order: Order, error: OSError) -> str:
-    where = f"the cache '{order.cache}'" if isinstance(order, Build) else "the hub's cache"
+    where = f"the cache '{order.cache}'" if isinstance(order, Build | Merge) else "the hub's cache"
     return f"no room on the disk of {where}: {error.strerror or error}; free some, or set cache_dir to another disk"
 
 

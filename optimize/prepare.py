@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.build import Build, Built, Failed, Fetch, Fetched, Order, Progress, Report
+from optimize.adapter import find_adapter, folder_of
+from optimize.build import Build, Built, Failed, Fetch, FetchAdapter, Fetched, Merge, Merged, Order, Progress, Report
 from optimize.recipe import Artifact, CannotBuild, Source, Toolchain
 from optimize.source import is_hub_id, resolve
 from optimize.store import Store
@@ -18,15 +19,34 @@ log = logging.getLogger("enginehouse.optimize")
 Reporter = Callable[[str, float], None]
 
 
-async def locate(source: str, revision: str | None, report: Reporter) -> Source:
-    """The source on this disk, fetched from the hub first if it is there. Raises CannotBuild."""
-    if not is_hub_id(source):
-        return await asyncio.to_thread(resolve, source)
+async def locate(source: str, revision: str | None, report: Reporter, precision: str = "auto") -> Source:
+    """The source on this disk, fetched from the hub first if it is there. Raises CannotBuild.
+
+    `precision`: the model's, which decides where a source holds several .gguf files.
+    """
+    path = await fetched(source, Fetch(source, revision, precision), report) if is_hub_id(source) else ""
+    return await asyncio.to_thread(resolve, source, precision, path)
+
+
+async def adapt(base: Source, name: str, cache: Path, report: Reporter) -> Source:
+    """The checkpoint with a PEFT adapter (a folder or hub id) merged into its weights: a checkpoint in the cache."""
+    path = await fetched(name, FetchAdapter(name), report) if is_hub_id(name) else name
+    adapter = await asyncio.to_thread(find_adapter, name, path, base)
+    merged = folder_of(base, adapter, cache)
+    if not merged.exists():
+        log.info("merging adapter '%s' into '%s'", name, base.id)
+        report("convert", 0.0)
+        await run(Merge(base, adapter, str(cache)), report)
+    return await asyncio.to_thread(resolve, f"{base.id} + {name}", at=str(merged))
+
+
+async def fetched(name: str, order: Fetch | FetchAdapter, report: Reporter) -> str:
     report("fetch", 0.0)
-    fetched = await run(Fetch(source, revision), report)
-    assert isinstance(fetched, Fetched)
-    found = await asyncio.to_thread(resolve, fetched.path)
-    return msgspec.structs.replace(found, id=source)
+    answer = await run(order, report)
+    assert isinstance(answer, Fetched)
+    if answer.offline:
+        log.warning("the hub cannot be reached; '%s' is what its cache has: %s", name, answer.path)
+    return answer.path
 
 
 async def prepare(
@@ -64,7 +84,7 @@ def size(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 
-async def run(order: Order, report: Reporter) -> Fetched | Built:
+async def run(order: Order, report: Reporter) -> Fetched | Merged | Built:
     """One child process from start to its last word."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -88,7 +108,7 @@ async def run(order: Order, report: Reporter) -> Fetched | Built:
         child.stdin.close()  # the child ends at that, whatever it is doing
         status = await child.wait()
     match last:
-        case Fetched() | Built():
+        case Fetched() | Merged() | Built():
             return last
         case Failed(reason, environment):
             raise CannotBuild(reason, environment)

@@ -35,9 +35,10 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Store:
-    def __init__(self, cache: Path) -> None:
+    def __init__(self, cache: Path, folder: str = KINDS["artifact"]) -> None:
+        """`folder`: of the cache, in which things are built."""
         self.cache = cache
-        self._artifacts = cache / KINDS["artifact"]
+        self._artifacts = cache / folder
         self._locks = cache / "locks"
         self._discarded = cache / "discarded"  # manifests of artifacts that did not pass the quality gate
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from config.schema import DEFAULT_CONTEXT, Config, Model
-from optimize.prepare import locate
+from optimize.prepare import adapt, locate
 from optimize.recipe import CannotBuild, Source, Toolchain, bits
 from optimize.store import Store
 from runtimes import host, routing
@@ -43,7 +43,8 @@ class Knowledge:
         """`report` takes the model, "" for the candidate, the stage of finding its source and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
         self._records, self._report = records, report
-        self._store = Store(Path(config.cache_dir).expanduser())
+        self._cache = Path(config.cache_dir).expanduser()
+        self._store = Store(self._cache)
         self._host: asyncio.Task[Host] | None = None
         self._sources: dict[str, asyncio.Task[Source]] = {}
         self._known: dict[str, Known] = {}
@@ -157,8 +158,12 @@ class Knowledge:
 
     async def _find(self, name: str) -> Source:
         model = self._config.models[name]
+        report = functools.partial(self._report, name, "")
         try:
-            return await locate(model.source, model.revision, functools.partial(self._report, name, ""))
+            source = await locate(model.source, model.revision, report, model.precision)
+            if model.adapter:
+                source = await adapt(source, model.adapter, self._cache, report)
+            return source
         except CannotBuild as error:
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
 

@@ -155,22 +155,22 @@ def judge(
     ready = source.kind == offer.format
     if model.runtime == "auto" and offer.runtime not in prior and not ready:
         return no(f"not chosen on this kind of host unless 'runtime: {offer.runtime}' says so")
-    if ready and model.precision == "auto":
+    auto = model.precision == "auto"
+    own = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
+    if ready and (auto or own == source.precision):
         return Candidate(offer.runtime, device.kind, offer.format, "")
     if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
         return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
+    if own is None and not auto:
+        return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")
     if offer.cannot_build:
         return no(offer.cannot_build)
-    if model.precision == "auto":
+    if auto:
         own = next((name for name in offer.ladder if name not in offer.below), None)
-        if own is None:
-            return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
-    else:
-        own = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
-        if own is None:
-            return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")
-        if enforce and own in offer.below:
-            return no(f"{own} {offer.below[own]}, and optimize.quality is 'enforce'; set precision: auto")
+    if own is None:
+        return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
+    if enforce and own in offer.below:
+        return no(f"{own} {offer.below[own]}, and optimize.quality is 'enforce'; set precision: auto")
     return Candidate(offer.runtime, device.kind, offer.format, own)
 
 

@@ -77,6 +77,39 @@ def make_checkpoint(
     return folder
 
 
+def make_adapter(
+    folder: Path, base: Path, answers: dict[str, str] | None = None, kind: str = "Lora", **own: Any
+) -> Path:
+    """A folder as PEFT saves it, trained to give these answers to these questions; else of random weights."""
+    import peft
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(base))
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    torch.set_num_threads(1)  # on a busy machine, threads would wait for each other at each small product
+    torch.manual_seed(0)
+    settings = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **own}
+    adapted = peft.get_peft_model(model, getattr(peft, f"{kind}Config")(**settings))
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    if answers is None:
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    else:
+        optimizer = torch.optim.AdamW(trained, 5e-3)
+        asked = [[{"role": "user", "content": question}] for question in answers]
+        rendered = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in asked]
+        prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in rendered]
+        texts = [tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False) for answer in answers.values()]
+        for _ in range(30):
+            for prompt, text in zip(prompts, texts, strict=True):
+                labels = torch.tensor([[-100] * len(prompt) + text])
+                adapted(torch.tensor([prompt + text]), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
 def save_tokenizer(folder: Path, tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.id_to_token(2)}
