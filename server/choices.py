@@ -1,13 +1,14 @@
 """The answers to one request, which run together, are told apart by their index and end together."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 import msgspec
 
 from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed, Usage
 
+Numbered = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
 MOST = 128  # answers to one request, as OpenAI's
 
 
@@ -32,12 +33,14 @@ def copies(job: Job, count: int) -> list[Job]:
     return jobs
 
 
-async def together(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[tuple[int, Event], None]:
-    """Events with the index of their answer, as they come; first of all one Placed, and no other until another engine
-    takes an answer up. The first failure ends all."""
+async def together(answers: Sequence[AsyncGenerator[Event, None]], place: Callable[[Placed], None]) -> Numbered:
+    """Events as they come; first of all one Placed, which `place` hears of, and no other until another engine takes an
+    answer up. The first failure ends all."""
     if len(answers) == 1:
         async with aclosing(answers[0]) as events:
             async for event in events:
+                if isinstance(event, Placed):
+                    place(event)
                 yield 0, event
         return
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
@@ -49,6 +52,8 @@ async def together(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGener
             if isinstance(came, Exception):
                 raise came
             running -= isinstance(came, Done)
+            if isinstance(came, Placed) and not placed:
+                place(came)
             if not isinstance(came, Placed) or index in placed or not placed:
                 yield index, came
             placed.add(index)

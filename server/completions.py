@@ -1,6 +1,7 @@
 """POST /v1/completions: prompts that are taken as they are, without a chat template."""
 
 import codecs
+import functools
 import secrets
 import time
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import State
 
-from runtimes.contract import Delta, Done, Ids, Job, Logprob, Placed, Refused, Sampling, Scored, Text
+from runtimes.contract import Delta, Done, Ids, Job, Logprob, Refused, Sampling, Scored, Text
 from runtimes.pool import Pool
-from server import openai, replies, sse
-from server.chat import check_content_type, event_stream, log_end, placed_headers, unless_client_leaves
-from server.choices import MOST, Said, collect, copies, together, total
+from server import openai, replies, sse, waiting
+from server.chat import check_content_type, log_end
+from server.choices import MOST, Numbered, Said, collect, copies, together, total
 from server.openai import Penalty, StreamOptions, Whole
 from server.schema import Body, described
-from server.sse import encode
+from server.sse import Chunks, encode
+from server.waiting import Parts, placed_headers, unless_client_leaves
 
 IGNORED = {"user"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {"best_of": (1,), "suffix": ()}
@@ -63,15 +65,14 @@ async def completions(request: Request[Any, Any, State], state: State) -> Respon
     pool: Pool = state.pool
     id, created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
     jobs = to_jobs(asked, id)
-    events = together([log_end(job, pool.run(job)) for job in jobs])
-    _, placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
-    assert isinstance(placed, Placed)
-    headers = placed_headers(placed)
+    usage = asked.stream_options is not None and asked.stream_options.include_usage
+    head = sse.Head("text_completion", id, created, asked.model, usage, asked.n)
+    events = together([log_end(job, pool.run(job)) for job in jobs], head.place)
     if asked.stream:
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
-        head = sse.Head("text_completion", id, created, asked.model, placed.fingerprint, usage, asked.n)
-        chunks = [TextChunks(head, index) for index in range(len(jobs))]
-        return event_stream(sse.stream(events, chunks, head.last), headers)
+        waiting_for = functools.partial(pool.waiting_for, pool.resolve(asked.model))
+        body = functools.partial(text_stream, head, len(jobs))
+        return await waiting.stream(request, events, waiting_for, body, sse.failure)
+    placed = await unless_client_leaves(request, waiting.placed_first(events))  # the first event decides the status
     said = await unless_client_leaves(request, collect(events, len(jobs)))
     completion = replies.Completion(
         id,
@@ -82,7 +83,7 @@ async def completions(request: Request[Any, Any, State], state: State) -> Respon
         [choice(index, one) for index, one in enumerate(said)],
         replies.usage_of(total([one.done for one in said if one.done], asked.n)),
     )
-    return Response(completion, headers=headers, media_type="application/json")
+    return Response(completion, headers=placed_headers(placed), media_type="application/json")
 
 
 def read(body: bytes) -> CompletionRequest:
@@ -179,6 +180,11 @@ def named(text: bytes) -> str:
         return text.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in text)
+
+
+def text_stream(head: sse.Head, count: int, events: Numbered) -> Parts:
+    choices: list[Chunks] = [TextChunks(head, index) for index in range(count)]
+    return sse.stream(events, choices, head.last)
 
 
 class TextChunks:

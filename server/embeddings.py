@@ -12,9 +12,10 @@ from litestar.datastructures import State
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
 from server import openai, replies
-from server.chat import check_content_type, placed_headers, unless_client_leaves
+from server.chat import check_content_type
 from server.completions import Texts, texts_of
 from server.schema import Body, described
+from server.waiting import placed_headers, unless_client_leaves
 
 MOST_TEXTS = 2048  # as OpenAI's
 

@@ -10,11 +10,12 @@ from litestar.datastructures import State
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
 from server import openai, replies
-from server.chat import check_content_type, placed_headers, unless_client_leaves
+from server.chat import check_content_type
 from server.embeddings import MOST_TEXTS
 from server.openai import Count
 from server.replies import Document
 from server.schema import Body, described
+from server.waiting import placed_headers, unless_client_leaves
 
 
 class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

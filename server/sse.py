@@ -1,14 +1,14 @@
 """Server-sent events of an answer: a bytes template around each piece of text."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Protocol
 
 import msgspec
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Placed, Refused, ToolCall, Unavailable
+from runtimes.contract import Delta, Done, EngineFailed, Placed, Refused, ToolCall, Unavailable
 from server import replies
-from server.choices import total
+from server.choices import Numbered, total
 from server.errors import describe
 
 encode = msgspec.json.Encoder().encode
@@ -16,15 +16,17 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Head:
-    """What is equal in all chunks of a response, encoded once."""
+    """What is equal in all chunks of a response, encoded once; whole when it is known who answers."""
 
-    def __init__(
-        self, kind: str, id: str, created: int, model: str, fingerprint: str, include_usage: bool, per_prompt: int
-    ) -> None:
-        fields = {"id": id, "object": kind, "created": created, "model": model, "system_fingerprint": fingerprint}
-        self.begin = b"data: " + encode(fields)[:-1]
+    begin = b""
+
+    def __init__(self, kind: str, id: str, created: int, model: str, include_usage: bool, per_prompt: int) -> None:
+        self._fields = {"id": id, "object": kind, "created": created, "model": model}
         self.end = (b',"usage":null' if include_usage else b"") + b"}\n\n"
         self._include_usage, self._per_prompt = include_usage, per_prompt
+
+    def place(self, placed: Placed) -> None:
+        self.begin = b"data: " + encode(self._fields | {"system_fingerprint": placed.fingerprint})[:-1]
 
     def last(self, dones: Sequence[Done]) -> bytes:
         if not self._include_usage:
@@ -70,9 +72,14 @@ class ChatChunks:
         return self._before + b'{},"finish_reason":' + encode(done.finish_reason) + b"}]" + self._end
 
 
+def chat_stream(head: Head, count: int, events: Numbered) -> AsyncGenerator[bytes, None]:
+    choices: list[Chunks] = [ChatChunks(head, index) for index in range(count)]
+    return stream(events, choices, head.last)
+
+
 async def stream(
-    events: AsyncGenerator[tuple[int, Event], None], choices: Sequence[Chunks], last: Callable[[Sequence[Done]], bytes]
-) -> AsyncIterator[bytes]:
+    events: Numbered, choices: Sequence[Chunks], last: Callable[[Sequence[Done]], bytes]
+) -> AsyncGenerator[bytes, None]:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     async with aclosing(events):
         dones: dict[int, Done] = {}
@@ -89,8 +96,13 @@ async def stream(
                         yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
             yield last([dones[index] for index in range(len(choices))])
         except (EngineFailed, Refused, Unavailable) as error:
-            _, body, _ = describe(error)
-            yield b"data: " + encode({"error": body}) + b"\n\n" + DONE
+            yield failure(error)
+
+
+def failure(error: Exception) -> bytes:
+    """What ends a stream whose status is out."""
+    _, body, _ = describe(error)
+    return b"data: " + encode({"error": body}) + b"\n\n" + DONE
 
 
 def call_delta(call: ToolCall) -> dict[str, object]:

@@ -9,9 +9,10 @@ from litestar.datastructures import State
 from runtimes.contract import Chat, Prompt, Refused, Text
 from runtimes.pool import Pool
 from server import openai, replies
-from server.chat import check_content_type, placed_headers, unless_client_leaves
+from server.chat import check_content_type
 from server.openai import Message, Tool, Whole
 from server.schema import Body, described
+from server.waiting import placed_headers, unless_client_leaves
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
 
