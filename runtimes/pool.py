@@ -470,6 +470,8 @@ class Pool:
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
         await self._expect(name, source, ranked, gate=not stands_in)
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
+        after = (await self._knowledge.of(name)).decision.ranked  # what the build has shown of it counts in
+        ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1
