@@ -87,9 +87,9 @@ TOOLCHAIN = Toolchain(
     logits=logits,
     entry="",
     ladder={
-        "4bit-g64": "what mlx_lm makes of itself, and the community's models are",
-        "mixed_4_6": "six bits for the head, the values and a half of the down projections: what suffers most",
-        "8bit-g64": "as good as 16 bits in all models we know of",
+        "4bit-g64": "mlx_lm's own default",
+        "mixed_4_6": "six bits for the head, and for values and down projections of some layers: what suffers most",
+        "8bit-g64": "one seventh of the divergence of four bits and less, as everywhere",
         "bf16": "the checkpoint itself",
     },
 )
