@@ -120,6 +120,6 @@ TOOLCHAIN = Toolchain(
     ladder={  # no better four bits between: k-quant is a tenth closer for five times the CPU
         "INT4_B32_H8": "blocks of 32 and the head in eight bits: pocket, our texts: 0.112; 128 and four bits 0.180",
         "INT8_B32": "a hundredth of it (0.001)",
-        "F32": "the checkpoint itself; on a CPU the graph runs in 32 bits faster than in 16",
+        "F32": "the checkpoint itself, in the arithmetic of the graph",
     },
 )
