@@ -1,6 +1,7 @@
 """`python -m optimize.build`: one fetch or conversion in its own process; orders on stdin, reports on stdout."""
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import msgspec
 
 from optimize.child import end_with_parent, read_order, reports
 from optimize.hub import fetch
+from optimize.memory import free_memory
 from optimize.quality import judge
 from optimize.recipe import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
 from optimize.recipe import Report as ReportStage
-from optimize.store import Store, digest
+from optimize.store import Store, digest, size
 from optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,6 +33,7 @@ class Build(msgspec.Struct, tag="build", frozen=True):
     recipe: Recipe
     cache: str
     gate: bool = True  # compare the artifact with its source
+    anew: bool = False  # though there is one already
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -68,7 +71,9 @@ def main() -> None:
         match order:
             case Fetch(source, revision):
                 send(Fetched(fetch(source, revision)))
-            case Build():
+            case Build(gate=gate):
+                if gate:  # nobody may be waiting for it, and others are served meanwhile
+                    os.nice(10)
                 send(build(order, send))
     except CannotBuild as error:
         send(Failed(str(error), error.environment))
@@ -81,9 +86,11 @@ def main() -> None:
 def build(order: Build, send: Callable[[Report], None]) -> Built:
     recipe, store = order.recipe, Store(Path(order.cache))
     toolchain, stages = toolchains()[recipe.format], Stages(send)
+    store.sweep()
     with store.building(recipe.key) as folder:
         manifest = store.manifest(recipe.key)
-        if manifest is None:
+        if manifest is None or order.anew:
+            check_room(order, toolchain, store)
             make(order, toolchain, folder, store, stages)
         elif order.gate and manifest.quality is None:  # built by someone who did not ask for it
             quality = judged(order, toolchain, store.folder(recipe.key), stages.report)
@@ -95,14 +102,15 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
 
 def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages: "Stages") -> None:
     recipe, source = order.recipe, order.source
-    needed, free = toolchain.needs_bytes(source, recipe.precision), store.free_bytes()
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 
     def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
         stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
 
-    toolchain.build(source, recipe.precision, folder, report)
+    try:
+        toolchain.build(source, recipe.precision, folder, report)
+    except Exception:  # a tool says in its own way, or not at all, that the disk is full
+        check_disk(order, toolchain, store.free_bytes() + size(folder))
+        raise
     peak = peak_bytes()
     files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
     quality = judged(order, toolchain, folder, stages.report) if order.gate else None
@@ -116,6 +124,25 @@ def judged(order: Build, toolchain: Toolchain, folder: Path, report: ReportStage
     return judge(
         order.source, toolchain, precision, path, Path(order.cache), lambda done: report("check", (1 + done) / 2)
     )
+
+
+def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
+    """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
+    check_disk(order, toolchain, store.free_bytes())
+    precision, free = order.recipe.precision, free_memory()
+    needed = toolchain.memory_bytes(order.source, precision)
+    if needed > free:
+        raise CannotBuild(
+            f"building {toolchain.format} {precision} takes about {needed >> 20} MiB of memory, {free >> 20} MiB are "
+            "free; end what else runs, or build on a larger machine and give the artifact as the source",
+            environment=True,
+        )
+
+
+def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
+    needed = toolchain.needs_bytes(order.source, order.recipe.precision)
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 
 
 def peak_bytes() -> int:
