@@ -188,8 +188,11 @@ def read_list(incoming: Incoming, before: str, end: str = "") -> Reading[None]:
             return
     else:
         before += "["
-        while (yield from read_object(incoming, before)) and (yield from incoming.starts((",",))):
-            before = ","
+        while (yield from read_object(incoming, before)):
+            if not (before := (yield from incoming.starts((",",)))):
+                break
+        else:
+            return
         yield from incoming.starts(("]",))
     if end:
         yield from incoming.starts((end,))

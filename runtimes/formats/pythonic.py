@@ -25,8 +25,11 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
         before = f"{START}["
     else:
         incoming.held = trigger[1:] + incoming.held
-    while (yield from read_call(incoming, before)) and (yield from incoming.starts((",",))):
-        before = ","
+    while (yield from read_call(incoming, before)):
+        if not (before := (yield from incoming.starts((",",)))):
+            break
+    else:
+        return
     yield from incoming.starts(("]",))
     yield from incoming.starts((END,))
 

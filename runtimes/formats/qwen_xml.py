@@ -14,7 +14,7 @@ FUNCTION, END_FUNCTION = "<function=", "</function>"
 PARAMETER, END_PARAMETER = "<parameter=", "</parameter>"
 RULES = {"minLength", "maxLength", "pattern", "format"}
 NAME = re.compile(r"([\w.-]{1,64})>")
-WORD = re.compile(r"([^>\n]{1,256})>\n?")
+WORD = re.compile(r"([^>\n]{1,256})>")
 
 
 def recognizes(template: str) -> bool:
@@ -33,7 +33,7 @@ def read_call(incoming: Incoming, setting: Setting, trigger: str) -> Reading[Non
     properties = properties_of(setting, name[1])
     before = "{"
     while (yield from incoming.starts((PARAMETER, END_FUNCTION))) == PARAMETER:
-        word = yield from incoming.match(WORD, 258)
+        word = yield from incoming.match(WORD, 257)
         written = yield from taken(incoming, END_PARAMETER)
         if word:
             yield show(f"{before}{json.dumps(word[1])}: {value(written, properties.get(word[1]))}")
@@ -52,7 +52,7 @@ def taken(incoming: Incoming, tag: str) -> Reading[str]:
         yield None
     parts.append(incoming.held if at < 0 else incoming.held[:at])
     incoming.skip(len(parts[-1]) + len(tag))
-    return "".join(parts).removesuffix("\n")
+    return "".join(parts).removeprefix("\n").removesuffix("\n")
 
 
 def properties_of(setting: Setting, name: str) -> dict[str, Any]:
