@@ -37,7 +37,7 @@ class Format(msgspec.Struct, frozen=True):
     name: str
     recognizes: Callable[[str], bool]  # by the text of the chat template
     read: Callable[[Incoming, Setting], Reading[None]]
-    shape: Callable[[Setting], Shape]  # of an answer where there are tools
+    shape: Callable[[Setting], Shape]  # of an answer
     marks: tuple[str, ...] = ()  # tokens that must show their text, though a tokenizer may call them special
     thought: tuple[str, str] = THINK
     knows_tools: bool = True  # the template writes the tools into the prompt
@@ -63,6 +63,8 @@ def tagged(
             yield from read_calls(incoming, setting, trigger)
 
     def shape(setting: Setting) -> Shape:
+        if not setting.tools:
+            return answer_shape(setting, marks)
         once = not (repeats and setting.parallel)
         one = chain(Literal(triggers[0], spaced=True), after(setting))
         calls = one if once else Repeat(one)
@@ -94,6 +96,8 @@ def beginning(
         yield from incoming.until((), text)
 
     def shape(setting: Setting) -> Shape:
+        if not setting.tools:
+            return answer_shape(setting, marks)
         if setting.required:
             return chain(thought_shape(setting, marks), calls(setting))
         if setting.content:
@@ -124,6 +128,11 @@ def thought_shape(setting: Setting, marks: tuple[str, str]) -> Shape:
     if setting.reasoning:
         return either([chain(Literal(marks[0], spaced=True), Until(marks[1])), NOTHING])
     return NOTHING
+
+
+def answer_shape(setting: Setting, marks: tuple[str, str]) -> Shape:
+    """Of an answer that can call nothing."""
+    return chain(thought_shape(setting, marks), content_shape(setting.content) if setting.content else Free())
 
 
 def content_shape(content: Json) -> Shape:

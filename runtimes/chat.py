@@ -109,6 +109,6 @@ def certain_text(messages: list[dict[str, Any]]) -> str:
 
 def parsed(function: dict[str, Any]) -> dict[str, Any]:
     try:
-        return function | {"arguments": json.loads(function["arguments"])}
+        return function | {"arguments": json.loads(function["arguments"] or "{}")}
     except ValueError as error:
         raise Refused(f"arguments of tool call '{function['name']}' are not JSON: {error}", "messages") from error

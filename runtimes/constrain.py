@@ -71,7 +71,7 @@ PARAM = "response_format"
 
 def param_of(constraint: Constraint) -> str:
     """The request's field that asks for it."""
-    return "tools" if isinstance(constraint, Shaped) else PARAM
+    return constraint.asked_by if isinstance(constraint, Shaped) else PARAM
 
 
 class ConstraintFailed(Exception):

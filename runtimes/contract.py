@@ -30,9 +30,10 @@ class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
 
 
 class Shaped(msgspec.Struct, frozen=True, tag="tools"):
-    """The answer is of the shape that tool calls have in the model's own form. Made by the worker."""
+    """The answer is of the shape that thoughts and tool calls have in the model's own form. Made by the worker."""
 
     shape: Shape
+    asked_by: str = "tools"  # the request's field
 
 
 Constraint = JsonSchema | Regex | Grammar | Shaped
@@ -71,7 +72,7 @@ def asked_for(sampling: Sampling) -> Iterator[tuple[str, str]]:
     if sampling.logprobs:
         yield "top_logprobs", "top_logprobs"
     if isinstance(sampling.constraint, Shaped):
-        yield "tools", "tools"
+        yield "tools", sampling.constraint.asked_by
     elif sampling.constraint:
         yield str(sampling.constraint.__struct_config__.tag), "response_format"
 

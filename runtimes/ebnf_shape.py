@@ -26,7 +26,7 @@ class Writer:
     def write(self, shape: Shape) -> str:
         match shape:
             case Literal(text, spaced):
-                return rf"[\n]* {ebnf.literal(text)}" if spaced else ebnf.literal(text)
+                return rf"[\n]{{0,2}} {ebnf.literal(text)}" if spaced else ebnf.literal(text)
             case Json():
                 return self._value(shape)
             case Until(end):

@@ -24,7 +24,7 @@ class Writer:
     def write(self, shape: Shape) -> str:
         match shape:
             case Literal(text, spaced):
-                return self._terminal(rf"/\n*/ {quoted(text)}") if spaced else quoted(text)
+                return self._terminal(rf"/\n{{0,2}}/ {quoted(text)}") if spaced else quoted(text)
             case Json():
                 return self._named(f"%json {self._enforceable(shape)}")
             case Until(end):

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Literal(msgspec.Struct, frozen=True, tag="literal"):
-    """This text; where `spaced`, line breaks may stand before it."""
+    """This text; where `spaced`, after up to two line breaks: without a limit small models write them for ever."""
 
     text: str
     spaced: bool = False

@@ -194,12 +194,16 @@ class Loop:
             prompt.parallel_calls,
             reasoning=bool(begin) and begin in (self._engine.facts.chat_template or ""),
             thinking=bool(begin) and text.rstrip().endswith(begin),
-            content=content_of(sampling) if prompt.tools else None,
+            content=content_of(sampling),
         )
         if setting.tools:
-            allowed = [tool for tool in setting.tools if prompt.call_name in ("", tool.name)]
-            narrowed = msgspec.structs.replace(setting, tools=tuple(allowed))
-            sampling = msgspec.structs.replace(sampling, constraint=Shaped(form.shape(narrowed)))
+            if sampling.constraint and not setting.content:
+                raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
+            allowed = tuple(tool for tool in setting.tools if prompt.call_name in ("", tool.name))
+            shaped = Shaped(form.shape(msgspec.structs.replace(setting, tools=allowed)))
+            sampling = msgspec.structs.replace(sampling, constraint=shaped)
+        elif setting.content and (setting.thinking or not begin):  # only what comes after the thought is held to it
+            sampling = msgspec.structs.replace(sampling, constraint=Shaped(form.shape(setting), "response_format"))
         return self._engine.encode(text), Output(sampling.stop, lambda incoming: form.read(incoming, setting)), sampling
 
     def _embed(self, message: Embed) -> None:
@@ -249,12 +253,7 @@ def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
 
 
 def content_of(sampling: Sampling) -> Json | None:
-    match sampling.constraint:
-        case None:
-            return None
-        case JsonSchema(schema):
-            return Json(schema, must=True)
-    raise Refused("only a JSON schema can be combined with 'tools'", "response_format")
+    return Json(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
 
 
 def check_features(sampling: Sampling, facts: Facts) -> None:

@@ -42,31 +42,32 @@ TEMPLATES = {
     "hermes": """{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}
 {{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{"name": "{{ c.function.name }}", "arguments": {{
  c.function.arguments | tojson }}}</tool_call>{% endfor %}<|im_end|>{% endfor %}<think>""",
-    "qwen-xml": """{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.role }}{{ m.content }}
-{% for c in m.tool_calls or [] %}<tool_call><function={{ c.function.name }}>{% for k, v in c.function.arguments | items
- %}<parameter={{ k }}>{{ v }}</parameter>{% endfor %}</function></tool_call>{% endfor %}{% endfor %}""",
+    "qwen-xml": """{% for t in tools or [] %}{{ t | tojson }}{% endfor %}{% for m in messages %}{{ m.role
+}}{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call><function={{ c.function.name
+}}>{% for k, v in c.function.arguments | items %}<parameter={{ k }}>{{ v }}</parameter>{%
+endfor %}</function></tool_call>{% endfor %}{% endfor %}""",
     "llama-json": """{% for m in messages %}<|start_header_id|>{{ 'ipython' if m.role == 'tool' else m.role
 }}<|end_header_id|>{{ m.content }}{% for c in m.tool_calls or [] %}{"name": "{{ c.function.name }}", "parameters": {{
 c.function.arguments | tojson }}}{% endfor %}<|eot_id|>{% endfor %}{{ tools | tojson if tools }}""",
-    "pythonic": """{{ tools | tojson if tools }} answer with [func_name1(params_name1=value)]{% for m in messages %}{{ m.role
-}}{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}({% for k, v in c.function.arguments | items %}{{
-k }}={{ v | tojson }}{% endfor %})]{% endfor %}{% endfor %}""",
+    "pythonic": """{{ tools | tojson if tools }} answer with [func_name1(params_name1=value)]{% for m in messages %}{{
+m.role }}{{ m.content }}{% for c in m.tool_calls or [] %}[{{ c.function.name }}({% for k, v in c.function.arguments |
+items %}{{ k }}={{ v | tojson }}{% endfor %})]{% endfor %}{% endfor %}""",
     "mistral": """{% for m in messages %}{% if m.role == 'tool' %}{% if m.tool_call_id | length != 9 %}{{
 raise_exception('ids of 9 letters, please') }}{% endif %}[TOOL_RESULTS]{{ m.tool_call_id }}{{ m.content }}{% elif
 m.tool_calls %}[TOOL_CALLS]{{ m.tool_calls | tojson }}{% else %}[INST]{{ m.content }}{% endif %}{% endfor %}""",
     "mistral-args": """{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{
 c.function.name }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}[THINK]""",
-    "phi": """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson
-}}{% endfor %}<|end|>{% endfor %}{% if tools %}<|tool|>{{ tools | tojson }}<|/tool|>{% endif %}""",
+    "phi": """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function |
+tojson }}{% endfor %}<|end|>{% endfor %}{% if tools %}<|tool|>{{ tools | tojson }}<|/tool|>{% endif %}""",
     "tool-code": """Call in a block of ```tool_code{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in
 m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }}){% endfor %}{% endfor %}""",
-    "harmony": """{% for m in messages %}{% if m.role == 'tool' %}<|start|>functions.{{ m.name }} to=assistant<|channel|>{{
-m.content }}{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function | tojson
-}}{% endfor %}{% endif %}{% endfor %}""",
+    "harmony": """{% for m in messages %}{% if m.role == 'tool' %}<|start|>functions.{{ m.name }} to=assistant{{
+'<|channel|>' + m.content }}{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}{% for c in
+m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endif %}{% endfor %}""",
     "deepseek": """{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ '<｜tool▁calls▁begin｜>' +
 c.function.name + '```json' + c.function.arguments }}{% endfor %}{% endfor %}""",
-    "deepseek-v3.1": """{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ '<｜tool▁calls▁begin｜>' +
-c.function.name + '<｜tool▁sep｜>' + c.function.arguments }}{% endfor %}{% endfor %}""",
+    "deepseek-v3.1": """{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{
+'<｜tool▁calls▁begin｜>' + c.function.name + '<｜tool▁sep｜>' + c.function.arguments }}{% endfor %}{% endfor %}""",
     "generic": """{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant'] %}{{
 raise_exception('unknown role') }}{% endif %}{{ m.role }}: {{ m.content }}
 {% endfor %}""",
@@ -86,10 +87,11 @@ SAID: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
     ("hermes", '<tool_call>\n{"name": "weather"}</tool_call>ok', ("ok", "", [("weather", {})])),
     ("hermes", '<tool_call>no {"json"}</tool_call>', ('<tool_call>no {"json"}</tool_call>', "", [])),
     ("hermes", '<tool_call>\n{"name": "wea', ('<tool_call>\n{"name": "wea', "", [])),
-    ("qwen-xml", "Let me see.\n\n<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n<parameter=days>\n3\n"
-     "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=note-it>\n<parameter=note>\na \"b\" \\ {[\n é 👍\n"
-     "</parameter>\n</function>\n</tool_call>", ("Let me see.", "", [OSLO, NOTE])),
-    ("qwen-xml", "<function=note-it>\n<parameter=note>\n17\n</parameter>\n</function>", ("", "", [("note-it", {"note": "17"})])),
+    ("qwen-xml", "Let me see.\n\n<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n"
+     "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=note-it>\n<parameter=note>\n"
+     "a \"b\" \\ {[\n é 👍\n</parameter>\n</function>\n</tool_call>", ("Let me see.", "", [OSLO, NOTE])),
+    ("qwen-xml", "<function=note-it>\n<parameter=note>\n17\n</parameter>\n</function>",
+     ("", "", [("note-it", {"note": "17"})])),
     ("llama-json", '{"name": "weather", "parameters": {"city": "Oslo", "days": 3}}', ("", "", [OSLO])),
     ("llama-json", f'<|python_tag|>{{"name": "weather", "parameters": {{"city": "Oslo", "days": 3}}}}; '
      f'{{"name": "note-it", "parameters": {NOTED}}}', ("", "", [OSLO, NOTE])),
@@ -109,20 +111,22 @@ SAID: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
      ("", "", [OSLO, NOTE])),
     ("phi", 'functools[{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}]', ("", "", [OSLO])),
     ("tool-code", 'Sure.\n```tool_code\nweather(city="Oslo", days=3)\n```', ("Sure.", "", [OSLO])),
-    ("harmony", f'<|channel|>analysis<|message|>hm {{}}<|end|><|start|>assistant{HEADER}{{"city": "Oslo", "days": 3}}<|call|>',
+    ("harmony", f'<|channel|>analysis<|message|>hm {{}}<|end|><|start|>assistant{HEADER}'
+     '{"city": "Oslo", "days": 3}<|call|>',
      ("", "hm {}", [OSLO])),
-    ("harmony", '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>{"city": "Oslo", "days": 3}',
+    ("harmony", '<|start|>assistant to=functions.weather<|channel|>commentary json<|message|>'
+     '{"city": "Oslo", "days": 3}',
      ("", "", [OSLO])),
-    ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Oslo is cold.<|return|>",
-     ("Oslo is cold.", "hm", [])),
-    ("deepseek", "<think>\nhm\n</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
-     '{"city": "Oslo", "days": 3}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>note-it\n```json\n'
-     f"{NOTED}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>", ("", "hm", [OSLO, NOTE])),
-    ("deepseek-v3.1", 'Let me.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Oslo", "days": 3}'
-     f"<｜tool▁call▁end｜><｜tool▁call▁begin｜>note-it<｜tool▁sep｜>{NOTED}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
-     ("Let me.", "", [OSLO, NOTE])),
-    ("generic", f'{{"name": "weather", "arguments": {{"city": "Oslo", "days": 3}}}}\n{{"name": "note-it", "arguments": {NOTED}}}',
-     ("", "", [OSLO, NOTE])),
+    ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>Oslo is cold."
+     "<|return|>", ("Oslo is cold.", "hm", [])),
+    ("deepseek", "<think>\nhm\n</think>\n\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
+     '```json\n{"city": "Oslo", "days": 3}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>'
+     f"note-it\n```json\n{NOTED}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>", ("", "hm", [OSLO, NOTE])),
+    ("deepseek-v3.1", 'Let me.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{"city": "Oslo", '
+     f'"days": 3}}<｜tool▁call▁end｜><｜tool▁call▁begin｜>note-it<｜tool▁sep｜>{NOTED}<｜tool▁call▁end｜>'
+     "<｜tool▁calls▁end｜>", ("Let me.", "", [OSLO, NOTE])),
+    ("generic", f'{{"name": "weather", "arguments": {{"city": "Oslo", "days": 3}}}}\n'
+     f'{{"name": "note-it", "arguments": {NOTED}}}', ("", "", [OSLO, NOTE])),
     ("generic", "Nothing to call.", ("Nothing to call.", "", [])),
 ]  # fmt: skip
 # Tags and beginnings of all families in any order: nonsense must come out alike too.

@@ -275,7 +275,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [FUNCTION], "tool_choice": ALLOWED}, "tool_choice.allowed_tools", "no tool 'g'"),
     ({"tools": [FUNCTION, FUNCTION]}, "tools[1].function.name", "two tools are named 'f'"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "regex"),
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools[0]", "object"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "null"}}}]}, "tools", "object"),
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "web_search"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "bool"),
     ({"presence_penalty": 1}, "presence_penalty", "not honoured by echo"),

@@ -50,9 +50,9 @@ def ask(request: Any, engines: Served) -> Any:
         pytest.skip(reason)
 
     def ask(content: str | list[Any], **options: Any) -> Any:
-        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
+        messages: Any = [{"role": "user", "content": content}] if isinstance(content, str) else content
         options = {"tools": [WEATHER, TIME], "temperature": 0, "max_tokens": 200} | options
-        client = engines.client.with_options(timeout=300)
+        client: Any = engines.client.with_options(timeout=300)
         return client.chat.completions.create(model=request.param, messages=messages, **options)
 
     ask.client, ask.model = engines.client.with_options(timeout=300), request.param  # type: ignore[attr-defined]

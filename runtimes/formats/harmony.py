@@ -45,11 +45,11 @@ def shape(setting: Setting) -> Shape:
     next_part = f"{START}assistant"
     analysis = optional(chain(f"{CHANNEL}analysis{MESSAGE}", Until(END), next_part))
     preamble = optional(chain(f"{CHANNEL}commentary{MESSAGE}", Until(END), next_part))
-    call = either([chain(head, tool.arguments) for tool, head in heads.items()])
+    calls = [chain(head, tool.arguments) for tool, head in heads.items()]
     if setting.required:
-        return chain(analysis, preamble, call)
+        return chain(analysis, preamble, either(calls))
     content = content_shape(setting.content) if setting.content else Free()
-    return chain(analysis, preamble, either([call, chain(f"{CHANNEL}final{MESSAGE}", content)]))
+    return chain(analysis, preamble, either([*calls, chain(f"{CHANNEL}final{MESSAGE}", content)]))
 
 
 FORMAT = Format("harmony", recognizes, read, shape, marks=(START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS), thought=("", ""))
