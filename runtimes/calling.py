@@ -244,3 +244,16 @@ def words(tool: Tool) -> list[Word]:
         Word(name, (said if isinstance(said, dict) else {}) | shared, name in schema.get("required", []))
         for name, said in schema.get("properties", {}).items()
     ]
+
+
+def words_shape(shapes: Sequence[tuple[Word, Shape]], between: str) -> Shape:
+    """What is required, then of the others any."""
+    fixed = [shape for word, shape in shapes if word.required]
+    free = [shape for word, shape in shapes if not word.required]
+    if fixed:
+        later = [chain(between, shape) for shape in fixed[1:]] + [optional(chain(between, shape)) for shape in free]
+        return chain(fixed[0], *later)
+    options = [
+        chain(shape, *(optional(chain(between, other)) for other in free[at + 1 :])) for at, shape in enumerate(free)
+    ]
+    return either([*options, NOTHING])

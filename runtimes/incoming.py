@@ -71,6 +71,18 @@ class Incoming:
             self.skip(found.end())
         return found
 
+    def taken(self, tag: str) -> Reading[str]:
+        """All text up to `tag`, with it; all there is if the answer ends before."""
+        parts: list[str] = []
+        while (at := self.held.find(tag)) < 0 and not self.ended:
+            parts.append(self.held[: len(self.held) - overlap(self.held, tag)])
+            self.skip(len(parts[-1]))
+            yield None
+        parts.append(self.held if at < 0 else self.held[: at + len(tag)])
+        self.skip(len(parts[-1]))
+        self.trims = True
+        return "".join(parts)
+
     def value(self, show: Callable[[str], Delta | None], depth: int = 0) -> Reading[bool]:
         """Shows text as it comes up to where its brackets close; False if the answer ends before. `depth`: of brackets
         that are open already."""

@@ -5,9 +5,9 @@ import json
 import re
 from typing import Any
 
-from runtimes.calling import Tool, optional, words
+from runtimes.calling import Tool, words, words_shape
 from runtimes.incoming import Brackets, Incoming, Reading
-from runtimes.shape import NOTHING, Json, Literal, Shape, chain, either
+from runtimes.shape import Json, Literal, Shape, chain, either
 
 CONSTANTS = {"true": True, "false": False, "null": None}
 OPEN = re.compile(r"\s{0,16}([A-Za-z_][\w.-]{0,63})\(")
@@ -66,16 +66,9 @@ def literal(node: ast.expr) -> Any:
 
 
 def call_shape(tool: Tool) -> Shape:
-    """What follows `f(`: what is required, then of the others any."""
-    listed = words(tool)
-    shapes = {word.name: chain(f"{word.name}=", value_shape(word.schema, tool)) for word in listed}
-    fixed = [shapes[word.name] for word in listed if word.required]
-    free = [shapes[word.name] for word in listed if not word.required]
-    if fixed:
-        later = [chain(", ", shape) for shape in fixed[1:]] + [optional(chain(", ", shape)) for shape in free]
-        return chain(fixed[0], *later, ")")
-    options = [chain(word, *(optional(chain(", ", other)) for other in free[at + 1 :])) for at, word in enumerate(free)]
-    return chain(either([*options, NOTHING]), ")")
+    """What follows `f(`."""
+    shapes = [(word, chain(f"{word.name}=", value_shape(word.schema, tool))) for word in words(tool)]
+    return chain(words_shape(shapes, ", "), ")")
 
 
 def value_shape(said: dict[str, Any], tool: Tool) -> Shape:

@@ -61,6 +61,10 @@ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}{% endfor
 tojson }}{% endfor %}<|end|>{% endfor %}{% if tools %}<|tool|>{{ tools | tojson }}<|/tool|>{% endif %}""",
     "tool-code": """Call in a block of ```tool_code{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in
 m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments }}){% endfor %}{% endfor %}""",
+    "gemma": """{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls or [] %}<|tool_call>call:{{
+c.function.name }}{{ c.function.arguments }}<tool_call|>{% endfor %}{% endfor %}<|channel>thought""",
+    "function-gemma": """{% for m in messages %}{{ m.role }}{{ m.content }}{% for c in m.tool_calls or [] %}{{
+'<start_function_call>' + c.function.name }}{{ c.function.arguments }}{% endfor %}{% endfor %}""",
     "harmony": """{% for m in messages %}{% if m.role == 'tool' %}<|start|>functions.{{ m.name }} to=assistant{{
 '<|channel|>' + m.content }}{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}{% for c in
 m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endif %}{% endfor %}""",
@@ -111,6 +115,12 @@ SAID: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
      ("", "", [OSLO, NOTE])),
     ("phi", 'functools[{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}]', ("", "", [OSLO])),
     ("tool-code", 'Sure.\n```tool_code\nweather(city="Oslo", days=3)\n```', ("Sure.", "", [OSLO])),
+    ("gemma", '<|channel>thought\nhm\n<channel|>Ok.<|tool_call>call:weather{city:<|"|>Oslo<|"|>,days:3}<tool_call|>'
+     '<|tool_call>call:note-it{note:<|"|>a "b" \\ {[\n é 👍<|"|>}<tool_call|>', ("Ok.", "hm", [OSLO, NOTE])),
+    ("gemma", "<|tool_call>call me<tool_call|>!", ("<|tool_call>call me<tool_call|>!", "", [])),
+    ("gemma", "<|tool_call>call:weather{", ("<|tool_call>call:weather{", "", [])),
+    ("function-gemma", "<start_function_call>call:weather{city:<escape>Oslo<escape>,days:3}<end_function_call>",
+     ("", "", [OSLO])),
     ("harmony", f'<|channel|>analysis<|message|>hm {{}}<|end|><|start|>assistant{HEADER}'
      '{"city": "Oslo", "days": 3}<|call|>',
      ("", "hm {}", [OSLO])),
@@ -321,6 +331,26 @@ def test_every_shape_can_be_written_for_xgrammar_too(name: str) -> None:
     for required in (False, True):
         shape = formats.formats()[name].shape(Setting(TOOLS, required=required, reasoning=True))
         assert ebnf_shape.grammar(shape).startswith("root ::=")
+
+
+def test_content_keeps_to_a_schema_after_the_thought_with_tools_and_without(
+    guides: Guides, vocabulary: Vocabulary
+) -> None:
+    content = Json('{"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false}', True)
+    for name, thought, answer in (
+        ("hermes", "hm {</think>\n\n", ""),
+        ("mistral-args", "hm[/THINK]", ""),
+        ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant", "<|channel|>final<|message|>"),
+    ):
+        for tools in ((), TOOLS):
+            shape = formats.formats()[name].shape(Setting(tools, reasoning=True, thinking=True, content=content))
+            assert admits(guides, vocabulary, shape, thought + answer + '{"a": 17}')
+            assert not admits(guides, vocabulary, shape, thought + answer + "seventeen")
+            assert not admits(guides, vocabulary, shape, thought)
+            assert ebnf_shape.grammar(shape)
+    with pytest.raises(Refused) as refused:
+        formats.formats()["llama-json"].shape(Setting(TOOLS, content=content))
+    assert refused.value.param == "response_format"
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_is_any_object(guides: Guides) -> None:

@@ -10,6 +10,7 @@ import openai
 import pydantic
 import pytest
 
+from runtimes.contract import Chat, Job, Sampling
 from runtimes.engines import runtimes
 from tests.serving import Served, serve
 
@@ -131,6 +132,12 @@ def test_a_thought_comes_before_the_call(ask: Any) -> None:
         assert calls(reply) == [("get_weather", {"city": "Oslo"})]
         assert reply.choices[0].message.reasoning_content
         assert reply.usage.completion_tokens_details.reasoning_tokens > 2
+
+
+def test_an_answer_that_may_call_tools_is_not_resumed_by_another_engine() -> None:
+    for tools, resumable in ((None, True), ([WEATHER], False)):
+        chat = Chat([{"role": "user", "content": OSLO}], tools)
+        assert Job("1", "pocket", chat, Sampling(temperature=0)).resumable == resumable
 
 
 def test_results_become_an_answer(ask: Any) -> None:

@@ -34,25 +34,12 @@ def read_call(incoming: Incoming, setting: Setting, trigger: str) -> Reading[Non
     before = "{"
     while (yield from incoming.starts((PARAMETER, END_FUNCTION))) == PARAMETER:
         word = yield from incoming.match(WORD, 257)
-        written = yield from taken(incoming, END_PARAMETER)
+        written = yield from incoming.taken(END_PARAMETER)
         if word:
             yield show(f"{before}{json.dumps(word[1])}: {value(written, properties.get(word[1]))}")
             before = ", "
     yield show("{}" if before == "{" else "}")
     yield from incoming.starts((END,))
-
-
-def taken(incoming: Incoming, tag: str) -> Reading[str]:
-    """All text up to `tag`."""
-    parts: list[str] = []
-    keep = len(tag) - 1
-    while (at := incoming.held.find(tag)) < 0 and not incoming.ended:
-        parts.append(incoming.held[: max(len(incoming.held) - keep, 0)])
-        incoming.held = incoming.held[len(parts[-1]) :]
-        yield None
-    parts.append(incoming.held if at < 0 else incoming.held[:at])
-    incoming.skip(len(parts[-1]) + len(tag))
-    return "".join(parts).removeprefix("\n").removesuffix("\n")
 
 
 def properties_of(setting: Setting, name: str) -> dict[str, Any]:
@@ -64,6 +51,7 @@ def properties_of(setting: Setting, name: str) -> dict[str, Any]:
 
 def value(written: str, said: Any) -> str:
     """A parameter as JSON: text stays text where the schema says so, or where it is no JSON."""
+    written = written.removesuffix(END_PARAMETER).removeprefix("\n").removesuffix("\n")
     if not (isinstance(said, dict) and said.get("type") == "string"):
         try:
             return json.dumps(json.loads(written), ensure_ascii=False)
