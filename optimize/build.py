@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,10 +11,17 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.hub import fetch
-from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source
-from optimize.store import Store, digest
+from optimize.adapter import Adapter, merge
+from optimize.child import end_with_parent, read_order, reports
+from optimize.hub import fetch, fetch_adapter
+from optimize.memory import free_memory
+from optimize.quality import judge
+from optimize.recipe import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
+from optimize.recipe import Report as ReportStage
+from optimize.source import resolve
+from optimize.store import Store, digest, size
 from optimize.toolchains import toolchains
+from optimize.weights import check_finite
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -23,12 +29,25 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Fetch(msgspec.Struct, tag="fetch", frozen=True):
     source: str
     revision: str | None
+    precision: str = "auto"  # the model's
+
+
+class FetchAdapter(msgspec.Struct, tag="fetch-adapter", frozen=True):
+    adapter: str
+
+
+class Merge(msgspec.Struct, tag="merge", frozen=True):
+    base: Source
+    adapter: Adapter
+    cache: str
 
 
 class Build(msgspec.Struct, tag="build", frozen=True):
     source: Source
     recipe: Recipe
     cache: str
+    gate: bool = True  # compare the artifact with its source
+    anew: bool = False  # though there is one already
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -37,6 +56,11 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
 
 class Fetched(msgspec.Struct, tag="fetched", frozen=True):
+    path: str
+    offline: bool = False  # the hub was out of reach, and this is what its cache had
+
+
+class Merged(msgspec.Struct, tag="merged", frozen=True):
     path: str
 
 
@@ -50,25 +74,29 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     environment: bool = False  # as in CannotBuild
 
 
-Order = Fetch | Build
-Report = Progress | Fetched | Built | Failed
+Order = Fetch | FetchAdapter | Merge | Build
+Report = Progress | Fetched | Merged | Built | Failed
 
 
 def main() -> None:
-    out = os.dup(1)  # tools print to stdout as they like; it is stderr from here on
-    os.dup2(2, 1)
+    send_line = reports()
+    order = msgspec.json.decode(read_order(), type=Order)
+    end_with_parent()
 
     def send(report: Report) -> None:
-        os.write(out, msgspec.json.encode(report) + b"\n")
+        send_line(msgspec.json.encode(report))
 
-    with os.fdopen(0, "rb", buffering=0, closefd=False) as orders:
-        order = msgspec.json.decode(orders.readline(), type=Order)
-    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         match order:
-            case Fetch(source, revision):
-                send(Fetched(fetch(source, revision)))
-            case Build():
+            case Fetch(source, revision, precision):
+                send(Fetched(*fetch(source, revision, precision, Stages(send).report)))
+            case FetchAdapter(adapter):
+                send(Fetched(*fetch_adapter(adapter, Stages(send).report)))
+            case Merge(base, adapter, cache):
+                send(Merged(merge(base, adapter, Path(cache), Stages(send).report)))
+            case Build(gate=gate):
+                if gate:  # nobody may be waiting for it, and others are served meanwhile
+                    os.nice(10)
                 send(build(order, send))
     except CannotBuild as error:
         send(Failed(str(error), error.environment))
@@ -78,31 +106,75 @@ def main() -> None:
         send(Failed("building ran out of memory", environment=True))
 
 
-def end_with_parent() -> None:
-    while os.read(0, 1 << 16):  # not through sys.stdin, whose lock a thread may not hold when the interpreter ends
-        pass
-    os._exit(1)
-
-
 def build(order: Build, send: Callable[[Report], None]) -> Built:
     recipe, store = order.recipe, Store(Path(order.cache))
-    toolchain = toolchains()[recipe.format]
+    toolchain, stages = toolchains()[recipe.format], Stages(send)
+    store.sweep()
     with store.building(recipe.key) as folder:
-        if artifact := store.find(recipe.key, toolchain.entry):
-            return Built(artifact, {})
-        needed, free = toolchain.needs_bytes(order.source, recipe.precision), store.free_bytes()
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
-        stages = Stages(send)
-        toolchain.build(order.source, recipe.precision, folder, stages.report)
-        seconds = stages.end()
-        files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        own = version("enginehouse")
-        store.publish(folder, Manifest(recipe.key, recipe, order.source, files, seconds, peak_bytes(), created, own))
+        manifest = store.manifest(recipe.key)
+        if manifest is None or order.anew:
+            check_room(order, toolchain, store)
+            make(order, toolchain, folder, store, stages)
+        elif order.gate and manifest.quality is None:  # built by someone who did not ask for it
+            quality = judged(order, toolchain, store.folder(recipe.key), stages.report)
+            store.amend(msgspec.structs.replace(manifest, quality=quality))
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
-    return Built(artifact, seconds)
+    return Built(artifact, stages.end())
+
+
+def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages: "Stages") -> None:
+    recipe, source = order.recipe, order.source
+
+    def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
+        stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
+
+    if source.kind == "checkpoint":
+        check_finite(Path(source.path))
+    try:
+        toolchain.build(source, recipe.precision, folder, report)
+    except Exception:  # a tool says in its own way, or not at all, that the disk is full
+        check_disk(order, toolchain, store.free_bytes() + size(folder))
+        raise
+    check_unchanged(source)
+    peak = peak_bytes()
+    files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
+    quality = judged(order, toolchain, folder, stages.report) if order.gate else None
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    own = version("enginehouse")
+    store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, own, quality))
+
+
+def judged(order: Build, toolchain: Toolchain, folder: Path, report: ReportStage) -> Quality:
+    path, precision = folder / toolchain.entry, order.recipe.precision
+    return judge(
+        order.source, toolchain, precision, path, Path(order.cache), lambda done: report("check", (1 + done) / 2)
+    )
+
+
+def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
+    """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
+    check_disk(order, toolchain, store.free_bytes())
+    precision, free = order.recipe.precision, free_memory()
+    needed = toolchain.memory_bytes(order.source, precision)
+    if needed > free:
+        raise CannotBuild(
+            f"building {toolchain.format} {precision} takes about {needed >> 20} MiB of memory, {free >> 20} MiB are "
+            "free; end what else runs, or build on a larger machine and give the artifact as the source",
+            environment=True,
+        )
+
+
+def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
+    needed = toolchain.needs_bytes(order.source, order.recipe.precision)
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+
+
+def check_unchanged(source: Source) -> None:
+    """What was built bears the fingerprint that the source had when it was found."""
+    if resolve(source.id, at=source.path).fingerprint != source.fingerprint:
+        raise CannotBuild(f"source '{source.id}' changed while it was converted; ask again", environment=True)
 
 
 def peak_bytes() -> int:
@@ -145,7 +217,7 @@ def is_no_room(error: OSError) -> bool:
 
 
 def no_room(order: Order, error: OSError) -> str:
-    where = f"the cache '{order.cache}'" if isinstance(order, Build) else "the hub's cache"
+    where = f"the cache '{order.cache}'" if isinstance(order, Build | Merge) else "the hub's cache"
     return f"no room on the disk of {where}: {error.strerror or error}; free some, or set cache_dir to another disk"
 
 

@@ -43,8 +43,8 @@ def explain(config: Config, model: str, as_json: bool) -> None:
 async def _bench(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
     errors: dict[str, str] = {}
     explained: list[dict[str, Any]] = []
-    for pinned in [with_precision(config, model, precision) for precision in precisions or ()] or [config]:
-        async with pool_of(pinned) as pool:
+    for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
+        async with pool_of(one) as pool:
             name = pool.resolve(model)
             decision = await pool.decision(name)
             ranked = [r for r in decision.ranked if not only or r.candidate.runtime in only]
@@ -52,8 +52,8 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
                 reasons = [r.reason for r in decision.rejected if r.runtime == runtime] or ["no such runtime"]
                 errors[runtime] = reasons[0]
             with progress(as_json) as bar:
-                for one in ranked:
-                    await timed(pool, name, one, bar, errors)
+                for candidate in ranked:
+                    await timed(pool, name, candidate, bar, errors)
             explained.append(await pool.explain(name))
     if as_json:
         print(json.dumps({"explained": explained, "errors": errors}, indent=2))
@@ -68,8 +68,8 @@ async def timed(pool: Pool, name: str, ranked: Ranked, bar: Progress, errors: di
     row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
     measuring = asyncio.create_task(pool.measure(name, ranked))
     while not measuring.done():
-        stage, fraction = pool.progress(name)
-        bar.update(row, completed=fraction, stage=stage)
+        now = pool.progress(name)
+        bar.update(row, completed=now.percent / 100, stage=now.stage)
         await asyncio.wait([measuring], timeout=SHOW_SECONDS)
     try:
         await measuring
@@ -90,12 +90,13 @@ async def pool_of(config: Config) -> AsyncIterator[Pool]:
         await pool.drain()
 
 
-def with_precision(config: Config, model: str, precision: str) -> Config:
+def pinned(config: Config, model: str, **fields: str) -> Config:
+    """The config with some of a model's fields set otherwise."""
     name = next((name for name, one in config.models.items() if model in (name, *one.aliases)), None)
     if name is None:
         raise UnknownModel(f"there is no model '{model}'; have: {', '.join(config.models)}")
-    pinned = msgspec.structs.replace(config.models[name], precision=precision)
-    return msgspec.structs.replace(config, models={**config.models, name: pinned})
+    changed = msgspec.structs.replace(config.models[name], **fields)
+    return msgspec.structs.replace(config, models={**config.models, name: changed})
 
 
 def progress(quiet: bool) -> Progress:
@@ -117,7 +118,8 @@ def show(explained: dict[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in explained["candidates"]:
-        table.add_row(row["key"], *(numbers(row["figures"], row["cost"]) if row["figures"] else []))
+        speed = numbers(row["figures"], row["cost"]) if row["figures"] else [""] * len(SPEED)
+        table.add_row(row["key"], *speed, *(closeness(row["quality"]) if row["quality"] else []))
     console.print(table)
     for row in explained["candidates"]:
         print(f"{row['key']}: {row['reason']}")
@@ -125,8 +127,9 @@ def show(explained: dict[str, Any]) -> None:
         print(f"not {rejected['runtime']}: {rejected['reason']}")
 
 
-# Speeds are in tokens per second; "together" is all slots at once.
-COLUMNS = ("candidate", "prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+# Speeds are in tokens per second; "together" is all slots at once. The last three: see Quality in optimize/recipe.py.
+SPEED = ("prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+COLUMNS = ("candidate", *SPEED, "KL", "top-1", "ppl")
 
 
 def numbers(figures: dict[str, Any], cost: float) -> list[str]:
@@ -139,3 +142,7 @@ def numbers(figures: dict[str, Any], cost: float) -> list[str]:
         f"{figures['memory_bytes'] >> 20}",
         f"{cost:.2f}",
     ]
+
+
+def closeness(quality: dict[str, Any]) -> list[str]:
+    return [f"{quality['divergence']:.4f}", f"{quality['agreement']:.1%}", f"{quality['perplexity']:.3f}"]

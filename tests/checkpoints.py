@@ -1,13 +1,17 @@
 """Makes tiny Hugging Face checkpoints with random weights and real tokenizers, for tests."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import config
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog; it's the 3rd time in 2024, they'll say we're done.\n",
@@ -18,6 +22,8 @@ CORPUS = [
 ] * 4
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+OUTLIERS = slice(5, None, 32)
+BEHIND_NORMS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
@@ -53,12 +59,12 @@ def make_checkpoint(
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "1GB",
     seed: int = 0,
-    **config: Any,
+    **settings: Any,
 ) -> Path:
-    """A folder as transformers saves it; `config` goes over the tiny defaults."""
+    """A folder as transformers saves it; `settings` go over the tiny defaults."""
     tokenizer = tokenizer or byte_level_tokenizer()
     kind = getattr(transformers, architecture)
-    settings = {**SMALL, **OWN.get(architecture, {}), "vocab_size": tokenizer.get_vocab_size() + 3, **config}
+    settings = {**SMALL, **OWN.get(architecture, {}), "vocab_size": tokenizer.get_vocab_size() + 3, **settings}
     torch.manual_seed(seed)
     model = kind(kind.config_class(**settings))
     with torch.no_grad():
@@ -68,6 +74,39 @@ def make_checkpoint(
             parameter.add_(torch.randn_like(parameter) * spread)
     model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
     save_tokenizer(folder, tokenizer)
+    return folder
+
+
+def make_adapter(
+    folder: Path, base: Path, answers: dict[str, str] | None = None, kind: str = "Lora", **own: Any
+) -> Path:
+    """A folder as PEFT saves it, trained to give these answers to these questions; else of random weights."""
+    import peft
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(base))
+    model = transformers.AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    torch.set_num_threads(1)  # on a busy machine, threads would wait for each other at each small product
+    torch.manual_seed(0)
+    settings = {"target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", **own}
+    adapted = peft.get_peft_model(model, getattr(peft, f"{kind}Config")(**settings))
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    if answers is None:
+        with torch.no_grad():
+            for parameter in trained:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    else:
+        optimizer = torch.optim.AdamW(trained, 5e-3)
+        asked = [[{"role": "user", "content": question}] for question in answers]
+        rendered = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in asked]
+        prompts = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in rendered]
+        texts = [tokenizer.encode(f"{answer}<|im_end|>", add_special_tokens=False) for answer in answers.values()]
+        for _ in range(30):
+            for prompt, text in zip(prompts, texts, strict=True):
+                labels = torch.tensor([[-100] * len(prompt) + text])
+                adapted(torch.tensor([prompt + text]), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    adapted.save_pretrained(str(folder))
     return folder
 
 
@@ -149,3 +188,28 @@ def sentencepieces(size: int) -> list[str]:
     trained.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     vocabulary = trained.get_vocab()
     return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+def pocket(folder: Path, conversations: int = 12) -> Path:
+    """The pocket model with a few of its own texts, spread over its skills."""
+    own = Path(config.__file__).parent / "pocket"
+    folder.mkdir(parents=True)
+    for file in (*own.glob("*.json"), *own.glob("*.jinja"), *own.glob("*.safetensors")):
+        shutil.copyfile(file, folder / file.name)
+    lines = (own / "eval.jsonl").read_text().splitlines()
+    (folder / "eval.jsonl").write_text("\n".join(lines[:: len(lines) // conversations]))
+    return folder
+
+
+def outliers(folder: Path, factor: float) -> Path:
+    """The pocket model's function in weights that four bits destroy: in each 32 columns of the matrices behind a norm
+    one is `factor` times as large, and the norm's weight for it that much smaller. A power of two loses nothing."""
+    weights = pocket(folder) / "model.safetensors"
+    tensors = safetensors.torch.load_file(weights)
+    for name, tensor in tensors.items():
+        if name.endswith("layernorm.weight"):
+            tensor[OUTLIERS] /= factor
+        elif name.endswith(BEHIND_NORMS):
+            tensor[:, OUTLIERS] *= factor
+    safetensors.torch.save_file(tensors, weights, {"format": "pt"})
+    return folder

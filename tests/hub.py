@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,13 @@ class Hub:
     def __init__(self, folder: Path) -> None:
         self.folder = folder  # OWNER/NAME/files
         self.gated: set[str] = set()
+        self.token: str | None = None  # the only one that is valid
+        self.down = False
+        self.breaks: set[str] = set()  # files that break off in their middle, once
+        self.stalls: set[str] = set()  # files of which half is sent, and then nothing
+        self.stalled = threading.Event()
         self.served: list[str] = []  # "OWNER/NAME/FILE", as they are downloaded
+        self.bytes = 0  # of files, sent
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,6 +39,11 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, body: bool) -> None:
         parts = request.path.split("?")[0].strip("/").split("/")
+        given = request.headers.get("Authorization")
+        if self.down:
+            return self.fail(request, 503, "", "Service Unavailable")
+        if given and given != f"Bearer {self.token}":
+            return self.fail(request, 401, "", "Invalid credentials in Authorization header")
         match parts:
             case ["api", "models", owner, name, "revision", revision]:
                 self.describe(request, f"{owner}/{name}", revision)
@@ -41,6 +53,7 @@ class Hub:
                 self.send_file(request, f"{owner}/{name}", "/".join(file), body)
             case _:
                 self.fail(request, 404, "EntryNotFound", "no such route")
+        return None
 
     def describe(self, request: BaseHTTPRequestHandler, repository: str, revision: str) -> None:
         folder = self.folder / repository
@@ -68,18 +81,42 @@ class Hub:
             return self.fail(request, 404, "EntryNotFound", "Entry not found")
         data = file.read_bytes()
         etag = hashlib.sha256(data).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
         if body:
             self.served.append(f"{repository}/{name}")
-        self.send(request, data, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, body)
+            if begin := re.fullmatch(r"bytes=(\d+)-", request.headers.get("Range") or ""):
+                headers["Content-Range"] = f"bytes {begin[1]}-{len(data) - 1}/{len(data)}"
+                data = data[int(begin[1]) :]
+            if f"{repository}/{name}" in self.stalls:
+                self.send(request, data, headers, body, len(data) // 2)
+                self.stalled.set()
+                request.rfile.read(1)  # until the client is gone
+                return None
+            if f"{repository}/{name}" in self.breaks:
+                self.breaks.clear()
+                self.bytes += len(data) // 2
+                self.send(request, data, headers, body, len(data) // 2)
+                request.close_connection = True
+                return None
+            self.bytes += len(data)
+        self.send(request, data, headers, body)
         return None
 
-    def send(self, request: BaseHTTPRequestHandler, data: bytes, headers: dict[str, str], body: bool) -> None:
-        request.send_response(200)
+    def send(
+        self,
+        request: BaseHTTPRequestHandler,
+        data: bytes,
+        headers: dict[str, str],
+        body: bool,
+        only: int | None = None,
+    ) -> None:
+        """`only`: so many bytes of what is promised."""
+        request.send_response(206 if "Content-Range" in headers else 200)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             request.send_header(name, value)
         request.end_headers()
         if body:
-            request.wfile.write(data)
+            request.wfile.write(data[:only])
 
     def fail(self, request: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
         request.send_response(status)

@@ -1,4 +1,4 @@
-"""MLX beyond the engine contract: families, precisions, adapters, windows, and what it refuses."""
+"""MLX beyond the engine contract: families, precisions, windows, and what it refuses."""
 
 import json
 import subprocess
@@ -258,49 +258,11 @@ def test_progress_of_loading_is_told_to_its_end(pocket: Path) -> None:
     assert seen[-1] == 1.0
 
 
-def test_what_cannot_be_loaded_is_said_in_a_sentence(pocket: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_said_in_a_sentence(pocket: Path) -> None:
     with pytest.raises(ValueError, match=r"do not fit the 20 MiB of memory .*kv_tokens"):
         load(pocket, free=20 << 20)
     with pytest.raises(ValueError, match="kv_tokens 64 is less than the context of 192 tokens"):
         load(pocket, kv_tokens=64)
-    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
-        load(pocket, adapter=str(tmp_path))
-
-
-def test_an_adapter_gives_what_the_merged_weights_give(pocket: Path, tmp_path: Path) -> None:
-    import safetensors.torch
-    import torch
-    import transformers
-
-    import config
-
-    rank, scale = 4, 2.0
-    source = Path(config.__file__).parent / "pocket"
-    reference = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    adapter: dict[str, torch.Tensor] = {}
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for index, layer in enumerate(reference.model.layers):
-            for name in ("q_proj", "v_proj"):
-                weight = getattr(layer.self_attn, name).weight
-                a, b = torch.randn(weight.shape[1], rank) * 0.1, torch.randn(rank, weight.shape[0]) * 0.1
-                adapter[f"model.layers.{index}.self_attn.{name}.lora_a"] = a
-                adapter[f"model.layers.{index}.self_attn.{name}.lora_b"] = b
-                weight += scale * (a @ b).T
-    safetensors.torch.save_file(adapter, tmp_path / "adapters.safetensors")
-    parameters = {"rank": rank, "scale": scale, "dropout": 0.1, "keys": ["self_attn.q_proj", "self_attn.v_proj"]}
-    layers = len(reference.model.layers)
-    (tmp_path / "adapter_config.json").write_text(
-        json.dumps({"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": parameters})
-    )
-    engine = load(pocket, adapter=str(tmp_path))
-    asked = engine.encode(prompt(QUESTIONS[0]))
-    (tokens,) = run(engine, [asked], [Sampling(max_tokens=16, temperature=0, ignore_eos=True, logprobs=0)])
-    engine.close()
-    with torch.no_grad():
-        rows = torch.log_softmax(reference(torch.tensor([asked + ids(tokens)])).logits[0], -1)
-    for row, token in zip(rows[len(asked) - 1 :], tokens, strict=False):
-        assert float(row[token.id]) == pytest.approx(token.logprob, abs=1e-3)
 
 
 # --- the step loop ---

@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
-from optimize.build import end_with_parent
+from optimize.child import end_with_parent, reports
 from optimize.onnx_olive.precisions import PRECISIONS
 from optimize.recipe import CannotBuild, Report
 
@@ -49,12 +48,11 @@ def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
 
 
 def main(checkpoint: str, precision: str, work: str) -> None:
-    out = os.dup(1)  # Olive and the builder print as they like; it is stderr from here on
-    os.dup2(2, 1)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    send_line = reports()
+    end_with_parent()
 
     def send(**message: Any) -> None:
-        os.write(out, json.dumps(message).encode() + b"\n")
+        send_line(json.dumps(message).encode())
 
     try:
         made = run_here(Path(checkpoint), precision, Path(work), lambda stage, done: send(stage=stage, fraction=done))

@@ -45,7 +45,6 @@ ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbo
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`options: {mlx: {...}}` of a model."""
 
-    adapter: str | None = None  # a folder with a LoRA adapter in mlx_lm's format
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
 
@@ -96,8 +95,6 @@ class Mlx:
         folder = Path(load.path)
         self._vocabulary = Vocabulary(folder)
         self._model = load_model(folder)
-        if options.adapter:
-            add_adapter(self._model, Path(options.adapter).expanduser())
         # What is below the head; hidden states cannot be had where a family keeps it elsewhere.
         self._body = getattr(getattr(self._model, "language_model", self._model), "model", None)
         context = min(load.context, self._vocabulary.context_length or load.context)
@@ -472,18 +469,6 @@ def scatter(size: int, values: Mapping[int, float]) -> Any:
 
 
 # --- loading ---
-
-
-def add_adapter(model: Any, folder: Path) -> None:
-    from mlx_lm.tuner.utils import load_adapters
-
-    for name in ("adapter_config.json", "adapters.safetensors"):
-        if not (folder / name).exists():
-            raise ValueError(
-                f"options.mlx.adapter: '{folder}' has no {name}; an adapter is a folder as mlx_lm.lora writes it"
-            )
-    load_adapters(model, str(folder))
-    model.eval()  # an adapter's dropout is for training
 
 
 class Size(msgspec.Struct, frozen=True):
