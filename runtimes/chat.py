@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
+from runtimes import formats
+from runtimes.calling import Format
 from runtimes.contract import Facts, Refused
 
 # For a model without a template: the plainest form that base models continue sensibly.
@@ -21,11 +23,14 @@ def render(
     facts: Facts, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
 ) -> str:
     """The prompt up to where the assistant begins to speak. Raises Refused for what the template will not take."""
-    template = compiled(facts.chat_template or PLAIN)
+    template_text = facts.chat_template or PLAIN
+    template, form = compiled(template_text), formats.form_of(facts.chat_template)
+    tools = [described(tool) for tool in tools or []]
+    known = tools if form.knows_tools else None
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
     try:
         return template.render(
-            **(variables | options), messages=[plain(message) for message in messages], tools=tools or None
+            **(variables | options), messages=prepared(form, template_text, messages, tools), tools=known or None
         )
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
@@ -59,6 +64,31 @@ def raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
+def described(tool: dict[str, Any]) -> dict[str, Any]:
+    """With all that templates look for, and nothing that is for us."""
+    defaults = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    function = {key: value for key, value in tool["function"].items() if key != "strict"}
+    return tool | {"function": {"name": function["name"]} | defaults | function}
+
+
+def prepared(
+    form: Format, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """As the template wants them; each result with the name of the function that gave it."""
+    out: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for message in map(plain, messages):
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or []}
+        if (
+            message["role"] == "tool"
+            and not message.get("name")
+            and (name := names.get(message.get("tool_call_id", "")))
+        ):
+            message["name"] = name
+        out.append(message)
+    return form.prepare(out, tools, template)
+
+
 def plain(message: dict[str, Any]) -> dict[str, Any]:
     """Templates want text and parsed arguments where OpenAI's shape has content parts and JSON strings."""
     message = dict(message)
@@ -79,6 +109,6 @@ def certain_text(messages: list[dict[str, Any]]) -> str:
 
 def parsed(function: dict[str, Any]) -> dict[str, Any]:
     try:
-        return function | {"arguments": json.loads(function["arguments"])}
+        return function | {"arguments": json.loads(function["arguments"] or "{}")}
     except ValueError as error:
         raise Refused(f"arguments of tool call '{function['name']}' are not JSON: {error}", "messages") from error

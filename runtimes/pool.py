@@ -29,7 +29,6 @@ from runtimes.contract import (
     Pooling,
     Unavailable,
     UnknownModel,
-    asked_for,
     too_long,
 )
 from runtimes.engines import runtimes
@@ -137,7 +136,7 @@ class Pool:
 
     async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
         """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
-        needs = list(asked_for(job.sampling))
+        needs = job.needs()
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
