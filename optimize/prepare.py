@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from optimize.build import Build, Built, Failed, Fetch, Fetched, Order, Progress, Report
-from optimize.recipe import Artifact, CannotBuild, Recipe, Source, Toolchain
+from optimize.recipe import Artifact, CannotBuild, Source, Toolchain
 from optimize.source import is_hub_id, resolve
 from optimize.store import Store
 
@@ -30,17 +30,26 @@ async def locate(source: str, revision: str | None, report: Reporter) -> Source:
 
 
 async def prepare(
-    source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter, anew: bool = False
+    source: Source,
+    toolchain: Toolchain,
+    precision: str,
+    cache: Path,
+    report: Reporter,
+    gate: bool = True,
+    anew: bool = False,
 ) -> Artifact:
     """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
-    `anew`: though there is one already, which stays until the new one is whole."""
-    recipe, store = recipe_of(source, toolchain, precision), Store(cache)
+
+    `gate`: the artifact is compared with its source, if that was not done before. `anew`: it is built though there is
+    one already, which stays until the new one is whole.
+    """
+    recipe, store = toolchain.recipe(source, precision), Store(cache)
     artifact = store.find(recipe.key, toolchain.entry)
-    if artifact and not anew:
+    if artifact and (artifact.quality or not gate) and not anew:
         return artifact
     log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
     try:
-        built = await run(Build(source, recipe, str(cache), anew), report)
+        built = await run(Build(source, recipe, str(cache), gate, anew), report)
     except BaseException:
         await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
         raise
@@ -48,10 +57,6 @@ async def prepare(
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)
     return built.artifact
-
-
-def recipe_of(source: Source, toolchain: Toolchain, precision: str) -> Recipe:
-    return Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
 
 
 def size(count: int) -> str:

@@ -54,6 +54,10 @@ class Course:
         self._percent = max(self._percent, min(100.0, 100 * done / whole) if whole else 0.0)
         return Progress(stage, self._percent, self._seconds_left(now))
 
+    def at(self, now: float) -> Progress:
+        """Where it is, nothing having been reported since."""
+        return self.report(self._stage or "start", self._fraction, now)
+
     def end(self) -> Progress:
         """Everything is done, whatever was reported last."""
         self._percent = 100.0
@@ -93,6 +97,7 @@ def estimate(toolchain: Toolchain, source: Source, precision: str, built: Iterab
         seconds = {stage: spent * scale for stage, spent in like[0].seconds.items()}
     else:
         seconds = {stage: each * source.bytes / 2**30 for stage, each in toolchain.seconds_per_gib.items()}
+        seconds["convert"] += toolchain.start_seconds
     return seconds | {"load": LOAD_SECONDS_PER_GIB * source.bytes / 2**30}
 
 

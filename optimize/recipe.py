@@ -109,10 +109,15 @@ class Toolchain(msgspec.Struct, frozen=True):
     needs_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of disk the build takes at its peak
     memory_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of what the build has resident at most
     seconds_per_gib: Mapping[str, float]  # of source, by stage: the prior until a build here has told better
+    start_seconds: float  # that come on top of it whatever the source: imports
     build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
     entry: str  # the file in the artifact folder that engines load, "" for the folder itself
     ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
     # one, until the quality gate holds; each with the reason why it is there
+
+    def recipe(self, source: Source, precision: str) -> Recipe:
+        """For the toolchain's own name of a precision, with the tools installed now."""
+        return Recipe(self.format, precision, source.fingerprint, self.versions())
 
 
 def bits(precision: str) -> int:

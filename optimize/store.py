@@ -11,7 +11,7 @@ from typing import IO
 
 import msgspec
 
-from optimize.recipe import Artifact, CannotBuild, Manifest
+from optimize.recipe import Artifact, CannotBuild, Manifest, Quality
 
 MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
@@ -39,6 +39,7 @@ class Store:
         self.cache = cache
         self._artifacts = cache / KINDS["artifact"]
         self._locks = cache / "locks"
+        self._discarded = cache / "discarded"  # manifests of artifacts that did not pass the quality gate
 
     def find(self, key: str, entry: str) -> Artifact | None:
         manifest = self.manifest(key)
@@ -54,6 +55,14 @@ class Store:
             return msgspec.json.decode((self._artifacts / key / MANIFEST).read_bytes(), type=Manifest)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def quality(self, key: str) -> Quality | None:
+        """What the gate found of an artifact, also of one that was discarded for it; None where it found nothing."""
+        try:
+            found = self.manifest(key) or msgspec.json.decode((self._discarded / key).read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return found.quality
 
     def verify(self, key: str) -> str | None:
         """The first file that is not as it was built, in one sentence. Reads everything."""
@@ -160,6 +169,10 @@ class Store:
                 self._remove(key)
             return broken
 
+    def manifests(self) -> list[Manifest]:
+        """Of every artifact."""
+        return [found for path in paths(self._artifacts) if (found := self.manifest(path.name))]
+
     def contents(self) -> list[Kept]:
         """Everything kept, the least recently used first."""
         found = []
@@ -187,6 +200,17 @@ class Store:
         for mark in UNFINISHED:
             key = key.removeprefix(mark)
         return self._locks / (f"reference-{key}" if path.parent.name == KINDS["reference"] else key)
+
+    def remove(self, key: str) -> bool:
+        """False where it is in use, or being built."""
+        return self._try_remove(Kept(key, "artifact", 0, 0.0, False))
+
+    def discard(self, key: str) -> None:
+        """Removes an artifact that nobody uses, but not what is known of it."""
+        if manifest := self.manifest(key):
+            self._discarded.mkdir(exist_ok=True)
+            (self._discarded / key).write_bytes(msgspec.json.encode(manifest))
+            self.remove(key)
 
     def prune(self, budget: int, dry_run: bool = False) -> Iterator[Kept]:
         """Removes leftovers, then artifacts and after them references, the least recently used first, until what is

@@ -68,8 +68,8 @@ async def timed(pool: Pool, name: str, ranked: Ranked, bar: Progress, errors: di
     row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
     measuring = asyncio.create_task(pool.measure(name, ranked))
     while not measuring.done():
-        stage, fraction = pool.progress(name)
-        bar.update(row, completed=fraction, stage=stage)
+        now = pool.progress(name)
+        bar.update(row, completed=now.percent / 100, stage=now.stage)
         await asyncio.wait([measuring], timeout=SHOW_SECONDS)
     try:
         await measuring
@@ -118,7 +118,8 @@ def show(explained: dict[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in explained["candidates"]:
-        table.add_row(row["key"], *(numbers(row["figures"], row["cost"]) if row["figures"] else []))
+        speed = numbers(row["figures"], row["cost"]) if row["figures"] else [""] * len(SPEED)
+        table.add_row(row["key"], *speed, *(closeness(row["quality"]) if row["quality"] else []))
     console.print(table)
     for row in explained["candidates"]:
         print(f"{row['key']}: {row['reason']}")
@@ -126,8 +127,9 @@ def show(explained: dict[str, Any]) -> None:
         print(f"not {rejected['runtime']}: {rejected['reason']}")
 
 
-# Speeds are in tokens per second; "together" is all slots at once.
-COLUMNS = ("candidate", "prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+# Speeds are in tokens per second; "together" is all slots at once. The last three: see Quality in optimize/recipe.py.
+SPEED = ("prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+COLUMNS = ("candidate", *SPEED, "KL", "top-1", "ppl")
 
 
 def numbers(figures: dict[str, Any], cost: float) -> list[str]:
@@ -140,3 +142,7 @@ def numbers(figures: dict[str, Any], cost: float) -> list[str]:
         f"{figures['memory_bytes'] >> 20}",
         f"{cost:.2f}",
     ]
+
+
+def closeness(quality: dict[str, Any]) -> list[str]:
+    return [f"{quality['divergence']:.4f}", f"{quality['agreement']:.1%}", f"{quality['perplexity']:.3f}"]

@@ -1,7 +1,6 @@
 """`enginehouse optimize`: builds what would serve a model, with its progress, and prints what came of it."""
 
 import asyncio
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TypeVar
@@ -11,14 +10,14 @@ from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from config.schema import Config
-from optimize.progress import UNKNOWN, Course, Progress, estimate
-from optimize.recipe import Manifest
+from optimize.progress import Progress
+from optimize.recipe import Artifact, Manifest
 from optimize.store import Store
-from optimize.toolchains import toolchains
 from runtimes import routing
 from runtimes.contract import Unavailable
 from runtimes.engines import runtimes
 from runtimes.pool import Pool
+from runtimes.routing import Decision
 from server.bench import pinned, pool_of
 from server.kept import figures, gib
 
@@ -43,14 +42,12 @@ async def build(config: Config, model: str, anew: bool, store: Store) -> None:
             if not decision.ranked:
                 reason = routing.why_none(decision, config.models[name], runtimes(), {})
                 raise Unavailable(f"model '{name}': {reason}")
-            first = decision.ranked[0]
-            candidate, source = first.candidate, await pool.source(name)
+            candidate = decision.ranked[0].candidate
             if not candidate.precision:
                 print(f"'{name}' is served by {candidate.runtime} as it is: there is nothing to build")
                 return
-            there = {kept.name: kept.manifest for kept in store.contents() if kept.manifest}
-            shown.expect(estimate(toolchains()[candidate.format], source, candidate.precision, there.values()))
-            artifact = await shown.until(pool.prepare(name, first, anew))
+            there = {manifest.key for manifest in store.manifests()}
+            artifact = await shown.until(best(pool, name, decision, anew))
         manifest = store.manifest(artifact.key)
         assert manifest
         print(f"'{name}' for {candidate.runtime}: {told(manifest)}")
@@ -58,13 +55,23 @@ async def build(config: Config, model: str, anew: bool, store: Store) -> None:
             print(f"it was there, built {manifest.created}; --force builds it anew")
 
 
+async def best(pool: Pool, name: str, decision: Decision, anew: bool) -> Artifact:
+    """What the first candidate loads; where it does not pass the quality gate, what comes instead of it."""
+    while True:
+        try:
+            return await pool.prepare(name, decision.ranked[0], anew)
+        except Unavailable as error:
+            before, decision = decision, await pool.decision(name)
+            if not decision.ranked or decision.ranked[0].candidate == before.ranked[0].candidate:
+                raise
+            print(error)
+
+
 class Shown:
     """A bar on a terminal, lines elsewhere; both on stderr."""
 
     def __init__(self, pool: Pool, name: str) -> None:
         self._pool, self._name = pool, name
-        expected = {stage: seconds for stage, seconds in UNKNOWN.items() if stage != "load"}
-        self._course = Course(expected, time.monotonic())
         console = Console(stderr=True)
         self._terminal = console.is_terminal
         columns = (
@@ -84,19 +91,15 @@ class Shown:
 
     def __exit__(self, *raised: object) -> None:
         if raised[0] is None:
-            self._show(self._course.end())
+            self._show(Progress("done", 100.0, 0.0))
         self._bar.stop()
-
-    def expect(self, estimates: dict[str, float]) -> None:
-        now = time.monotonic()
-        self._course.expect({stage: seconds for stage, seconds in estimates.items() if stage != "load"}, now)
 
     async def until(self, doing: Coroutine[None, None, T]) -> T:
         """Shows how far it is until it is done; ends it when it is ended itself."""
         task = asyncio.create_task(doing)
         try:
             while not task.done():
-                self._show(self._course.report(*self._pool.progress(self._name), time.monotonic()))
+                self._show(self._pool.progress(self._name))
                 await asyncio.wait([task], timeout=SHOW_SECONDS)
         except asyncio.CancelledError:
             task.cancel()

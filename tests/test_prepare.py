@@ -27,7 +27,7 @@ def quiet(stage: str, fraction: float) -> None: ...
 
 def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False) -> Artifact:
     async def steps() -> Artifact:
-        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, anew)
+        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, anew=anew)
 
     return asyncio.run(steps())
 

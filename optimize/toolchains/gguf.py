@@ -138,6 +138,7 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     memory_bytes=memory_bytes,
     seconds_per_gib={"convert": 2, "quantize": 13, "check": 2},
+    start_seconds=0.5,
     build=build,
     entry=ENTRY,
     ladder={"Q4_K_M": "", "Q8_0": "", "BF16": ""},

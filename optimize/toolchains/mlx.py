@@ -82,6 +82,7 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     memory_bytes=memory_bytes,
     seconds_per_gib={"convert": 2, "quantize": 4, "check": 1},
+    start_seconds=2.0,
     build=build,
     entry="",
     ladder={"4bit-g64": "", "8bit-g64": "", "bf16": ""},

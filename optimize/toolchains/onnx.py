@@ -114,6 +114,7 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     memory_bytes=memory_bytes,
     seconds_per_gib={"convert": 5, "quantize": 8, "check": 2},
+    start_seconds=8.0,
     build=build,
     entry="",
     ladder={"INT4_B32_H8": "", "INT8_B32": "", "F32": ""},

@@ -146,6 +146,7 @@ TOOLCHAIN = Toolchain(
     needs_bytes=needs_bytes,
     memory_bytes=memory_bytes,
     seconds_per_gib={"convert": 20, "quantize": 20, "check": 5},
+    start_seconds=10.0,
     build=build,
     entry="",
     ladder={"INT4_ASYM_G64": "", "INT8_ASYM": "", "BF16": ""},
