@@ -167,7 +167,7 @@ def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose config has two models of one source, with the first of them built by the command."""
     folder = tmp_path_factory.mktemp("optimized")
     model = {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "int8"}
-    models = {name: model for name in ("pocket", "again")}
+    models = dict.fromkeys(("pocket", "again"), model)
     config = {"cache_dir": str(folder / "cache"), "models": {**models, "other": {"source": "builtin:echo"}}}
     (folder / "enginehouse.yaml").write_text(json.dumps(config))
     ended = run(folder, "optimize", "pocket")
