@@ -45,6 +45,8 @@ from runtimes.wire import (
     Refusal,
     Start,
     Submit,
+    Tokenize,
+    Tokenized,
     ToServer,
     ToWorker,
     decode_to_worker,
@@ -154,19 +156,24 @@ class Loop:
 
     def _obey(self, message: ToWorker) -> None:
         match message:
-            case Submit():
+            case Submit() | Embed() | Tokenize():
                 try:
-                    self._admit(message)
-                except Refused as error:
-                    self._send(Refusal(message.job, error.message, error.param, error.code))
-            case Embed():
-                try:
-                    self._embed(message)
+                    self._serve(message)
                 except Refused as error:
                     self._send(Refusal(message.job, error.message, error.param, error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
+
+    def _serve(self, message: Submit | Embed | Tokenize) -> None:
+        match message:
+            case Submit():
+                self._admit(message)
+            case Embed():
+                self._embed(message)
+            case Tokenize(job, prompt):
+                ids, _ = self._prepared(prompt, Sampling())
+                self._send(Tokenized(job, ids))
 
     def _admit(self, submit: Submit) -> None:
         check_features(submit.sampling, self._engine.facts)
