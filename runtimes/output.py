@@ -14,7 +14,7 @@ class Output:
     """One answer's text as it comes. Nothing here looks back further than the longest stop string or tag."""
 
     def __init__(self, stop: Sequence[str], reasoning: bool, thinking: bool, tools: bool) -> None:
-        self.stopped = False  # a stop string was met: the rest is not wanted
+        self.stopped = ""  # the stop string that was met: the rest is not wanted
         self.called = False  # at least one tool call came out
         self.reasoned = False  # the piece fed last was, at least in part, reasoning
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -39,7 +39,7 @@ class Output:
 
 class StopStrings:
     def __init__(self, stop: Sequence[str]) -> None:
-        self.met = False
+        self.met = ""  # the one that came up first
         self._stop = [s for s in stop if s]
         self._held = ""
 
@@ -48,10 +48,11 @@ class StopStrings:
         if self.met or not self._stop:
             return "" if self.met else text
         text = self._held + text
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
-            self.met, self._held = True, ""
-            return text[: min(found)]
+            at, self.met = min(found, key=lambda place: place[0])
+            self._held = ""
+            return text[:at]
         keep = max(overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

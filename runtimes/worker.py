@@ -138,7 +138,7 @@ class Answer:
     def done(self, finish: str) -> Done:
         usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
         reason = "tool_calls" if finish == "stop" and self.output.called else finish
-        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first)
+        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first, self.output.stopped)
 
 
 class Loop:
