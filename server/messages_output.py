@@ -33,6 +33,7 @@ def draft(id: str, model: str) -> Fields:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
+        "stop_details": None,
         "usage": {"service_tier": "standard"} | usage_fields(Usage(0, 0)),
     }
 
