@@ -72,7 +72,7 @@ def test_a_stream_ends_with_the_response_that_is_given_whole(house: Served, case
     whole = house.client.responses.create(**asked)
     with house.client.responses.stream(**asked) as stream:
         events = list(stream)
-        final = stream.get_final_response()
+        final: Any = stream.get_final_response()
     assert [event.sequence_number for event in events] == list(range(len(events)))
     apart = {"created_at", "usage"}
     assert nameless({k: v for k, v in final.to_dict().items() if k not in apart}) == nameless(
