@@ -60,6 +60,9 @@ class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     int8: Limits = Limits(0.02, 0.95, 1.02)
     bf16: Limits = Limits(0.02, 0.95, 1.02)  # 16 and 32 bits
 
+    def limits(self, bits: int) -> Limits:
+        return self.int4 if bits < 8 else self.int8 if bits < 16 else self.bf16
+
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()

@@ -29,6 +29,7 @@ class Build(msgspec.Struct, tag="build", frozen=True):
     source: Source
     recipe: Recipe
     cache: str
+    gate: bool = True  # compare the artifact with its source
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -68,7 +69,9 @@ def main() -> None:
         match order:
             case Fetch(source, revision):
                 send(Fetched(fetch(source, revision)))
-            case Build():
+            case Build(gate=gate):
+                if gate:  # nobody may be waiting for it, and others are served meanwhile
+                    os.nice(10)
                 send(build(order, send))
     except CannotBuild as error:
         send(Failed(str(error), error.environment))

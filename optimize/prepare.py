@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from optimize.build import Build, Built, Failed, Fetch, Fetched, Order, Progress, Report
-from optimize.recipe import Artifact, CannotBuild, Recipe, Source, Toolchain
+from optimize.recipe import Artifact, CannotBuild, Source, Toolchain
 from optimize.source import is_hub_id, resolve
 from optimize.store import Store
 
@@ -29,14 +29,20 @@ async def locate(source: str, revision: str | None, report: Reporter) -> Source:
     return msgspec.structs.replace(found, id=source)
 
 
-async def prepare(source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter) -> Artifact:
-    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait."""
-    recipe = Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions())
+async def prepare(
+    source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter, gate: bool = True
+) -> Artifact:
+    """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
+
+    `gate`: the artifact is compared with its source, if that was not done before.
+    """
+    recipe = toolchain.recipe(source, precision)
     store = Store(cache)
-    if artifact := store.find(recipe.key, toolchain.entry):
+    artifact = store.find(recipe.key, toolchain.entry)
+    if artifact and (artifact.quality or not gate):
         return artifact
     log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
-    built = await run(Build(source, recipe, str(cache)), report)
+    built = await run(Build(source, recipe, str(cache), gate), report)
     assert isinstance(built, Built)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)

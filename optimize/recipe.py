@@ -111,6 +111,10 @@ class Toolchain(msgspec.Struct, frozen=True):
     ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
     # one, until the quality gate holds; each with the reason why it is there
 
+    def recipe(self, source: Source, precision: str) -> Recipe:
+        """For the toolchain's own name of a precision, with the tools installed now."""
+        return Recipe(self.format, precision, source.fingerprint, self.versions())
+
 
 def bits(precision: str) -> int:
     """Of most weights, from a toolchain's own name: 4 for Q4_K_M, IQ4_XS, INT4_B32_H8 and mixed_4_6, 16 for BF16."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.recipe import Artifact, CannotBuild, Manifest
+from optimize.recipe import Artifact, CannotBuild, Manifest, Quality
 
 MANIFEST = "manifest.json"
 
@@ -19,6 +19,7 @@ class Store:
     def __init__(self, cache: Path) -> None:
         self._artifacts = cache / "artifacts"
         self._locks = cache / "locks"
+        self._discarded = cache / "discarded"  # manifests of artifacts that did not pass the quality gate
 
     def find(self, key: str, entry: str) -> Artifact | None:
         manifest = self.manifest(key)
@@ -34,6 +35,25 @@ class Store:
             return msgspec.json.decode((self._artifacts / key / MANIFEST).read_bytes(), type=Manifest)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def quality(self, key: str) -> Quality | None:
+        """What the gate found of an artifact, also of one that was discarded for it; None where it found nothing."""
+        try:
+            found = self.manifest(key) or msgspec.json.decode((self._discarded / key).read_bytes(), type=Manifest)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return found.quality
+
+    def discard(self, key: str) -> None:
+        """Removes an artifact but not what is known of it."""
+        if manifest := self.manifest(key):
+            self._discarded.mkdir(exist_ok=True)
+            (self._discarded / key).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+            self.remove(key)
+
+    def remove(self, key: str) -> None:
+        (self._artifacts / key / MANIFEST).unlink(missing_ok=True)  # from here on it is not found
+        shutil.rmtree(self._artifacts / key, ignore_errors=True)
 
     @contextmanager
     def building(self, key: str) -> Iterator[Path]:

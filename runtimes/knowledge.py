@@ -5,12 +5,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from config.schema import DEFAULT_CONTEXT, Config, Model
 from optimize.prepare import locate
-from optimize.recipe import CannotBuild, Recipe, Source, Toolchain
+from optimize.recipe import CannotBuild, Source, Toolchain, bits
+from optimize.store import Store
 from runtimes import host, routing
 from runtimes.contract import Local, Unavailable
 from runtimes.host import Host
@@ -36,11 +38,12 @@ class Knowledge:
         runtimes: dict[str, Local],
         toolchains: dict[str, Toolchain],
         records: Records,
-        report: Callable[[str, str, float], None],
+        report: Callable[[str, str, str, float], None],
     ) -> None:
-        """`report` takes the model, the stage of finding its source and the fraction done."""
+        """`report` takes the model, "" for the candidate, the stage of finding its source and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
         self._records, self._report = records, report
+        self._store = Store(Path(config.cache_dir).expanduser())
         self._host: asyncio.Task[Host] | None = None
         self._sources: dict[str, asyncio.Task[Source]] = {}
         self._known: dict[str, Known] = {}
@@ -97,7 +100,7 @@ class Knowledge:
         machine = await self.host()
         key = candidate.key
         await asyncio.to_thread(self._records.failed, source.fingerprint, key, machine.fingerprint, kind, message)
-        self._age(source)
+        self.age(source)
 
     async def measured(self, name: str, candidate: Candidate, figures: Figures) -> None:
         source, machine = (await self.of(name)).source, await self.host()
@@ -111,9 +114,10 @@ class Knowledge:
             self._artifact_of(source, candidate.key),
             figures,
         )
-        self._age(source)
+        self.age(source)
 
-    def _age(self, source: Source) -> None:
+    def age(self, source: Source) -> None:
+        """The next request decides anew."""
         for known in self._known.values():
             if known.source.fingerprint == source.fingerprint:
                 known.until = 0.0
@@ -128,6 +132,9 @@ class Knowledge:
                 "key": ranked.candidate.key,
                 "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
                 "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
+                "quality": msgspec.to_builtins(
+                    self._store.quality(self._artifact_of(known.source, ranked.candidate.key))
+                ),
             }
             for ranked in known.decision.ranked
         ]
@@ -151,19 +158,20 @@ class Knowledge:
     async def _find(self, name: str) -> Source:
         model = self._config.models[name]
         try:
-            return await locate(model.source, model.revision, functools.partial(self._report, name))
+            return await locate(model.source, model.revision, functools.partial(self._report, name, ""))
         except CannotBuild as error:
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
 
     def _decide(self, name: str, source: Source, machine: Host) -> Decision:
         """Runs in a thread: looks at files."""
         model, objective = self._config.models[name], self._config.routing.objective
-        offers = [self._offer(runtime, source, machine) for runtime in self._runtimes.values()]
+        offers = [self._offer(runtime, source, machine, model.precision) for runtime in self._runtimes.values()]
         figures: dict[str, Figures] = {}
         if self._config.routing.measure != "off":
             figures = {key: found.figures for key, found in self._measurements(name, source, machine).items()}
         parked = self._records.parked(source.fingerprint, machine.fingerprint)
-        return routing.decide(name, model, source, offers, machine.kind, objective, figures, parked)
+        enforce = self._config.optimize.quality == "enforce"
+        return routing.decide(name, model, source, offers, machine.kind, objective, figures, parked, enforce)
 
     def _measurements(self, name: str, source: Source, machine: Host) -> dict[str, Measurement]:
         """Those of artifacts as today's toolchains would make them; what older ones made says nothing."""
@@ -177,9 +185,19 @@ class Knowledge:
         toolchain = self._toolchains.get(self._runtimes[runtime].format) if runtime in self._runtimes else None
         if toolchain is None or precision == AS_IS or toolchain.unavailable():
             return source.fingerprint
-        return Recipe(toolchain.format, precision, source.fingerprint, toolchain.versions()).key
+        return toolchain.recipe(source, precision).key
 
-    def _offer(self, runtime: Local, source: Source, machine: Host) -> Offer:
+    def _below(self, toolchain: Toolchain, source: Source, pinned: str) -> dict[str, str]:
+        """Own precisions whose artifacts, kept or not, failed the quality gate, and by how much."""
+        below: dict[str, str] = {}
+        own = [own for name, own in toolchain.precisions.items() if name.lower() == pinned.lower()]
+        for precision in {*toolchain.ladder, *own}:
+            quality = self._store.quality(toolchain.recipe(source, precision).key)
+            if quality and (why := routing.shortfall(quality, self._config.optimize.limits(bits(precision)))):
+                below[precision] = why
+        return below
+
+    def _offer(self, runtime: Local, source: Source, machine: Host, pinned: str) -> Offer:
         toolchain = self._toolchains.get(runtime.format)
         cannot = toolchain.unavailable() or toolchain.refuses(source) if toolchain else None
         return Offer(
@@ -187,6 +205,8 @@ class Knowledge:
             runtime.format,
             runtime.unavailable(),
             toolchain.precisions if toolchain else {},
+            tuple(toolchain.ladder) if toolchain else (),
+            self._below(toolchain, source, pinned) if toolchain and not cannot else {},
             cannot,
             runtime.features,
             machine.devices.get(runtime.name, ()),

@@ -6,10 +6,10 @@ import functools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -47,14 +47,19 @@ ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the ne
 RETRY_SECONDS = 5
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
 BUILD_MEMORY = 3  # times the checkpoint: what a build may take, and nobody has asked for this one
+SETTLED_SECONDS = 600.0  # after nothing better could be built, before that is tried again
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 
 
 class Loaded:
     """A model in memory."""
 
-    def __init__(self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source) -> None:
-        self.worker, self.candidate, self.source = worker, ranked.candidate, source
+    retired = False  # another serves in its place: it ends with the last request it has
+
+    def __init__(
+        self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source, stands_in: bool = False
+    ) -> None:
+        self.worker, self.candidate, self.source, self.stands_in = worker, ranked.candidate, source, stands_in
         self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
         self.users = 0
         self.used = time.monotonic()
@@ -78,7 +83,10 @@ class Pool:
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closing: list[Worker] = []
         self._tokenizers: dict[str, tokens.Tokenizer] = {}  # by source fingerprint
-        self._stages: dict[str, tuple[str, float]] = {}
+        self._stages: dict[Key, tuple[str, float]] = {}
+        self._improving: dict[str, asyncio.Task[None]] = {}  # models that a stand-in serves for now
+        self._settled: defaultdict[str, float] = defaultdict(float)  # until when nothing better is looked for
+        self._patience = seconds(config.server.load_timeout)
         self._asked: set[str] = set()  # models that had a request
         self._measuring: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -128,7 +136,7 @@ class Pool:
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._lease(name, needs, tried)
+                loaded = await self._waited(name, self._lease(name, needs, tried), self._patience)
                 with self._using(loaded):
                     try:
                         return loaded.placed, await question(loaded.worker)
@@ -149,7 +157,8 @@ class Pool:
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
             suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
             async with suspect:
-                loaded = await self._lease(name, needs, tried)
+                patience = None if job.streamed else self._patience  # a stream is told how far it is
+                loaded = await self._waited(name, self._lease(name, needs, tried), patience)
                 try:
                     with self._using(loaded):
                         async with aclosing(loaded.worker.stream(job, said)) as events:
@@ -207,7 +216,7 @@ class Pool:
         finally:
             self._requests[name] -= 1
             self._rest(name)
-            if not self._requests[name] and not any(model == name for model, _ in self._loads):
+            if not self._requests[name] and not self._has_loads(name) and name not in self._improving:
                 self._knowledge.forget(name)
 
     @contextmanager
@@ -218,10 +227,12 @@ class Pool:
         finally:
             loaded.users -= 1
             loaded.used = time.monotonic()
+            if loaded.retired and not loaded.users:
+                self._drop((loaded.worker.name, loaded.candidate.key), loaded)
 
     async def _check_length(self, name: str, prompt: Chat) -> None:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
-        if any(model == name for model, _ in self._loads):
+        if self._has_loads(name):
             return
         source = await self._knowledge.source(name)
         limit = context_length(self.config.models[name], source)
@@ -249,14 +260,15 @@ class Pool:
         requests = self._requests[name]
         tasks = [task for (model, _), task in self._loads.items() if model == name]
         ready = [task.result() for task in tasks if task.done() and not task.cancelled() and not task.exception()]
-        if not tasks and not self._knowledge.finding(name):
+        if not tasks and name not in self._improving and not self._knowledge.finding(name):
             return {"state": "unloaded", "requests": requests}
         if not ready:
-            stage, fraction = self.progress(name)
-            return {"state": "loading", "requests": requests, "stage": stage, "percent": round(100 * fraction)}
-        first = max(ready, key=lambda loaded: loaded.used)
+            return {"state": "loading", "requests": requests, **self._under_way(name)}
+        first = max(ready, key=lambda loaded: (not loaded.retired, loaded.used))
+        better = {"better": self._under_way(name)} if name in self._improving else {}
         return {
             "state": "loaded",
+            **better,
             "requests": requests,
             "runtime": first.placed.runtime,
             "precision": first.placed.precision,
@@ -288,7 +300,7 @@ class Pool:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
         self._stop_measuring()
-        under_way = [*self._loads.values(), *filter(None, (self._measuring,))]
+        under_way = [*self._loads.values(), *self._improving.values(), *filter(None, (self._measuring,))]
         for key, load in list(self._loads.items()):
             if load.done():
                 self._drop(key, load.result())
@@ -297,7 +309,24 @@ class Pool:
         await asyncio.gather(*under_way, self._knowledge.close(), return_exceptions=True)
         await asyncio.gather(*(worker.closed() for worker in self._closing), return_exceptions=True)
 
-    async def _lease(self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str]) -> Loaded:
+    async def _waited(self, name: str, lease: Coroutine[Any, Any, Loaded], seconds: float | None) -> Loaded:
+        """What a lease brings in that time. A client that leaves or is sent away does not end what it waited for."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await lease
+        except asyncio.CancelledError:
+            if not self._has_loads(name):
+                self._improve(name)
+            raise
+        except TimeoutError:
+            if not self._has_loads(name):
+                self._improve(name)
+            message = f"model '{name}' is not ready yet: {self.waiting_for(name)}; ask again"
+            raise Unavailable(message, "model_loading", RETRY_SECONDS) from None
+
+    async def _lease(
+        self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], may_stand_in: bool = True
+    ) -> Loaded:
         """The best candidate that can be had, loaded; those that could not are noted in `tried`."""
         model = self.config.models[name]
         while True:
@@ -308,20 +337,91 @@ class Pool:
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
             if routing.lacking(decision.ranked[0], needs):
                 self.counts["detours", name] += 1
+            if may_stand_in and (other := await self._stand_in(name, decision, ranked, needs, tried)):
+                self._improve(name)
+                ranked = other
             try:
-                return await self._loaded(name, ranked)
+                return await self._loaded(name, ranked, ranked not in decision.ranked)
             except Unavailable as error:
                 tried[ranked.candidate.key] = error.message
                 if error.retry_after:
                     raise
 
-    async def _loaded(self, name: str, ranked: Ranked) -> Loaded:
+    async def _stand_in(
+        self,
+        name: str,
+        decision: Decision,
+        best: Ranked,
+        needs: Collection[tuple[str, str]],
+        tried: Mapping[str, str],
+    ) -> Ranked | None:
+        """What answers now, while `best` is built; None when that is not worth it."""
+        if self._in_memory((name, best.candidate.key)) or self.config.optimize.first_load == "wait":
+            return None
+        others = [
+            other
+            for other in (*decision.ranked, *decision.unquantized)
+            if other.candidate.key not in (*tried, best.candidate.key) and not routing.lacking(other, needs)
+        ]
+        loaded = [other for other in others if self._in_memory((name, other.candidate.key))]
+        if loaded:
+            return loaded[0]
+        source = (await self._knowledge.of(name)).source
+        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others)
+
+    def _has_loads(self, name: str) -> bool:
+        return any(model == name for model, _ in self._loads)
+
+    def _in_memory(self, key: Key) -> bool:
+        load = self._loads.get(key)
+        if load is None or not load.done() or load.cancelled() or load.exception():
+            return False
+        return not (load.result().retired or load.result().worker.death)
+
+    def _improve(self, name: str) -> None:
+        """Starts to build what should serve a model, in the place of what serves it now."""
+        if name not in self._improving and time.monotonic() > self._settled[name] and not self._draining:
+            task = self._improving[name] = asyncio.create_task(self._improved(name))
+            task.add_done_callback(lambda _: self._improving.pop(name))
+
+    async def _improved(self, name: str) -> None:
+        tried: dict[str, str] = {}
+        try:
+            try:
+                loaded = await self._lease(name, (), tried, may_stand_in=False)
+            except Unavailable as error:
+                if error.code != "no_memory":
+                    raise
+                await self._retire(name, None)  # not room for both at once: who comes meanwhile waits
+                loaded = await self._lease(name, (), tried, may_stand_in=False)
+        except (Unavailable, EngineFailed) as error:
+            self._settled[name] = time.monotonic() + SETTLED_SECONDS
+            log.warning("'%s' goes on with what stands in: %s", name, error)
+            return
+        log.info("'%s' is served by %s from now on", name, loaded.candidate.key)
+        await self._retire(name, loaded)
+
+    async def _retire(self, name: str, but: Loaded | None) -> None:
+        """Sends no further request to a model's workers but one, and waits until they have ended."""
+        closing = []
+        for key, load in list(self._loads.items()):
+            if key[0] == name and load.done() and load.result() is not but:
+                loaded = load.result()
+                loaded.retired = True
+                closing.append(loaded.worker.closed())
+                if not loaded.users:
+                    self._drop(key, loaded)
+                if loaded.stands_in:
+                    closing.append(asyncio.to_thread(self._loader.remove, loaded.source, loaded.candidate))
+        await asyncio.gather(*closing)
+
+    async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
         """Loads it if need be; all who wait for it wait for the same load."""
         key = (name, ranked.candidate.key)
         while True:
             load = self._loads.get(key)
             if load is None:
-                load = self._loads[key] = asyncio.create_task(self._load(name, ranked))
+                load = self._loads[key] = asyncio.create_task(self._load(name, ranked, stands_in))
                 load.add_done_callback(functools.partial(self._end_load, key))
             loaded = await asyncio.shield(load)  # a client that leaves does not end a load others may want
             if not loaded.worker.death:
@@ -331,7 +431,8 @@ class Pool:
     def _end_load(self, key: Key, load: asyncio.Task[Loaded]) -> None:
         name = key[0]
         self._reserved.pop(key, None)
-        self._stages.pop(name, None)
+        self._stages.pop(key, None)
+        self._stages.pop((name, ""), None)
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
             del self._loads[key]
@@ -350,7 +451,8 @@ class Pool:
                     loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
         if self._idle:
             self._idle.cancel()
-        if not self._draining and not self._requests.total() and self.config.routing.measure == "idle":
+        resting = not self._requests.total() and not self._improving
+        if resting and not self._draining and self.config.routing.measure == "idle":
             self._idle = loop.call_later(IDLE_SECONDS, self._start_measuring)
 
     def _unload(self, key: Key, loaded: Loaded) -> None:
@@ -365,21 +467,21 @@ class Pool:
         log.info("unloading '%s'", key[0])
         self.counts["unloads", key[0]] += 1
         del self._loads[key]
-        if not any(name == key[0] for name, _ in self._loads):
+        if not self._has_loads(key[0]):
             self._knowledge.forget(key[0])
         loaded.worker.close()
         self._closing = [w for w in self._closing if not w.death] + [loaded.worker]
         return True
 
-    async def _load(self, name: str, ranked: Ranked) -> Loaded:
+    async def _load(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
         began = time.monotonic()
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
-        artifact = await self._loader.prepare(name, source, ranked.candidate)
+        artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
         worker = await self._loader.start(name, source, ranked.candidate, artifact)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
-        return Loaded(worker, ranked, artifact, source)
+        return Loaded(worker, ranked, artifact, source, stands_in)
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""
@@ -412,8 +514,9 @@ class Pool:
     def _busy(self, name: str, loaded: Loaded) -> bool:
         return loaded.users > 0 or self._requests[name] > 0
 
-    def _report(self, name: str, stage: str, fraction: float) -> None:
-        self._stages[name] = stage, fraction
+    def _report(self, name: str, key: str, stage: str, fraction: float) -> None:
+        self._stages.pop((name, key), None)
+        self._stages[name, key] = stage, fraction  # the latest comes last
 
     # --- measuring ---
 
@@ -427,21 +530,33 @@ class Pool:
         try:
             worker = await self._loader.start(name, source, ranked.candidate, artifact)
             try:
-                self._report(name, "measure", 0.0)
+                self._report(*key, "measure", 0.0)
                 figures = await measure(worker)
             finally:
                 worker.close()
                 self._closing.append(worker)
         finally:
             del self._reserved[key]
-            self._stages.pop(name, None)
+            self._stages.pop(key, None)
         await self._knowledge.measured(name, ranked.candidate, figures)
         log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
         return figures
 
     def progress(self, name: str) -> tuple[str, float]:
         """The stage a model is in on its way to being loaded or measured, and the fraction done."""
-        return self._stages.get(name, ("start", 0.0))
+        stages = [stage for (model, _), stage in self._stages.items() if model == name]
+        return stages[-1] if stages else ("start", 0.0)
+
+    def _under_way(self, name: str) -> dict[str, object]:
+        stage, fraction = self.progress(name)
+        return {"stage": stage, "percent": round(100 * fraction)}
+
+    def waiting_for(self, name: str) -> str | None:
+        """What requests for a model wait for, None when they need not."""
+        if any(self._in_memory(key) for key in self._loads if key[0] == name):
+            return None
+        stage, fraction = self.progress(name)
+        return f"{stage}, {fraction:.0%}"
 
     async def decision(self, model: str) -> Decision:
         return (await self._knowledge.of(self.resolve(model), fresh=True)).decision

@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from config.schema import Model
-from optimize.recipe import Source
+from config.schema import Limits, Model
+from optimize.recipe import Quality, Source
 from runtimes.contract import Device, Refused
 
 # Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
@@ -21,9 +21,6 @@ PRIOR: dict[str, tuple[str, ...]] = {
     "other": ("openvino", "onnx", "llamacpp"),
 }
 DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an NPU only when nothing else is
-# `precision: auto`: what costs little enough. Small models lose more to four bits.
-SMALL_MODEL_PARAMETERS = 1_000_000_000
-AUTO_SMALL, AUTO_LARGE = "int8", "int4"
 AS_IS = "as-is"  # in a candidate's key, where the source is loaded itself
 # The request that latencies are worked out for.
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
@@ -38,6 +35,8 @@ class Offer(msgspec.Struct, frozen=True):
     format: str
     unavailable: str | None = None
     precisions: Mapping[str, str] = {}  # of the toolchain that makes its format: accepted name -> own name
+    ladder: tuple[str, ...] = ()  # that toolchain's own names, for `precision: auto` to go up
+    below: Mapping[str, str] = {}  # own names whose artifacts did not pass the quality gate, and by how much
     cannot_build: str | None = None  # why that toolchain cannot make an artifact of this source
     features: tuple[str, ...] = ()
     devices: tuple[Device, ...] = ()
@@ -94,6 +93,7 @@ class Decision(msgspec.Struct, frozen=True):
     host: str  # kind
     ranked: tuple[Ranked, ...]
     rejected: tuple[Rejected, ...]
+    unquantized: tuple[Ranked, ...] = ()  # of the same runtimes: what may stand in while one of `ranked` is built
 
 
 def decide(
@@ -105,15 +105,19 @@ def decide(
     objective: Objective = "balanced",
     figures: Mapping[str, Figures] = {},
     parked: Mapping[str, str] = {},
+    enforce: bool = False,
 ) -> Decision:
-    """`figures` and `parked` (why it may not be tried now) by candidate key."""
+    """`figures` and `parked` (why it may not be tried now) by candidate key; `enforce`: nothing below the quality
+    gate's bar serves, pinned or not."""
     candidates: list[tuple[Candidate, Offer]] = []
     waiting: list[tuple[Candidate, Offer]] = []
     rejected: list[Rejected] = []
     prior = PRIOR[host]
     for offer in sorted(offers, key=lambda offer: (place(prior, offer.runtime), offer.runtime)):
         for device in devices(offer):
-            verdict = judge(model, source, offer, device, prior)
+            verdict = judge(model, source, offer, device, prior, enforce)
+            if not isinstance(verdict, Rejected):
+                rejected += stepped_over(model, verdict, offer)
             if isinstance(verdict, Rejected):
                 rejected.append(verdict)
             elif verdict.key in parked:
@@ -125,7 +129,8 @@ def decide(
         ranked = rank(model, candidates, figures, objective, host)
     else:  # better one that failed before than none
         ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key]}", o.features) for c, o in waiting)
-    return Decision(name, objective, host, ranked, tuple(rejected))
+    exact = tuple(unquantized(source, c, o) for c, o in candidates)
+    return Decision(name, objective, host, ranked, tuple(rejected), exact)
 
 
 def place(prior: Sequence[str], runtime: str) -> int:
@@ -137,7 +142,9 @@ def devices(offer: Offer) -> list[Device]:
     return sorted(offer.devices or (Device("", "cpu"),), key=lambda device: DEVICES.index(device.kind))
 
 
-def judge(model: Model, source: Source, offer: Offer, device: Device, prior: Sequence[str]) -> Candidate | Rejected:
+def judge(
+    model: Model, source: Source, offer: Offer, device: Device, prior: Sequence[str], enforce: bool
+) -> Candidate | Rejected:
     def no(reason: str) -> Rejected:
         return Rejected(offer.runtime, device.kind, reason)
 
@@ -152,19 +159,46 @@ def judge(model: Model, source: Source, offer: Offer, device: Device, prior: Seq
         return Candidate(offer.runtime, device.kind, offer.format, "")
     if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
         return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
-    wanted = precision(model, source)
-    own = {name.lower(): value for name, value in offer.precisions.items()}.get(wanted.lower())
-    if own is None:
-        return no(f"unknown precision '{wanted}'; have: auto, {', '.join(offer.precisions)}")
     if offer.cannot_build:
         return no(offer.cannot_build)
+    if model.precision == "auto":
+        own = next((name for name in offer.ladder if name not in offer.below), None)
+        if own is None:
+            return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
+    else:
+        own = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
+        if own is None:
+            return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")
+        if enforce and own in offer.below:
+            return no(f"{own} {offer.below[own]}, and optimize.quality is 'enforce'; set precision: auto")
     return Candidate(offer.runtime, device.kind, offer.format, own)
 
 
-def precision(model: Model, source: Source) -> str:
-    if model.precision != "auto":
-        return model.precision
-    return AUTO_SMALL if source.parameters < SMALL_MODEL_PARAMETERS else AUTO_LARGE
+def stepped_over(model: Model, chosen: Candidate, offer: Offer) -> list[Rejected]:
+    """Rungs of the ladder below the chosen one."""
+    if model.precision != "auto" or chosen.precision not in offer.ladder:
+        return []
+    rungs = offer.ladder[: offer.ladder.index(chosen.precision)]
+    return [Rejected(chosen.runtime, chosen.device, f"{rung} {offer.below[rung]}") for rung in rungs]
+
+
+def unquantized(source: Source, candidate: Candidate, offer: Offer) -> Ranked:
+    precision = "" if source.kind == offer.format else offer.ladder[-1]
+    return Ranked(msgspec.structs.replace(candidate, precision=precision), "stands in", offer.features)
+
+
+def shortfall(quality: Quality, limits: Limits) -> str | None:
+    """By how much an artifact misses the quality gate's bar, or None."""
+    misses = [
+        f"{name} {value:.3g} is {side} {limit:g}"
+        for name, value, limit, side, missed in (
+            ("divergence", quality.divergence, limits.divergence, "above", quality.divergence > limits.divergence),
+            ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
+            ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),
+        )
+        if missed
+    ]
+    return f"is below the quality bar: {', '.join(misses)}" if misses else None
 
 
 def rank(
@@ -182,12 +216,17 @@ def rank(
     after_measured = bool(measured) and candidates[0][0].key in figures
     unmeasured = [(c, o) for c, o in candidates if c.key not in figures]
     by_figures = [
-        Ranked(c, f"measured on this host: {objective} cost {f.cost(objective):.2f}", o.features, f)
+        Ranked(c, f"measured on this host: {objective} cost {f.cost(objective):.2f}{warning(c, o)}", o.features, f)
         for c, o, f in measured
     ]
     pinned = "pinned by 'runtime'" if model.runtime != "auto" else f"prior of a host of kind '{host}', not measured yet"
-    by_prior = [Ranked(c, pinned, o.features) for c, o in unmeasured]
+    by_prior = [Ranked(c, pinned + warning(c, o), o.features) for c, o in unmeasured]
     return (*by_figures, *by_prior) if after_measured else (*by_prior, *by_figures)
+
+
+def warning(candidate: Candidate, offer: Offer) -> str:
+    below = offer.below.get(candidate.precision)
+    return f"; warning: {candidate.precision} {below}" if below else ""
 
 
 def pick(

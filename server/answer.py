@@ -1,6 +1,6 @@
-"""What the newer dialects do around an answer: the first event decides the status, then it is told block by block."""
+"""An answer on its way out in one of the newer dialects: whole, or told block by block."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import functools
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -8,10 +8,13 @@ from litestar import Request
 from litestar.datastructures import State
 from litestar.response import Stream
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Job, Placed, Unavailable
-from server.blocks import Block, Blocks, Step
-from server.chat import log_end, placed_headers, unless_client_leaves
+from runtimes.contract import Delta, Done, EngineFailed, Job, Placed, Unavailable
+from runtimes.pool import Pool
+from server import waiting
+from server.blocks import Block, Blocks, Step, collect
+from server.chat import log_end
 from server.sse import encode
+from server.waiting import Events, Parts, placed_headers, unless_client_leaves
 
 
 class Teller(Protocol):
@@ -20,23 +23,28 @@ class Teller(Protocol):
     def opening(self) -> bytes: ...
     def step(self, step: Step) -> bytes: ...
     async def closing(self, blocks: list[Block], done: Done) -> bytes: ...
-    async def failure(self, blocks: list[Block], error: Exception) -> bytes: ...
+    def failure(self, blocks: list[Block], error: Exception) -> bytes: ...
 
 
-async def begin(request: Request[Any, Any, State], job: Job) -> tuple[AsyncGenerator[Event, None], dict[str, str]]:
-    """The events after the first, and the headers that name who answers."""
+async def whole(request: Request[Any, Any, State], job: Job) -> tuple[list[Block], Done, dict[str, str]]:
+    """The answer, and the headers that name who gave it."""
     events = log_end(job, request.app.state.pool.run(job))
     placed = await unless_client_leaves(request, anext(events))
     assert isinstance(placed, Placed)
-    return events, placed_headers(placed)
+    blocks, done = await unless_client_leaves(request, collect(events))
+    return blocks, done, placed_headers(placed)
 
 
-def streamed(events: AsyncGenerator[Event, None], teller: Teller, headers: dict[str, str]) -> Stream:
-    headers = headers | {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return Stream(tell(events, teller), media_type="text/event-stream", headers=headers)
+async def streamed(request: Request[Any, Any, State], job: Job, teller: Teller) -> Stream:
+    pool: Pool = request.app.state.pool
+    events = log_end(job, pool.run(job))
+    waiting_for = functools.partial(pool.waiting_for, pool.resolve(job.model))
+    tells, fails = functools.partial(tell, teller), functools.partial(fail, teller)
+    return await waiting.stream(request, events, waiting_for, tells, fails)
 
 
-async def tell(events: AsyncGenerator[Event, None], teller: Teller) -> AsyncIterator[bytes]:
+async def tell(teller: Teller, events: Events) -> Parts:
+    """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     blocks = Blocks()
     async with aclosing(events):
         yield teller.opening()
@@ -53,7 +61,12 @@ async def tell(events: AsyncGenerator[Event, None], teller: Teller) -> AsyncIter
                     case Placed(runtime, precision):
                         yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
         except (EngineFailed, Unavailable) as error:
-            yield await teller.failure(blocks.all, error)
+            yield teller.failure(blocks.all, error)
+
+
+def fail(teller: Teller, error: Exception) -> bytes:
+    """What failed before it began, with its status out: clients want to see it begin all the same."""
+    return teller.opening() + teller.failure([], error)
 
 
 def frame(kind: str, fields: dict[str, Any]) -> bytes:

@@ -117,7 +117,8 @@ def show(explained: dict[str, Any]) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in explained["candidates"]:
-        table.add_row(row["key"], *(numbers(row["figures"], row["cost"]) if row["figures"] else []))
+        speed = numbers(row["figures"], row["cost"]) if row["figures"] else [""] * len(SPEED)
+        table.add_row(row["key"], *speed, *(closeness(row["quality"]) if row["quality"] else []))
     console.print(table)
     for row in explained["candidates"]:
         print(f"{row['key']}: {row['reason']}")
@@ -125,8 +126,9 @@ def show(explained: dict[str, Any]) -> None:
         print(f"not {rejected['runtime']}: {rejected['reason']}")
 
 
-# Speeds are in tokens per second; "together" is all slots at once.
-COLUMNS = ("candidate", "prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+# Speeds are in tokens per second; "together" is all slots at once. The last three: see Quality in optimize/recipe.py.
+SPEED = ("prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+COLUMNS = ("candidate", *SPEED, "KL", "top-1", "ppl")
 
 
 def numbers(figures: dict[str, Any], cost: float) -> list[str]:
@@ -139,3 +141,7 @@ def numbers(figures: dict[str, Any], cost: float) -> list[str]:
         f"{figures['memory_bytes'] >> 20}",
         f"{cost:.2f}",
     ]
+
+
+def closeness(quality: dict[str, Any]) -> list[str]:
+    return [f"{quality['divergence']:.4f}", f"{quality['agreement']:.1%}", f"{quality['perplexity']:.3f}"]

@@ -1,26 +1,23 @@
 """POST /v1/chat/completions."""
 
-import asyncio
+import functools
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from litestar import Request, Response, post
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.response import Stream
 
 from runtimes.contract import Delta, Done, Event, Job, Logprob, Placed
 from runtimes.pool import Pool
-from server import openai, sse
+from server import openai, sse, waiting
+from server.waiting import placed_headers, unless_client_leaves
 
 log = logging.getLogger("enginehouse.server")
-T = TypeVar("T")
-# The client is gone when this is sent; it only names what happened in the log of a proxy in between.
-CLIENT_CLOSED_REQUEST = 499
 
 
 @post("/v1/chat/completions", status_code=200)
@@ -32,51 +29,22 @@ async def chat_completions(request: Request[Any, Any, State], state: State) -> R
     job = openai.to_job(chat, f"chatcmpl-{secrets.token_hex(12)}")
     created = int(time.time())
     events = log_end(job, pool.run(job))
-    placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
-    assert isinstance(placed, Placed)
-    headers = placed_headers(placed)
     if chat.stream:
         include_usage = chat.stream_options is not None and chat.stream_options.include_usage
         chunks = sse.Chunks(job.id, created, chat.model, include_usage)
-        headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return Stream(sse.stream(events, chunks), media_type="text/event-stream", headers=headers)
+        waiting_for = functools.partial(pool.waiting_for, pool.resolve(chat.model))
+        return await waiting.stream(request, events, waiting_for, chunks.of, sse.failure)
+    placed = await unless_client_leaves(request, anext(events))  # the first event decides the status
+    assert isinstance(placed, Placed)
     answer = await unless_client_leaves(request, collect(events))
     completion = {"id": job.id, "object": "chat.completion", "created": created, "model": chat.model, **answer}
-    return Response(completion, headers=headers, media_type="application/json")
-
-
-def placed_headers(placed: Placed) -> dict[str, str]:
-    return {
-        "x-enginehouse-runtime": placed.runtime,
-        "x-enginehouse-precision": placed.precision,
-        "x-enginehouse-device": placed.device,
-        "x-enginehouse-reason": placed.reason,
-    }
+    return Response(completion, headers=placed_headers(placed), media_type="application/json")
 
 
 def check_content_type(request: Request[Any, Any, State]) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HTTPException(detail=f"content-type '{kind}' is not read here; send application/json", status_code=415)
-
-
-async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutine[Any, Any, T]) -> T:
-    """Litestar lets a handler run on when its client hangs up; this ends it, and with it the job in the engine."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(disconnected(request))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise HTTPException(detail="the client closed the connection", status_code=CLIENT_CLOSED_REQUEST)
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def disconnected(request: Request[Any, Any, State]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def collect(events: AsyncIterator[Event]) -> dict[str, Any]:

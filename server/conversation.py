@@ -2,7 +2,10 @@
 
 from typing import Any, Literal
 
+import msgspec
+
 from runtimes.contract import Refused
+from server import openai
 
 Role = Literal["system", "user", "assistant"]
 
@@ -44,6 +47,18 @@ class Conversation:
         if last.get("role") != "assistant" or last.keys() & set(taken):
             self.messages.append({"role": "assistant"})
         return self.messages[-1]
+
+
+def function_tool(
+    name: str, description: str | None, schema: dict[str, Any] | None, strict: bool | None
+) -> dict[str, Any]:
+    """A function as `Chat.tools` has it."""
+    given = {"name": name, "description": description, "parameters": schema, "strict": strict}
+    function = {key: value for key, value in given.items() if value is not None}
+    fields: dict[str, Any] = msgspec.to_builtins(
+        openai.convert({"type": "function", "function": function}, openai.Tool)
+    )
+    return fields
 
 
 def thinking(effort: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from litestar.datastructures import State
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
 from server import openai
-from server.chat import check_content_type, placed_headers, unless_client_leaves
+from server.chat import check_content_type
+from server.waiting import placed_headers, unless_client_leaves
 
 MOST_TEXTS = 2048  # as OpenAI's
 

@@ -7,10 +7,10 @@ from litestar import Request, Response, Router, post
 from litestar.datastructures import State
 
 from server import messages_request
-from server.answer import begin, streamed
-from server.blocks import collect
-from server.chat import check_content_type, placed_headers, unless_client_leaves
+from server.answer import streamed, whole
+from server.chat import check_content_type
 from server.messages_output import Events, draft, finished, respond
+from server.waiting import placed_headers, unless_client_leaves
 
 
 @post("/", status_code=200)
@@ -20,10 +20,9 @@ async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     asked = messages_request.read(await request.body())
     job = messages_request.to_job(asked, f"msg_{secrets.token_hex(12)}")
     begun, omit_thinking = draft(job.id, asked.model), asked.thinking.display == "omitted"
-    events, headers = await begin(request, job)
     if asked.stream:
-        return streamed(events, Events(begun, asked.max_tokens, omit_thinking), headers)
-    blocks, done = await unless_client_leaves(request, collect(events))
+        return await streamed(request, job, Events(begun, asked.max_tokens, omit_thinking))
+    blocks, done, headers = await whole(request, job)
     message = finished(begun, blocks, done, asked.max_tokens, omit_thinking)
     return Response(message, headers=headers, media_type="application/json")
 

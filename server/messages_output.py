@@ -117,7 +117,7 @@ class Events:
         fields = {"delta": stop_fields(done, self._max_tokens), "usage": usage_fields(done.usage)}
         return frame("message_delta", fields) + frame("message_stop", {})
 
-    async def failure(self, blocks: list[Block], error: Exception) -> bytes:
+    def failure(self, blocks: list[Block], error: Exception) -> bytes:
         _, body, _ = described(error)
         return frame("error", body)
 

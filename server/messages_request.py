@@ -6,7 +6,7 @@ import msgspec
 
 from runtimes.contract import Chat, Job, JsonSchema, Refused, Sampling
 from server import openai
-from server.conversation import Conversation
+from server.conversation import Conversation, function_tool
 from server.openai import Count, Whole
 
 # Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
@@ -65,7 +65,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Tool(msgspec.Struct, frozen=True):
     name: str
     type: str | None = None
-    description: str = ""
+    description: str | None = None
     input_schema: dict[str, Any] = {}
     strict: bool | None = None
 
@@ -169,7 +169,9 @@ def to_chat(request: CountRequest) -> Chat:
         options["reasoning_effort"] = request.output_config.effort
     return Chat(
         talk.messages,
-        [tool_fields(tool) for tool in request.tools] if request.tools and choice.type != "none" else None,
+        [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools]
+        if request.tools and choice.type != "none"
+        else None,
         call_required=choice.type in ("any", "tool"),
         call_name=choice.name if choice.type == "tool" else "",
         parallel_calls=not choice.disable_parallel_tool_use,
@@ -215,10 +217,3 @@ def result_text(content: str | list[Result], where: str) -> str:
         if part.type != "text":
             raise Refused(f"'{where}': content of type '{part.type}' is not supported here; only text", where)
     return "\n".join(part.text for part in content)
-
-
-def tool_fields(tool: Tool) -> dict[str, Any]:
-    """As chat has them."""
-    function = openai.ToolFunction(tool.name, tool.description, tool.input_schema, tool.strict)
-    fields: dict[str, Any] = msgspec.to_builtins(openai.Tool(function))
-    return fields

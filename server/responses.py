@@ -1,10 +1,12 @@
 """/v1/responses: a response made, looked up, deleted; the items it was given."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from litestar import Request, Response, delete, get, post
@@ -12,12 +14,12 @@ from litestar.datastructures import State
 
 from runtimes.contract import Refused
 from server import responses_request
-from server.answer import begin, streamed
-from server.blocks import collect
-from server.chat import check_content_type, unless_client_leaves
+from server.answer import streamed, whole
+from server.chat import check_content_type
 from server.errors import UnknownResponse
 from server.responses_output import Events, Fields, draft, finished
 from server.responses_store import ResponseStore
+from server.waiting import unless_client_leaves
 
 log = logging.getLogger("enginehouse.server")
 MOST_ITEMS = 100  # in one page, as OpenAI's
@@ -39,13 +41,10 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     async def keep(response: Fields) -> Fields:
         return await kept(store, response, given)
 
-    try:
-        events, headers = await begin(request, job)
-    except Refused as error:
-        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
-    if asked.stream:
-        return streamed(events, Events(begun, keep), headers)
-    blocks, done = await unless_client_leaves(request, collect(events))
+    with fields_named_here():
+        if asked.stream:
+            return await streamed(request, job, Events(begun, keep))
+        blocks, done, headers = await whole(request, job)
     return Response(await keep(finished(begun, blocks, done)), headers=headers, media_type="application/json")
 
 
@@ -100,6 +99,14 @@ async def list_input_items(
         "last_id": page[-1]["id"] if page else None,
         "has_more": start + limit < len(items),
     }
+
+
+@contextlib.contextmanager
+def fields_named_here() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
 
 
 async def found(store: ResponseStore, id: str) -> dict[str, Any]:

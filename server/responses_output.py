@@ -16,7 +16,7 @@ from server.responses_request import ResponseRequest
 
 Fields = dict[str, Any]
 # Of the codes that OpenAI's schema has for a failed response.
-FAILURES = {429: "rate_limit_exceeded"}
+FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
 def draft(request: ResponseRequest, id: str, created: int) -> Fields:
@@ -69,9 +69,11 @@ def finished(draft: Fields, blocks: list[Block], done: Done) -> Fields:
 
 
 def failed(draft: Fields, blocks: list[Block], error: Exception) -> Fields:
+    """It is not stored: nothing can go on from it."""
     status, body, _ = describe(error)
     failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
-    return draft | {"status": "failed", "error": failure, "output": [item(block, "incomplete") for block in blocks]}
+    output = [item(block, "incomplete") for block in blocks]
+    return draft | {"status": "failed", "store": False, "error": failure, "output": output}
 
 
 def item(block: Block, status: str = "") -> Fields:
@@ -145,8 +147,8 @@ class Events:
         response = await self._keep(finished(self._draft, blocks, done))
         return self._event(f"response.{response['status']}", response=response)
 
-    async def failure(self, blocks: list[Block], error: Exception) -> bytes:
-        return self._event("response.failed", response=await self._keep(failed(self._draft, blocks, error)))
+    def failure(self, blocks: list[Block], error: Exception) -> bytes:
+        return self._event("response.failed", response=failed(self._draft, blocks, error))
 
     def _opened(self, block: Block) -> bytes:
         """As it was when it opened: it may have grown since."""

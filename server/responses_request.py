@@ -7,7 +7,7 @@ import msgspec
 
 from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
 from server import openai
-from server.conversation import Conversation, thinking
+from server.conversation import Conversation, function_tool, thinking
 from server.openai import Count, JsonFormat, NamedSchema, TextFormat
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
@@ -238,9 +238,7 @@ def tools_of(request: ResponseRequest) -> list[dict[str, Any]]:
         raise Refused(f"'tool_choice' asks for '{wanted}'; 'tools' has: {', '.join(names) or 'none'}", "tool_choice")
     allowed = named if isinstance(choice, AllowedChoice) else names
     return [
-        msgspec.to_builtins(
-            openai.Tool(openai.ToolFunction(tool.name, tool.description or "", tool.parameters or {}, tool.strict))
-        )
+        function_tool(tool.name, tool.description, tool.parameters, tool.strict)
         for tool in request.tools
         if tool.name in allowed
     ]

@@ -1,7 +1,7 @@
 """Server-sent events of a chat completion: a bytes template around each piece of text."""
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import msgspec
@@ -50,23 +50,27 @@ class Chunks:
             last += self._head + b',"choices":[],"usage":' + encode(usage_fields(done.usage)) + b"}\n\n"
         return last + DONE
 
+    async def of(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
+        async with aclosing(events):
+            yield self.opening()
+            try:
+                async for event in events:
+                    match event:
+                        case Delta():
+                            yield self.delta(event)
+                        case Done():
+                            yield self.closing(event)
+                        case Placed(runtime, precision):
+                            yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
+            except (EngineFailed, Unavailable) as error:
+                yield failure(error)
 
-async def stream(events: AsyncGenerator[Event, None], chunks: Chunks) -> AsyncIterator[bytes]:
-    """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
-    async with aclosing(events):
-        yield chunks.opening()
-        try:
-            async for event in events:
-                match event:
-                    case Delta():
-                        yield chunks.delta(event)
-                    case Done():
-                        yield chunks.closing(event)
-                    case Placed(runtime, precision):
-                        yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
-        except (EngineFailed, Unavailable) as error:
-            _, body, _ = describe(error)
-            yield b"data: " + encode({"error": body}) + b"\n\n" + DONE
+
+def failure(error: Exception) -> bytes:
+    """What ends a stream whose status is out."""
+    _, body, _ = describe(error)
+    return b"data: " + encode({"error": body}) + b"\n\n" + DONE
 
 
 def call_delta(call: ToolCall) -> dict[str, object]:

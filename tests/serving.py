@@ -64,12 +64,17 @@ def serve(
     models: dict[str, Any],
     environment: dict[str, str] | None = None,
     routing: dict[str, Any] | None = None,
+    optimize: dict[str, Any] | None = None,
     **server: Any,
 ) -> Iterator[Served]:
-    """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it."""
+    """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it.
+
+    Nothing is measured or built behind a test's back unless it says so.
+    """
     port = free_port()
     config = folder / f"config-{port}.yaml"
     sections = {"server": {"port": port, **server}, "routing": routing or {"measure": "on-demand"}}
+    sections["optimize"] = {"first_load": "wait"} | (optimize or {})
     config.write_text(json.dumps({**sections, "cache_dir": str(folder / "cache"), "models": models}))
     process = subprocess.Popen(
         [sys.executable, "-m", "server.cli", "serve", "--config", str(config)],

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Logprob, Scored, ToolCall, Usage
+from runtimes.contract import Delta, Done, EngineFailed, Event, Logprob, Refused, Scored, ToolCall, Usage
 from runtimes.engines import runtimes
 from server import messages_output, responses_output
-from server.answer import tell
+from server.answer import fail, tell
 from server.blocks import collect
 from server.responses_request import ResponseRequest
 from tests.serving import Served, serve
@@ -63,7 +63,7 @@ async def told(deltas: list[Delta], end: Done | Exception) -> AsyncGenerator[Eve
 
 def body_of(events: AsyncGenerator[Event, None], teller: Any) -> bytes:
     async def whole() -> bytes:
-        return b"".join([piece async for piece in tell(events, teller)])
+        return b"".join([piece async for piece in tell(teller, events)])
 
     return asyncio.run(whole())
 
@@ -156,6 +156,15 @@ def test_an_engine_that_breaks_in_the_middle_ends_a_response_as_failed() -> None
     assert last["response"]["error"] == {"code": "server_error", "message": "it broke"}
     assert last["response"]["output"][0]["content"][0]["text"] == "one "
     Response.model_validate(last["response"])
+
+
+def test_a_request_that_is_refused_while_its_stream_waits_for_a_model_fails_as_a_response(
+    line: Line, openais: openai.OpenAI
+) -> None:
+    line.body = fail(responses_output.Events(DRAFT, keep), Refused("it is too long"))
+    with openais.responses.stream(model="pocket", input="hello") as stream:
+        last: Any = list(stream)[-1]
+    assert (last.type, last.response.error.code) == ("response.failed", "invalid_prompt")
 
 
 # --- Anthropic's messages ---

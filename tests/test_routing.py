@@ -26,13 +26,13 @@ from runtimes.routing import (
 )
 
 CHECKPOINT = Source("m", "checkpoint", "/m", "Qwen3ForCausalLM", 4096, 600_000_000, 1, "f")
-LARGE = Source("m", "checkpoint", "/m", "Qwen3ForCausalLM", 4096, 8_000_000_000, 1, "f")
 GGUF = Source("m.gguf", "gguf", "/m.gguf", "qwen3", 4096, 600_000_000, 1, "f")
 ALL = ("logit_bias", "regex", "top_logprobs")
-LLAMACPP = Offer("llamacpp", "gguf", None, {"int4": "Q4_K_M", "int8": "Q8_0", "Q4_K_M": "Q4_K_M"}, features=ALL)
-OPENVINO = Offer("openvino", "openvino", None, {"int4": "INT4_SYM", "int8": "INT8"}, features=("regex",))
-ONNX = Offer("onnx", "onnx", None, {"int4": "INT4", "int8": "INT8"}, features=ALL)
-MLX = Offer("mlx", "mlx", None, {"int4": "INT4", "int8": "INT8"}, features=ALL)
+LADDER, STEPS = ("Q4_K_M", "Q8_0", "BF16"), ("INT4", "INT8", "BF16")
+LLAMACPP = Offer("llamacpp", "gguf", None, {"int4": "Q4_K_M", "int8": "Q8_0", "Q4_K_M": "Q4_K_M"}, LADDER, features=ALL)
+OPENVINO = Offer("openvino", "openvino", None, {"int4": "INT4", "int8": "INT8"}, STEPS, features=("regex",))
+ONNX = Offer("onnx", "onnx", None, {"int4": "INT4", "int8": "INT8"}, STEPS, features=ALL)
+MLX = Offer("mlx", "mlx", None, {"int4": "INT4", "int8": "INT8"}, STEPS, features=ALL)
 ECHO = Offer("echo", "echo", None)
 OFFERS = [ECHO, MLX, ONNX, OPENVINO, LLAMACPP]
 QUICK = Figures(400, 50, 120, 8, 1.0, 0.5, 900 << 20)
@@ -57,9 +57,35 @@ def no(model: Model, source: Source = CHECKPOINT, offers: list[Offer] = OFFERS) 
 # --- candidates ---
 
 
-def test_a_small_model_gets_eight_bits_and_a_large_one_four() -> None:
-    assert keys(decided())[0] == "llamacpp/cpu/Q8_0"
-    assert keys(decided(source=LARGE))[0] == "llamacpp/cpu/Q4_K_M"
+MISS = "is below the quality bar: divergence 0.3 is above 0.1"
+
+
+def test_auto_takes_the_smallest_artifact_that_is_not_known_to_be_below_the_bar() -> None:
+    assert keys(decided(offers=[LLAMACPP])) == ["llamacpp/cpu/Q4_K_M"]
+    stepped = decided(offers=[msgspec.structs.replace(LLAMACPP, below={"Q4_K_M": MISS})])
+    assert keys(stepped) == ["llamacpp/cpu/Q8_0"]
+    assert [r.reason for r in stepped.rejected] == [f"Q4_K_M {MISS}"]
+
+
+def test_a_runtime_none_of_whose_artifacts_passed_serves_nothing() -> None:
+    offer = msgspec.structs.replace(LLAMACPP, below=dict.fromkeys(LADDER, MISS))
+    assert f"Q4_K_M {MISS}; Q8_0 {MISS}; BF16 {MISS}" in no(Model("m"), offers=[offer])
+
+
+def test_a_pinned_precision_below_the_bar_serves_with_a_warning_or_not_at_all() -> None:
+    offer, pinned = msgspec.structs.replace(LLAMACPP, below={"Q4_K_M": MISS}), Model("m", precision="int4")
+    (warned,) = decided(pinned, offers=[offer]).ranked
+    assert f"warning: Q4_K_M {MISS}" in warned.reason
+    refused = decided(pinned, offers=[offer], enforce=True)
+    assert not refused.ranked
+    assert "optimize.quality is 'enforce'; set precision: auto" in refused.rejected[0].reason
+
+
+def test_what_may_stand_in_is_the_unquantized_model_on_the_same_runtimes() -> None:
+    decision = decided(offers=[LLAMACPP, OPENVINO])
+    assert [r.candidate.key for r in decision.unquantized] == ["llamacpp/cpu/BF16", "openvino/cpu/BF16"]
+    (itself,) = decided(Model("m", precision="int4"), GGUF, [LLAMACPP]).unquantized
+    assert itself.candidate.key == "llamacpp/cpu/as-is"
 
 
 def test_a_pinned_precision_is_taken_in_any_case_of_letters() -> None:
@@ -124,23 +150,23 @@ def test_without_figures_the_prior_of_the_host_decides_and_mlx_serves_only_apple
 
 
 def test_mlx_serves_elsewhere_when_pinned() -> None:
-    assert keys(decided(Model("m", runtime="mlx"))) == ["mlx/cpu/INT8"]
+    assert keys(decided(Model("m", runtime="mlx"))) == ["mlx/cpu/INT4"]
 
 
 OBJECTIVES: dict[Objective, str] = {
-    "latency": "onnx/cpu/INT8",
-    "throughput": "openvino/cpu/INT8",
-    "memory": "llamacpp/cpu/Q8_0",
-    "balanced": "onnx/cpu/INT8",
+    "latency": "onnx/cpu/INT4",
+    "throughput": "openvino/cpu/INT4",
+    "memory": "llamacpp/cpu/Q4_K_M",
+    "balanced": "onnx/cpu/INT4",
 }
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_measured_candidates_are_ranked_by_what_best_means(objective: Objective) -> None:
     figures = {
-        "llamacpp/cpu/Q8_0": Figures(220, 40, 55, 8, 2.3, 0.5, 700 << 20),
-        "openvino/cpu/INT8": Figures(460, 30, 130, 8, 1.1, 1.5, 900 << 20),
-        "onnx/cpu/INT8": Figures(260, 51, 116, 8, 1.9, 1.0, 1100 << 20),
+        "llamacpp/cpu/Q4_K_M": Figures(220, 40, 55, 8, 2.3, 0.5, 700 << 20),
+        "openvino/cpu/INT4": Figures(460, 30, 130, 8, 1.1, 1.5, 900 << 20),
+        "onnx/cpu/INT4": Figures(260, 51, 116, 8, 1.9, 1.0, 1100 << 20),
     }
     decision = decided(objective=objective, figures=figures)
     assert keys(decision)[0] == OBJECTIVES[objective]
@@ -148,18 +174,18 @@ def test_measured_candidates_are_ranked_by_what_best_means(objective: Objective)
 
 
 def test_a_lone_measurement_of_the_second_choice_does_not_displace_the_first() -> None:
-    assert keys(decided(figures={"onnx/cpu/INT8": QUICK}))[0] == "llamacpp/cpu/Q8_0"
-    both = {"onnx/cpu/INT8": QUICK, "llamacpp/cpu/Q8_0": msgspec.structs.replace(QUICK, decode=20)}
-    assert keys(decided(figures=both)) == ["onnx/cpu/INT8", "llamacpp/cpu/Q8_0", "openvino/cpu/INT8"]
+    assert keys(decided(figures={"onnx/cpu/INT4": QUICK}))[0] == "llamacpp/cpu/Q4_K_M"
+    both = {"onnx/cpu/INT4": QUICK, "llamacpp/cpu/Q4_K_M": msgspec.structs.replace(QUICK, decode=20)}
+    assert keys(decided(figures=both)) == ["onnx/cpu/INT4", "llamacpp/cpu/Q4_K_M", "openvino/cpu/INT4"]
 
 
 def test_a_parked_candidate_is_passed_over_unless_there_is_no_other() -> None:
-    parked = {"llamacpp/cpu/Q8_0": "parked until 12:00:00: died 3 times"}
+    parked = {"llamacpp/cpu/Q4_K_M": "parked until 12:00:00: died 3 times"}
     decision = decided(parked=parked)
-    assert keys(decision)[0] == "openvino/cpu/INT8"
-    assert any(r.reason == parked["llamacpp/cpu/Q8_0"] for r in decision.rejected)
+    assert keys(decision)[0] == "openvino/cpu/INT4"
+    assert any(r.reason == parked["llamacpp/cpu/Q4_K_M"] for r in decision.rejected)
     alone = decided(offers=[LLAMACPP], parked=parked)
-    assert keys(alone) == ["llamacpp/cpu/Q8_0"]
+    assert keys(alone) == ["llamacpp/cpu/Q4_K_M"]
     assert "died 3 times" in alone.ranked[0].reason
 
 
@@ -191,7 +217,7 @@ def test_what_no_candidate_has_is_refused_by_name() -> None:
 
 
 def test_a_candidate_that_failed_in_this_request_is_not_tried_again() -> None:
-    tried: Mapping[str, str] = {"openvino/cpu/INT8": "broken"}
+    tried: Mapping[str, str] = {"openvino/cpu/INT4": "broken"}
     second = pick(OPENVINO_FIRST, [], tried, strict=False)
     assert second and second.candidate.runtime == "llamacpp"
     assert pick(OPENVINO_FIRST, [], dict.fromkeys(keys(OPENVINO_FIRST), "broken"), strict=False) is None

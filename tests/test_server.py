@@ -82,7 +82,7 @@ def test_an_alias_answers_for_its_model(house: Served) -> None:
 def test_headers_name_runtime_and_precision(house: Served) -> None:
     body = json.dumps({"model": "pocket", "messages": FRANCE, "max_tokens": 1}).encode()
     headers = post(house, body).headers
-    assert (headers["x-enginehouse-runtime"], headers["x-enginehouse-precision"]) == ("llamacpp", "Q8_0")
+    assert (headers["x-enginehouse-runtime"], headers["x-enginehouse-precision"]) == ("llamacpp", "Q4_K_M")
 
 
 def test_a_thought_comes_apart_from_the_answer(house: Served) -> None:
