@@ -63,4 +63,5 @@ def function_tool(
 
 def thinking(effort: str) -> dict[str, Any]:
     """Variables for the template: some switch thinking on and off, others take the effort itself."""
-    return {"enable_thinking": effort not in ("none", "minimal"), "reasoning_effort": effort}
+    thinks = effort not in ("none", "minimal")
+    return {"enable_thinking": thinks, "thinking": thinks, "reasoning_effort": effort}

@@ -163,8 +163,11 @@ def to_chat(request: CountRequest) -> Chat:
         talk.say("system", text)
     for index, message in enumerate(request.messages):
         add(talk, message, f"messages[{index}].content")
+    if not talk.messages:
+        raise Refused("'messages' says nothing", "messages", "invalid_value")
     choice = request.tool_choice
-    options: dict[str, Any] = {"enable_thinking": request.thinking.type != "disabled"}
+    thinks = request.thinking.type != "disabled"
+    options: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}  # templates have one or the other
     if request.output_config.effort:
         options["reasoning_effort"] = request.output_config.effort
     return Chat(

@@ -34,7 +34,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     asked = responses_request.read(await request.body())
     store: ResponseStore = state.responses
     history = await history_of(store, asked.previous_response_id)
-    given = [await resolved(store, item) for item in responses_request.items_of(asked.input)]
+    given = await given_items(store, asked.input)
     job = responses_request.to_job(asked, history, given, f"resp_{secrets.token_hex(16)}")
     begun = draft(asked, job.id, int(time.time()))
 
@@ -54,7 +54,7 @@ async def count_input_tokens(request: Request[Any, Any, State], state: State) ->
     check_content_type(request)
     asked = responses_request.read(await request.body())
     history = await history_of(state.responses, asked.previous_response_id)
-    given = [await resolved(state.responses, item) for item in responses_request.items_of(asked.input)]
+    given = await given_items(state.responses, asked.input)
     prompt = responses_request.to_job(asked, history, given, "count").prompt
     _, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
@@ -126,14 +126,14 @@ async def history_of(store: ResponseStore, previous: str | None) -> list[Fields]
     return history
 
 
-async def resolved(store: ResponseStore, item: Fields) -> Fields:
-    """The item itself, where only its id was sent."""
-    if item["type"] != "item_reference":
-        return item
-    referred = await asyncio.to_thread(store.item, item["id"])
-    if referred is None:
-        raise Refused(f"Item with id '{item['id']}' not found.", "input", "invalid_value")
-    return referred
+async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[Fields]:
+    """The input's items in full, also where only an id was sent."""
+    items = responses_request.items_of(input)
+    referred = {item["id"] for item in items if item["type"] == "item_reference"}
+    known = await asyncio.to_thread(store.items, referred) if referred else {}
+    for id in referred - known.keys():
+        raise Refused(f"Item with id '{id}' not found.", "input", "invalid_value")
+    return [known[item["id"]] if item["id"] in referred else item for item in items]
 
 
 async def kept(store: ResponseStore, response: Fields, given: list[Fields]) -> Fields:

@@ -75,6 +75,18 @@ class Items(msgspec.Struct, frozen=True):
     input: list[Item]
 
 
+class Sent(msgspec.Struct, frozen=True):
+    """What of any item is looked at before it is known which it is."""
+
+    type: str | None = None
+    id: str | None = None
+    role: str | None = None
+
+
+class SentItems(msgspec.Struct, frozen=True):
+    input: list[Sent]
+
+
 class SchemaFormat(NamedSchema, tag_field="type", tag="json_schema", frozen=True):
     pass
 
@@ -153,12 +165,15 @@ def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The input as items in full, each with an id, as they are listed and stored."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
-    return [item_of(item) for item in given]
+    openai.convert({"input": given}, SentItems)
+    return [item_of(item, f"input[{index}]") for index, item in enumerate(given)]
 
 
-def item_of(item: dict[str, Any]) -> dict[str, Any]:
+def item_of(item: dict[str, Any], where: str) -> dict[str, Any]:
     kind = item.get("type") or ("message" if "role" in item else "item_reference")
     item = item | {"type": kind}
+    if kind == "item_reference" and not item.get("id"):
+        raise Refused(f"'{where}' has no type, and no id to find one by", where, "invalid_value")
     if not item.get("id"):
         item["id"] = f"{PREFIXES.get(kind, 'item')}_{secrets.token_hex(12)}"
     if kind == "message" and isinstance(item.get("content"), str):

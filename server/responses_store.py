@@ -73,18 +73,19 @@ class ResponseStore:
             rows = db.execute("select body from items where response = ? and given order by place", (id,)).fetchall()
         return [decoded(body) for (body,) in rows]
 
-    def item(self, id: str) -> Item | None:
-        """The latest of this id."""
+    def items(self, ids: Iterable[str]) -> dict[str, Item]:
+        """Those there are of these ids; the latest, where several have one."""
+        query = "select body from items where id = ? order by rowid desc limit 1"
         with self._open() as db:
-            row = db.execute("select body from items where id = ? order by rowid desc limit 1", (id,)).fetchone()
-        return decoded(row[0]) if row else None
+            rows = {id: db.execute(query, (id,)).fetchone() for id in ids}
+        return {id: decoded(row[0]) for id, row in rows.items() if row}
 
     def conversation(self, id: str) -> list[Item] | None:
         """All items up to and with a response's own, oldest first; None if it or one before it is gone."""
         turns: list[list[Item]] = []
         with self._open() as db:
             before: str | None = id
-            while before:
+            while before is not None:
                 row = db.execute("select previous from responses where id = ?", (before,)).fetchone()
                 if row is None:
                     return None

@@ -257,6 +257,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 10**9}, "context"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "bob", "content": "a"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": []}]}, "'messages' says nothing"),
     (turn({"type": "image", "source": {}}), "'image'"),
     (turn({"type": "document", "source": {}}), "'document'"),
     (turn({"type": "tool_result", "tool_use_id": "x", "content": "a"}), "'x'"),
