@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from optimize.hub import fetch
-from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source
+from optimize.memory import free_memory
+from optimize.recipe import Artifact, CannotBuild, File, Manifest, Recipe, Source, Toolchain
 from optimize.store import Store, digest
 from optimize.toolchains import toolchains
 
@@ -30,6 +31,7 @@ class Build(msgspec.Struct, tag="build", frozen=True):
     recipe: Recipe
     cache: str
     gate: bool = True  # compare the artifact with its source
+    anew: bool = False  # though there is one already
 
 
 class Progress(msgspec.Struct, tag="progress", frozen=True):
@@ -90,12 +92,12 @@ def end_with_parent() -> None:
 def build(order: Build, send: Callable[[Report], None]) -> Built:
     recipe, store = order.recipe, Store(Path(order.cache))
     toolchain = toolchains()[recipe.format]
+    store.sweep()
     with store.building(recipe.key) as folder:
-        if artifact := store.find(recipe.key, toolchain.entry):
+        artifact = store.find(recipe.key, toolchain.entry)
+        if artifact and not order.anew:
             return Built(artifact, {})
-        needed, free = toolchain.needs_bytes(order.source, recipe.precision), store.free_bytes()
-        if needed > free:
-            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+        check_room(order, toolchain, store)
         stages = Stages(send)
         toolchain.build(order.source, recipe.precision, folder, stages.report)
         seconds = stages.end()
@@ -106,6 +108,21 @@ def build(order: Build, send: Callable[[Report], None]) -> Built:
     artifact = store.find(recipe.key, toolchain.entry)
     assert artifact
     return Built(artifact, seconds)
+
+
+def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
+    """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
+    source, precision = order.source, order.recipe.precision
+    needed, free = toolchain.needs_bytes(source, precision), store.free_bytes()
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+    needed, free = toolchain.memory_bytes(source, precision), free_memory()
+    if needed > free:
+        raise CannotBuild(
+            f"building {toolchain.format} {precision} takes about {needed >> 20} MiB of memory, {free >> 20} MiB are "
+            "free; end what else runs, or build on a larger machine and give the artifact as the source",
+            environment=True,
+        )
 
 
 def peak_bytes() -> int:

@@ -30,19 +30,29 @@ async def locate(source: str, revision: str | None, report: Reporter) -> Source:
 
 
 async def prepare(
-    source: Source, toolchain: Toolchain, precision: str, cache: Path, report: Reporter, gate: bool = True
+    source: Source,
+    toolchain: Toolchain,
+    precision: str,
+    cache: Path,
+    report: Reporter,
+    gate: bool = True,
+    anew: bool = False,
 ) -> Artifact:
     """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
 
-    `gate`: the artifact is compared with its source, if that was not done before.
+    `gate`: the artifact is compared with its source, if that was not done before. `anew`: it is built though there is
+    one already, which stays until the new one is whole.
     """
-    recipe = toolchain.recipe(source, precision)
-    store = Store(cache)
+    recipe, store = toolchain.recipe(source, precision), Store(cache)
     artifact = store.find(recipe.key, toolchain.entry)
-    if artifact and (artifact.quality or not gate):
+    if artifact and (artifact.quality or not gate) and not anew:
         return artifact
     log.info("building %s %s from '%s' (%s)", recipe.format, precision, source.id, size(source.bytes))
-    built = await run(Build(source, recipe, str(cache), gate), report)
+    try:
+        built = await run(Build(source, recipe, str(cache), gate, anew), report)
+    except BaseException:
+        await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
+        raise
     assert isinstance(built, Built)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)
@@ -75,7 +85,7 @@ async def run(order: Order, report: Reporter) -> Fetched | Built:
                 report(last.stage, last.fraction)
     finally:
         child.stdin.close()  # the child ends at that, whatever it is doing
-    status = await child.wait()
+        status = await child.wait()
     match last:
         case Fetched() | Built():
             return last

@@ -95,6 +95,7 @@ class Artifact(msgspec.Struct, frozen=True):
     path: str  # what the engine is given: a file for gguf, a folder for others
     bytes: int
     quality: Quality | None = None  # None: the source itself, or not compared with it yet
+    key: str = ""  # in the store; "" for the source itself
 
 
 class Toolchain(msgspec.Struct, frozen=True):
@@ -106,6 +107,9 @@ class Toolchain(msgspec.Struct, frozen=True):
     versions: Callable[[], dict[str, str]]
     refuses: Callable[[Source], str | None]  # cheap look at the headers: why this source cannot be built, or None
     needs_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of disk the build takes at its peak
+    memory_bytes: Callable[[Source, str], int]  # (source, precision) -> estimate of what the build has resident at most
+    seconds_per_gib: Mapping[str, float]  # of source, by stage: the prior until a build here has told better
+    start_seconds: float  # that come on top of it whatever the source: imports
     build: Callable[[Source, str, Path, Report], None]  # (source, precision, empty folder, report): writes the artifact
     entry: str  # the file in the artifact folder that engines load, "" for the folder itself
     ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
@@ -121,6 +125,11 @@ def bits(precision: str) -> int:
     match = re.search(r"\d+", precision)
     assert match, precision
     return int(match[0])
+
+
+def bytes_in_16_bits(source: Source) -> int:
+    """What the weights of a source take as BF16: what builds are measured in."""
+    return 2 * source.parameters or source.bytes
 
 
 def copy_companions(checkpoint: Path, folder: Path) -> None:

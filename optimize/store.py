@@ -5,19 +5,39 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
 from optimize.recipe import Artifact, CannotBuild, Manifest, Quality
 
 MANIFEST = "manifest.json"
+BUILDING, REPLACED, USE = ".building-", ".old", ".use"
+UNFINISHED = (BUILDING, ".making-")
+# What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
+# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned.
+KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
+PRUNED = ("unfinished", "artifact", "reference")  # in this order
+LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Something that takes room in the cache."""
+
+    name: str  # an artifact's key, or what it is called in the folder of its kind
+    kind: str  # as in KINDS
+    bytes: int
+    used: float  # when last, in seconds since the epoch
+    in_use: bool
+    manifest: Manifest | None = None  # of an artifact, None where it cannot be read
 
 
 class Store:
     def __init__(self, cache: Path) -> None:
-        self._artifacts = cache / "artifacts"
+        self.cache = cache
+        self._artifacts = cache / KINDS["artifact"]
         self._locks = cache / "locks"
         self._discarded = cache / "discarded"  # manifests of artifacts that did not pass the quality gate
 
@@ -27,7 +47,7 @@ class Store:
             return None
         path, recipe = self._artifacts / key / entry, manifest.recipe
         size = sum(file.bytes for file in manifest.files.values())
-        return Artifact(recipe.format, recipe.precision, str(path), size, manifest.quality)
+        return Artifact(recipe.format, recipe.precision, str(path), size, manifest.quality, key)
 
     def manifest(self, key: str) -> Manifest | None:
         """None where there is no whole artifact of that key, or one of another version of the manifest."""
@@ -44,36 +64,35 @@ class Store:
             return None
         return found.quality
 
-    def discard(self, key: str) -> None:
-        """Removes an artifact but not what is known of it."""
-        if manifest := self.manifest(key):
-            self._discarded.mkdir(exist_ok=True)
-            (self._discarded / key).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1))
-            self.remove(key)
+    def verify(self, key: str) -> str | None:
+        """The first file that is not as it was built, in one sentence. Reads everything."""
+        manifest = self.manifest(key)
+        if manifest is None or manifest.recipe.key != key:
+            return f"'{key}' has no {MANIFEST} that can be read"
+        for name, file in manifest.files.items():
+            path = self._artifacts / key / name
+            try:
+                size = path.stat().st_size
+                if size != file.bytes:
+                    return f"'{key}': {name} has {size} bytes, not the {file.bytes} that were built"
+                if digest(path) != file.digest:
+                    return f"'{key}': {name} holds other bytes than were built"
+            except FileNotFoundError:
+                return f"'{key}': {name} is missing"
+            except OSError as error:
+                return f"'{key}': {name} cannot be read: {error.strerror}"
+        return None
 
-    def remove(self, key: str) -> None:
-        (self._artifacts / key / MANIFEST).unlink(missing_ok=True)  # from here on it is not found
-        shutil.rmtree(self._artifacts / key, ignore_errors=True)
+    # --- building ---
 
     @contextmanager
     def building(self, key: str) -> Iterator[Path]:
         """An empty folder to build in, held by this process alone across all servers; gone afterwards unless published.
 
-        The lock falls with the process, however it ends; the next holder sweeps up what a killed one left behind.
+        The lock falls with the process, however it ends; the next build sweeps up what a killed one left behind.
         """
-        try:
-            self._artifacts.mkdir(parents=True, exist_ok=True)
-            self._locks.mkdir(parents=True, exist_ok=True)
-            lock = (self._locks / key).open("w")
-        except OSError as error:
-            raise CannotBuild(
-                f"the cache '{self._artifacts.parent}' cannot be written: {error.strerror}; "
-                "set cache_dir to a folder that can",
-                environment=True,
-            ) from error
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            folder = self._artifacts / f".building-{key}"
+        with self._alone(key):
+            folder = self._artifacts / f"{BUILDING}{key}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
@@ -87,9 +106,150 @@ class Store:
         for file in folder.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-        target = self._artifacts / manifest.key
-        shutil.rmtree(target, ignore_errors=True)  # only ever something broken: a whole artifact is never built again
+        target, replaced = self._artifacts / manifest.key, folder.with_name(folder.name + REPLACED)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if target.exists():  # broken, or built anew; who has loaded it keeps its files
+            target.rename(replaced)
         folder.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Removes what killed builds have left."""
+        for folder in self._artifacts.glob(f"{BUILDING}*"):
+            self._sweep(folder)
+
+    def _sweep(self, path: Path) -> bool:
+        """Removes it, unless somebody is making it: then False."""
+        try:
+            with self._alone(self._lock_of(path).name, wait=False):
+                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            return False
+        return not path.exists()
+
+    @contextmanager
+    def _alone(self, key: str, wait: bool = True) -> Iterator[None]:
+        """The right to build and to remove a key's artifact. Raises BlockingIOError instead of waiting for it."""
+        try:
+            self._artifacts.mkdir(parents=True, exist_ok=True)
+            self._locks.mkdir(parents=True, exist_ok=True)
+            lock = (self._locks / key).open("w")
+        except OSError as error:
+            raise CannotBuild(
+                f"the cache '{self.cache}' cannot be written: {error.strerror}; set cache_dir to a folder that can",
+                environment=True,
+            ) from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else LOCK_NOW)
+            yield
+
+    # --- using and removing ---
+
+    def use(self, key: str) -> IO[bytes]:
+        """A handle that keeps `prune` away from an artifact, there or yet to be built, until every copy of it is
+        closed: a worker inherits it. Waits while the artifact is being removed; so look for it afterwards."""
+        self._locks.mkdir(parents=True, exist_ok=True)
+        path = self._locks / f"{key}{USE}"
+        while True:
+            handle = path.open("ab")
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if is_file(path, handle):
+                os.utime(handle.fileno())
+                return handle
+            handle.close()  # it was removed between opening and locking
+
+    def discard_broken(self, key: str) -> str | None:
+        """Verifies an artifact and removes it when it is not as it was built: then says why."""
+        if self.verify(key) is None:
+            return None
+        with self._alone(key):
+            broken = self.verify(key)  # another server may have built it anew meanwhile
+            if broken:
+                self._remove(key)
+            return broken
+
+    def manifests(self) -> list[Manifest]:
+        """Of every artifact."""
+        return [found for path in paths(self._artifacts) if (found := self.manifest(path.name))]
+
+    def contents(self) -> list[Kept]:
+        """Everything kept, the least recently used first."""
+        found = []
+        for kind, folder in KINDS.items():
+            for path in paths(self.cache / folder):
+                with suppress(FileNotFoundError):  # another process has removed it just now
+                    found.append(self._kept(kind, path))
+        return sorted(found, key=lambda kept: kept.used)
+
+    def _kept(self, kind: str, path: Path) -> Kept:
+        changed = path.stat().st_mtime
+        if path.name.startswith("."):
+            return Kept(
+                f"{path.parent.name}/{path.name}", "unfinished", size(path), changed, is_held(self._lock_of(path))
+            )
+        if kind != "artifact":
+            return Kept(path.name, kind, size(path), changed, is_held(self._lock_of(path)))
+        use = self._locks / f"{path.name}{USE}"
+        used = use.stat().st_mtime if use.exists() else changed
+        return Kept(path.name, kind, size(path), used, is_held(use), self.manifest(path.name))
+
+    def _lock_of(self, path: Path) -> Path:
+        """What is held by who makes this."""
+        key = path.name.removesuffix(REPLACED).removesuffix(".npz")
+        for mark in UNFINISHED:
+            key = key.removeprefix(mark)
+        return self._locks / (f"reference-{key}" if path.parent.name == KINDS["reference"] else key)
+
+    def remove(self, key: str) -> bool:
+        """False where it is in use, or being built."""
+        return self._try_remove(Kept(key, "artifact", 0, 0.0, False))
+
+    def discard(self, key: str) -> None:
+        """Removes an artifact that nobody uses, but not what is known of it."""
+        if manifest := self.manifest(key):
+            self._discarded.mkdir(exist_ok=True)
+            (self._discarded / key).write_bytes(msgspec.json.encode(manifest))
+            self.remove(key)
+
+    def prune(self, budget: int, dry_run: bool = False) -> Iterator[Kept]:
+        """Removes leftovers, then artifacts and after them references, the least recently used first, until what is
+        left is within the budget; nothing that is in use. Gives what it removed, or would remove."""
+        contents = self.contents()
+        left = sum(kept.bytes for kept in contents)
+        for kind in PRUNED:
+            for kept in contents:
+                if kept.kind != kind or kept.in_use:
+                    continue
+                broken = kind == "unfinished" or (kind == "artifact" and kept.manifest is None)
+                if (broken or left > budget) and (dry_run or self._try_remove(kept)):
+                    left -= kept.bytes
+                    yield kept
+
+    def _try_remove(self, kept: Kept) -> bool:
+        """False where somebody has begun to make or to use it."""
+        if kept.kind == "unfinished":
+            return self._sweep(self.cache / kept.name)
+        if kept.kind == "reference":
+            return self._sweep(self.cache / KINDS["reference"] / kept.name)
+        use = self._locks / f"{kept.name}{USE}"
+        try:
+            with use.open("ab") as handle, self._alone(kept.name, wait=False):
+                fcntl.flock(handle, LOCK_NOW)
+                if not is_file(use, handle):
+                    return False
+                self._remove(kept.name)
+                use.unlink()
+        except BlockingIOError:
+            return False
+        return True
+
+    def _remove(self, key: str) -> None:
+        """Whole: the rename takes it away in one step. Only with `_alone`."""
+        folder, doomed = self._artifacts / key, self._artifacts / f"{BUILDING}{key}{REPLACED}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        if folder.exists():
+            folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._artifacts).free
@@ -98,3 +258,33 @@ class Store:
 def digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock in any way; looking leaves no trace."""
+    try:
+        with lock.open("rb") as handle:
+            fcntl.flock(handle, LOCK_NOW)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def is_file(path: Path, handle: IO[bytes]) -> bool:
+    """Whether the path still leads to what was opened by it."""
+    try:
+        return path.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def paths(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

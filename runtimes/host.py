@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from optimize.memory import free_memory as free_memory
 from runtimes.contract import Device, Local
 
 # Those that engines have kernels of their own for; the name in /proc/cpuinfo or of the sysctl -> ours.
@@ -167,18 +168,6 @@ def total_memory() -> int:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no container, or "max"
         return total
-
-
-def free_memory() -> int:
-    """Bytes this process may still take: what the kernel can give, within a container's limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return max(0, min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text())))
-    except (OSError, ValueError):
-        return free
 
 
 if __name__ == "__main__":

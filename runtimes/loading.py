@@ -5,10 +5,12 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from config.schema import Config
 from optimize.prepare import prepare
-from optimize.recipe import Artifact, CannotBuild, Quality, Source, Toolchain, bits
+from optimize.progress import estimate
+from optimize.recipe import Artifact, CannotBuild, Quality, Source, Toolchain, bits, bytes_in_16_bits
 from optimize.store import Store
 from runtimes import host, routing, smoke
 from runtimes.contract import EngineFailed, Load, Local, Unavailable
@@ -17,9 +19,9 @@ from runtimes.process import Worker
 from runtimes.records import Records
 from runtimes.routing import Candidate, Ranked
 
-log = logging.getLogger("enginehouse.optimize")
 WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
-BUILD_MEMORY = 3
+LOADED_BYTES = 1.2  # times the weights: what a loaded model takes, with its KV cache
+log = logging.getLogger("enginehouse.loading")
 
 
 class Loader:
@@ -38,25 +40,27 @@ class Loader:
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
         self._knowledge, self._records, self._report = knowledge, records, report
         self._cache = Path(config.cache_dir).expanduser()
-        self._store = Store(self._cache)
+        self._store, self._verified = Store(self._cache), set[str]()
 
-    async def prepare(self, name: str, source: Source, candidate: Candidate, gate: bool = True) -> Artifact:
+    async def prepare(
+        self, name: str, source: Source, candidate: Candidate, gate: bool = True, anew: bool = False
+    ) -> Artifact:
         """The artifact a candidate loads, built if need be. `gate`: it must hold against its source."""
         if not candidate.precision:
             return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
         toolchain = self._toolchains[candidate.format]
         report = functools.partial(self._report, name, candidate.key)
         try:
-            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate)
+            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate, anew)
         except CannotBuild as error:
             if not error.environment:
                 await self._knowledge.failed(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
         if gate and artifact.quality:
-            await self._judge(name, source, candidate, artifact.quality)
+            await self._judge(name, source, candidate, artifact.key, artifact.quality)
         return artifact
 
-    async def _judge(self, name: str, source: Source, candidate: Candidate, quality: Quality) -> None:
+    async def _judge(self, name: str, source: Source, candidate: Candidate, key: str, quality: Quality) -> None:
         """Raises Unavailable for what is not to serve; the next decision then knows why."""
         rules = self._config.optimize
         below = routing.shortfall(quality, rules.limits(bits(candidate.precision)))
@@ -64,8 +68,7 @@ class Loader:
             return
         self._knowledge.age(source)
         if self._config.models[name].precision == "auto":
-            recipe = self._toolchains[candidate.format].recipe(source, candidate.precision)
-            await asyncio.to_thread(self._store.discard, recipe.key)
+            await asyncio.to_thread(self._store.discard, key)
         elif rules.quality == "warn":
             log.warning("'%s' is served all the same: %s %s", name, candidate.key, below)
             return
@@ -77,28 +80,66 @@ class Loader:
         patience = self._seconds(source, best)
         if patience < WORTH_SECONDS:
             return None
-        other = min(others, key=lambda ranked: self._seconds(source, ranked.candidate), default=None)
-        if other is None or self._seconds(source, other.candidate) > patience / 2:
+        other = min(others, key=lambda ranked: self._seconds(source, ranked.candidate, gate=False), default=None)
+        if other is None or self._seconds(source, other.candidate, gate=False) > patience / 2:
             return None
-        needed = int(1.2 * source.bytes) + BUILD_MEMORY * source.bytes
+        needed = int(LOADED_BYTES * bytes_in_16_bits(source)) + self.building_bytes(source, best)
         return other if needed < host.free_memory() else None
 
-    def _seconds(self, source: Source, candidate: Candidate) -> float:
-        """To make what a candidate loads, about; 0 when it is there."""
-        if not candidate.precision:
-            return 0.0
-        toolchain = self._toolchains[candidate.format]
-        if self._store.find(toolchain.recipe(source, candidate.precision).key, toolchain.entry):
-            return 0.0
-        return expected_seconds(toolchain, source, candidate.precision)
+    def _seconds(self, source: Source, candidate: Candidate, gate: bool = True) -> float:
+        return sum(seconds for stage, seconds in self.estimate(source, candidate, gate).items() if stage != "load")
 
-    def remove(self, source: Source, candidate: Candidate) -> None:
+    def estimate(self, source: Source, candidate: Candidate, gate: bool = True) -> dict[str, float]:
+        """Seconds by stage until a candidate is loaded."""
+        toolchain = self._toolchains.get(candidate.format)
+        if toolchain is None:
+            return {}
+        expected = estimate(toolchain, source, candidate.precision, self._store.manifests())
+        if not gate or not self._left_to_build(source, candidate):
+            expected.pop("check", None)
+        if not self._left_to_build(source, candidate):
+            return {"load": expected["load"]}
+        return expected
+
+    def remove(self, key: str) -> None:
         """Of the store, what only stood in for something better."""
-        if candidate.precision:
-            self._store.remove(self._toolchains[candidate.format].recipe(source, candidate.precision).key)
+        if key:
+            self._store.remove(key)
 
-    async def start(self, name: str, source: Source, candidate: Candidate, artifact: Artifact) -> Worker:
-        """A worker of its own with the artifact loaded."""
+    def _left_to_build(self, source: Source, candidate: Candidate) -> bool:
+        if not candidate.precision:
+            return False
+        toolchain = self._toolchains[candidate.format]
+        return self._store.find(toolchain.recipe(source, candidate.precision).key, toolchain.entry) is None
+
+    def building_bytes(self, source: Source, candidate: Candidate) -> int:
+        """Memory that preparing this candidate takes at its peak; 0 where nothing is left to be built."""
+        if not self._left_to_build(source, candidate):
+            return 0
+        return self._toolchains[candidate.format].memory_bytes(source, candidate.precision)
+
+    async def start(
+        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, gate: bool = True
+    ) -> Worker:
+        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives."""
+        if not artifact.key:
+            return await self._start(name, source, candidate, artifact, None)
+        with await asyncio.to_thread(self._store.use, artifact.key) as use:
+            artifact = await self._whole(name, source, candidate, artifact, gate)
+            return await self._start(name, source, candidate, artifact, use)
+
+    async def _whole(self, name: str, source: Source, candidate: Candidate, artifact: Artifact, gate: bool) -> Artifact:
+        """As it was built: verified once in a server's life, and built anew when it is broken or was pruned."""
+        if artifact.key not in self._verified:
+            broken = await asyncio.to_thread(self._store.discard_broken, artifact.key)
+            if broken:
+                log.warning("model '%s': %s; it is built anew", name, broken)
+            self._verified.add(artifact.key)
+        return await self.prepare(name, source, candidate, gate)
+
+    async def _start(
+        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, use: IO[bytes] | None
+    ) -> Worker:
         runtime, model = self._runtimes[candidate.runtime], self._config.models[name]
         load = Load(
             runtime.name,
@@ -112,7 +153,8 @@ class Loader:
         )
         worker = Worker(name)
         try:
-            await worker.start(load, runtime.environment, functools.partial(self._report, name, candidate.key, "load"))
+            report = functools.partial(self._report, name, candidate.key, "load")
+            await worker.start(load, runtime.environment, report, use)
         except Unavailable as error:
             await self._knowledge.failed(source, candidate, "load", error.message)
             raise
@@ -136,9 +178,3 @@ class Loader:
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and said:
             await asyncio.to_thread(self._records.says, source.fingerprint, said)
-
-
-def expected_seconds(toolchain: Toolchain, source: Source, precision: str) -> float:
-    fixed = {"openvino": 10.0, "onnx": 8.0, "gguf": 0.5, "mlx": 2.0}
-    pace = {"openvino": 45.0, "onnx": 14.0, "gguf": 13.0 if bits(precision) < 16 else 2.0, "mlx": 8.0}
-    return fixed[toolchain.format] + pace[toolchain.format] * source.bytes / 2**30

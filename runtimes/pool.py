@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from config.schema import Config, bytes_of, seconds
+from optimize.progress import UNKNOWN, Course, Progress
 from optimize.recipe import Artifact, Source
 from optimize.toolchains import toolchains
 from runtimes import chat, host, records, routing, tokens
@@ -46,7 +47,6 @@ T = TypeVar("T")
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
-BUILD_MEMORY = 3  # times the checkpoint: what a build may take, and nobody has asked for this one
 SETTLED_SECONDS = 600.0  # after nothing better could be built, before that is tried again
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 
@@ -59,7 +59,8 @@ class Loaded:
     def __init__(
         self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source, stands_in: bool = False
     ) -> None:
-        self.worker, self.candidate, self.source, self.stands_in = worker, ranked.candidate, source, stands_in
+        self.worker, self.candidate, self.source = worker, ranked.candidate, source
+        self.artifact, self.stands_in = artifact, stands_in
         self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
         self.users = 0
         self.used = time.monotonic()
@@ -83,7 +84,7 @@ class Pool:
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._closing: list[Worker] = []
         self._tokenizers: dict[str, tokens.Tokenizer] = {}  # by source fingerprint
-        self._stages: dict[Key, tuple[str, float]] = {}
+        self._courses: dict[Key, Course] = {}  # of what is being loaded or measured; the one that moved last at the end
         self._improving: dict[str, asyncio.Task[None]] = {}  # models that a stand-in serves for now
         self._settled: defaultdict[str, float] = defaultdict(float)  # until when nothing better is looked for
         self._patience = seconds(config.server.load_timeout)
@@ -322,7 +323,8 @@ class Pool:
             if not self._has_loads(name):
                 self._improve(name)
             message = f"model '{name}' is not ready yet: {self.waiting_for(name)}; ask again"
-            raise Unavailable(message, "model_loading", RETRY_SECONDS) from None
+            after = max(1, round(self.progress(name).seconds_left))
+            raise Unavailable(message, "model_loading", after) from None
 
     async def _lease(
         self, name: str, needs: Collection[tuple[str, str]], tried: dict[str, str], may_stand_in: bool = True
@@ -403,7 +405,8 @@ class Pool:
 
     async def _retire(self, name: str, but: Loaded | None) -> None:
         """Sends no further request to a model's workers but one, and waits until they have ended."""
-        closing = []
+        closing: list[Coroutine[Any, Any, None]] = []
+        gone: list[str] = []
         for key, load in list(self._loads.items()):
             if key[0] == name and load.done() and load.result() is not but:
                 loaded = load.result()
@@ -412,8 +415,10 @@ class Pool:
                 if not loaded.users:
                     self._drop(key, loaded)
                 if loaded.stands_in:
-                    closing.append(asyncio.to_thread(self._loader.remove, loaded.source, loaded.candidate))
+                    gone.append(loaded.artifact.key)
         await asyncio.gather(*closing)
+        for artifact in gone:
+            await asyncio.to_thread(self._loader.remove, artifact)
 
     async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
         """Loads it if need be; all who wait for it wait for the same load."""
@@ -431,8 +436,7 @@ class Pool:
     def _end_load(self, key: Key, load: asyncio.Task[Loaded]) -> None:
         name = key[0]
         self._reserved.pop(key, None)
-        self._stages.pop(key, None)
-        self._stages.pop((name, ""), None)
+        self._courses.pop(key, None)
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         if load.cancelled() or load.exception():
             del self._loads[key]
@@ -476,9 +480,10 @@ class Pool:
     async def _load(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
         began = time.monotonic()
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
+        await self._expect(name, source, ranked, gate=not stands_in)
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
-        worker = await self._loader.start(name, source, ranked.candidate, artifact)
+        worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         return Loaded(worker, ranked, artifact, source, stands_in)
@@ -515,8 +520,9 @@ class Pool:
         return loaded.users > 0 or self._requests[name] > 0
 
     def _report(self, name: str, key: str, stage: str, fraction: float) -> None:
-        self._stages.pop((name, key), None)
-        self._stages[name, key] = stage, fraction  # the latest comes last
+        course = self._courses.pop((name, key), None) or Course(UNKNOWN, time.monotonic())
+        course.report(stage, fraction, time.monotonic())
+        self._courses[name, key] = course
 
     # --- measuring ---
 
@@ -537,26 +543,43 @@ class Pool:
                 self._closing.append(worker)
         finally:
             del self._reserved[key]
-            self._stages.pop(key, None)
+            self._courses.pop(key, None)
         await self._knowledge.measured(name, ranked.candidate, figures)
         log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
         return figures
 
-    def progress(self, name: str) -> tuple[str, float]:
-        """The stage a model is in on its way to being loaded or measured, and the fraction done."""
-        stages = [stage for (model, _), stage in self._stages.items() if model == name]
-        return stages[-1] if stages else ("start", 0.0)
+    async def prepare(self, model: str, ranked: Ranked, anew: bool = False) -> Artifact:
+        """What a candidate would load: from the store, or built and kept there."""
+        name = self.resolve(model)
+        source = await self.source(name)
+        await self._expect(name, source, ranked)
+        return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
+
+    async def source(self, model: str) -> Source:
+        return (await self._knowledge.of(self.resolve(model))).source
+
+    def progress(self, name: str) -> Progress:
+        """How far a model is on its way to being loaded or measured."""
+        courses = [course for (model, _), course in self._courses.items() if model == name]
+        return courses[-1].at(time.monotonic()) if courses else Progress("start", 0.0, sum(UNKNOWN.values()))
 
     def _under_way(self, name: str) -> dict[str, object]:
-        stage, fraction = self.progress(name)
-        return {"stage": stage, "percent": round(100 * fraction)}
+        now = self.progress(name)
+        return {"stage": now.stage, "percent": round(now.percent), "seconds_left": round(now.seconds_left)}
+
+    async def _expect(self, name: str, source: Source, ranked: Ranked, gate: bool = True) -> None:
+        """What lies before a candidate, the fetching of its source behind it."""
+        estimates = await asyncio.to_thread(self._loader.estimate, source, ranked.candidate, gate)
+        course = self._courses.pop((name, ""), None) or Course(UNKNOWN, time.monotonic())
+        course.expect(estimates, time.monotonic())
+        self._courses[name, ranked.candidate.key] = course
 
     def waiting_for(self, name: str) -> str | None:
         """What requests for a model wait for, None when they need not."""
         if any(self._in_memory(key) for key in self._loads if key[0] == name):
             return None
-        stage, fraction = self.progress(name)
-        return f"{stage}, {fraction:.0%}"
+        now = self.progress(name)
+        return f"{now.stage}, {now.percent:.0f} %, about {now.seconds_left:.0f} s left"
 
     async def decision(self, model: str) -> Decision:
         return (await self._knowledge.of(self.resolve(model), fresh=True)).decision
@@ -582,7 +605,10 @@ class Pool:
             if len(known.decision.ranked) < 2:
                 continue
             for ranked in known.decision.ranked:
-                if ranked.figures is None and BUILD_MEMORY * known.source.bytes > host.free_memory():
+                if (
+                    ranked.figures is None
+                    and self._loader.building_bytes(known.source, ranked.candidate) > host.free_memory()
+                ):
                     log.info("'%s' is not measured on %s: building may not fit in memory", name, ranked.candidate.key)
                 elif ranked.figures is None:
                     log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)

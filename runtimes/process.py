@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import psutil
 
@@ -71,8 +71,14 @@ class Worker:
         self._peak = max(self._peak, resident, peak_resident(process.pid))
         return resident, self._peak
 
-    async def start(self, load: Load, environment: Mapping[str, str], report: Callable[[float], None]) -> None:
-        """Raises Unavailable with the engine's own sentence when it cannot load."""
+    async def start(
+        self,
+        load: Load,
+        environment: Mapping[str, str],
+        report: Callable[[float], None],
+        inherited: IO[bytes] | None = None,
+    ) -> None:
+        """Raises Unavailable with the engine's own sentence when it cannot load. The process keeps `inherited` open."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -82,6 +88,7 @@ class Worker:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **environment},
             start_new_session=True,  # Ctrl-C is the server's to answer
+            pass_fds=[inherited.fileno()] if inherited else [],
         )
         self._tasks.append(asyncio.create_task(self._keep_stderr()))
         try:

@@ -43,8 +43,8 @@ def explain(config: Config, model: str, as_json: bool) -> None:
 async def _bench(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
     errors: dict[str, str] = {}
     explained: list[dict[str, Any]] = []
-    for pinned in [with_precision(config, model, precision) for precision in precisions or ()] or [config]:
-        async with pool_of(pinned) as pool:
+    for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
+        async with pool_of(one) as pool:
             name = pool.resolve(model)
             decision = await pool.decision(name)
             ranked = [r for r in decision.ranked if not only or r.candidate.runtime in only]
@@ -52,8 +52,8 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
                 reasons = [r.reason for r in decision.rejected if r.runtime == runtime] or ["no such runtime"]
                 errors[runtime] = reasons[0]
             with progress(as_json) as bar:
-                for one in ranked:
-                    await timed(pool, name, one, bar, errors)
+                for candidate in ranked:
+                    await timed(pool, name, candidate, bar, errors)
             explained.append(await pool.explain(name))
     if as_json:
         print(json.dumps({"explained": explained, "errors": errors}, indent=2))
@@ -68,8 +68,8 @@ async def timed(pool: Pool, name: str, ranked: Ranked, bar: Progress, errors: di
     row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
     measuring = asyncio.create_task(pool.measure(name, ranked))
     while not measuring.done():
-        stage, fraction = pool.progress(name)
-        bar.update(row, completed=fraction, stage=stage)
+        now = pool.progress(name)
+        bar.update(row, completed=now.percent / 100, stage=now.stage)
         await asyncio.wait([measuring], timeout=SHOW_SECONDS)
     try:
         await measuring
@@ -90,12 +90,13 @@ async def pool_of(config: Config) -> AsyncIterator[Pool]:
         await pool.drain()
 
 
-def with_precision(config: Config, model: str, precision: str) -> Config:
+def pinned(config: Config, model: str, **fields: str) -> Config:
+    """The config with some of a model's fields set otherwise."""
     name = next((name for name, one in config.models.items() if model in (name, *one.aliases)), None)
     if name is None:
         raise UnknownModel(f"there is no model '{model}'; have: {', '.join(config.models)}")
-    pinned = msgspec.structs.replace(config.models[name], precision=precision)
-    return msgspec.structs.replace(config, models={**config.models, name: pinned})
+    changed = msgspec.structs.replace(config.models[name], **fields)
+    return msgspec.structs.replace(config, models={**config.models, name: changed})
 
 
 def progress(quiet: bool) -> Progress:

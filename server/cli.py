@@ -1,4 +1,4 @@
-"""`enginehouse serve | bench | explain | doctor`."""
+"""`enginehouse serve | models | optimize | prune | bench | explain | doctor`."""
 
 import argparse
 import ipaddress
@@ -39,6 +39,17 @@ def parser() -> argparse.ArgumentParser:
     serving = command(commands, "serve", serve, "serve the models of the config file")
     serving.add_argument("--host", help="address to listen on, over the config's")
     serving.add_argument("--port", type=int, help="port to listen on, over the config's")
+    listing = command(commands, "models", models, "the models of the config file and what is kept of them")
+    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--verify", action="store_true", help="read all of it; exits with 1 when a file has changed")
+    building = command(commands, "optimize", optimize, "build what would serve a model, before it is asked for")
+    building.add_argument("model", metavar="MODEL")
+    building.add_argument("--runtime", metavar="R", help="for this one instead of the best")
+    building.add_argument("--precision", metavar="P", help="this one instead of the config's")
+    building.add_argument("--force", action="store_true", help="though it was built already")
+    pruning = command(commands, "prune", prune, "remove what was used least recently until the cache fits a size")
+    pruning.add_argument("--budget", metavar="SIZE", required=True, help="20GiB, 500MiB; 0GiB = all that is not in use")
+    pruning.add_argument("--dry-run", action="store_true", help="say what would be removed")
     benching = command(commands, "bench", bench, "time a model on each runtime of this host, and keep the figures")
     benching.add_argument("model", metavar="MODEL")
     benching.add_argument("--runtime", metavar="R", nargs="+", help="only these")
@@ -64,6 +75,24 @@ def command(
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     return parser
+
+
+def models(arguments: argparse.Namespace) -> None:
+    from server import kept
+
+    sys.exit(kept.models(configured(arguments), arguments.json, arguments.verify))
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    from server import kept
+
+    kept.prune(configured(arguments), arguments.budget, arguments.dry_run)
+
+
+def optimize(arguments: argparse.Namespace) -> None:
+    from server import building
+
+    building.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.force)
 
 
 def bench(arguments: argparse.Namespace) -> None:

@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from runtimes.engines import runtimes
@@ -58,7 +62,7 @@ def test_listening_to_the_outside_without_keys_must_be_said_aloud(tmp_path: Path
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: auto, echo, llamacpp, mlx, onnx, openvino"),
+        ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: echo, llamacpp, mlx, onnx, openvino"),
         ("{source: x, options: {lamacpp: {}}}", "unknown runtime 'lamacpp'"),
         ("{source: x, options: {llamacpp: {kv_token: 1}}}", "options.llamacpp: unknown key 'kv_token'; did you mean"),
         (
@@ -153,3 +157,114 @@ def test_explain_of_a_model_that_is_not_there_ends_with_one_line(tmp_path: Path)
     ended = run(tmp_path, "explain", "gpt-9")
     assert ended.returncode == 1
     assert ended.stderr == "enginehouse: The model 'gpt-9' does not exist; have: pocket\n"
+
+
+# --- models, optimize, prune ---
+
+
+@pytest.fixture(scope="module")
+def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose config has two models of one source, with the first of them built by the command."""
+    folder = tmp_path_factory.mktemp("optimized")
+    models = {name: {"source": "builtin:pocket", "runtime": "llamacpp"} for name in ("pocket", "again")}
+    config = {"cache_dir": str(folder / "cache"), "models": {**models, "other": {"source": "builtin:echo"}}}
+    (folder / "enginehouse.yaml").write_text(json.dumps(config))
+    ended = run(folder, "optimize", "pocket")
+    assert ended.returncode == 0, ended.stderr
+    assert "'pocket' for llamacpp: gguf Q8_0, 11.0 MiB -> " in ended.stdout
+    lines = ended.stderr.splitlines()
+    assert all(re.fullmatch(r"pocket: \w+, \d+ %, (\d+ s left|done)", line) for line in lines)
+    percents = [int(re.findall(r"(\d+) %", line)[0]) for line in lines]
+    assert percents == sorted(percents)
+    assert percents[-1] == 100
+    return folder
+
+
+def listed(folder: Path, *flags: str) -> Any:
+    return json.loads(run(folder, "models", "--json", *flags).stdout)
+
+
+def test_optimize_builds_once_and_anew_when_forced(optimized: Path) -> None:
+    (manifest,) = optimized.glob("cache/artifacts/*/manifest.json")
+    before = manifest.stat().st_ino
+    assert "it was there" in run(optimized, "optimize", "pocket").stdout
+    assert manifest.stat().st_ino == before
+    assert "it was there" not in run(optimized, "optimize", "pocket", "--force").stdout
+    assert manifest.stat().st_ino != before
+
+
+def test_optimize_ends_with_one_sentence_when_it_cannot(optimized: Path) -> None:
+    ended = run(optimized, "optimize", "pocket", "--precision", "Q9")
+    assert ended.returncode == 1
+    assert "unknown precision 'Q9'" in ended.stderr.splitlines()[-1]
+    ended = run(optimized, "optimize", "pocket", "--runtime", "mxl")
+    assert ended.returncode == 1
+    assert "unknown runtime 'mxl'; have: auto, " in ended.stderr.splitlines()[-1]
+    assert "there is nothing to build" in run(optimized, "optimize", "other", "--runtime", "echo").stdout
+
+
+def test_models_names_every_artifact_and_whose_it_is(optimized: Path) -> None:
+    shown = listed(optimized)
+    assert [model["name"] for model in shown["models"]] == ["pocket", "again", "other"]
+    (row,) = shown["artifacts"]
+    assert row["models"] == ["pocket", "again"]
+    assert (row["format"], row["precision"], row["in_use"]) == ("gguf", "Q8_0", False)
+    assert shown["models"][1]["artifacts"] == [row["key"]]
+    assert shown["total_bytes"] == row["bytes"]
+    table = run(optimized, "models", COLUMNS="200").stdout
+    assert "pocket, again" in table
+    assert "Q8_0" in table
+
+
+def test_models_verify_names_what_has_changed_and_exits_with_one(optimized: Path, tmp_path: Path) -> None:
+    import shutil
+
+    assert "all 1 artifacts are as they were built" in run(optimized, "models", "--verify").stdout
+    cache = Path(shutil.copytree(optimized / "cache", tmp_path / "cache"))
+    (file,) = cache.glob("artifacts/*/model.gguf")
+    file.write_bytes(file.read_bytes()[:-1])
+    ended = run(optimized, "models", "--verify", ENGINEHOUSE_CACHE_DIR=str(cache))
+    assert ended.returncode == 1
+    assert f"broken: '{file.parent.name}': model.gguf has" in ended.stdout
+
+
+def test_prune_says_what_it_removed_and_what_is_left(optimized: Path, tmp_path: Path) -> None:
+    import shutil
+
+    cache = Path(shutil.copytree(optimized / "cache", tmp_path / "cache"))
+    assert (
+        "would remove gguf-Q8_0-"
+        in run(optimized, "prune", "--budget", "0GiB", "--dry-run", ENGINEHOUSE_CACHE_DIR=str(cache)).stdout
+    )
+    assert (
+        "0.0 MiB in 0 removed" in run(optimized, "prune", "--budget", "1GiB", ENGINEHOUSE_CACHE_DIR=str(cache)).stdout
+    )
+    said = run(optimized, "prune", "--budget", "0GiB", ENGINEHOUSE_CACHE_DIR=str(cache)).stdout
+    assert "removed gguf-Q8_0-" in said
+    assert "in 1 removed; 0.0 MiB left, 0.0 MiB in use" in said
+    assert not list((cache / "artifacts").iterdir())
+
+
+@pytest.mark.parametrize("budget", ["20", "20GB", "50%", "much"])
+def test_a_budget_that_is_no_size_is_refused(tmp_path: Path, budget: str) -> None:
+    ended = run(tmp_path, "prune", "--budget", budget)
+    assert ended.returncode == 1
+    assert ended.stderr == f"enginehouse: --budget: '{budget}' is no size; give one such as 20GiB or 500MiB\n"
+
+
+def test_ctrl_c_while_optimizing_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "optimize", "pocket", "--runtime", "llamacpp", "--precision", "int4"]
+    cache = tmp_path / "cache"
+    building = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "ENGINEHOUSE_CACHE_DIR": str(cache)}
+    )
+    assert building.stderr
+    while "quantize" not in building.stderr.readline():
+        pass
+    children = psutil.Process(building.pid).children(recursive=True)
+    building.send_signal(signal.SIGINT)
+    building.stderr.close()
+    assert building.wait(30) == 130
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert not list((cache / "artifacts").iterdir())

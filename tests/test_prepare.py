@@ -1,12 +1,17 @@
 """Artifacts: built once, whole or not at all, whoever is killed on the way."""
 
 import asyncio
+import contextlib
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from optimize.build import Build
@@ -20,9 +25,9 @@ GGUF = toolchains()["gguf"]
 def quiet(stage: str, fraction: float) -> None: ...
 
 
-def build(source: Path | str, cache: Path, precision: str = "Q8_0") -> Artifact:
+def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False) -> Artifact:
     async def steps() -> Artifact:
-        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet)
+        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, anew=anew)
 
     return asyncio.run(steps())
 
@@ -59,8 +64,6 @@ def test_progress_is_told_stage_by_stage(tmp_path: Path, checkpoint: Path) -> No
 
 
 def test_a_changed_source_is_built_anew(tmp_path: Path, checkpoint: Path) -> None:
-    import shutil
-
     own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
     first = build(own, tmp_path / "cache")
     config = json.loads((own / "config.json").read_text())
@@ -125,8 +128,6 @@ def test_a_build_ends_with_the_process_that_asked_for_it(tmp_path: Path, checkpo
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
-    import shutil
-
     own = Path(shutil.copytree(checkpoint, tmp_path / "own"))
     weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
@@ -143,6 +144,89 @@ def test_a_build_that_would_not_fit_is_refused_before_it_starts(tmp_path: Path, 
     with pytest.raises(CannotBuild, match=r"no room on the disk.*MiB are needed.*set cache_dir"):
         asyncio.run(steps())
     assert artifacts(tmp_path) == []
+
+
+def test_a_build_that_memory_is_too_small_for_is_refused_before_it_starts(tmp_path: Path, checkpoint: Path) -> None:
+    openvino = toolchains()["openvino"]
+    if reason := openvino.unavailable():
+        pytest.skip(reason)
+    needed = psutil.virtual_memory().total + (1 << 30)
+
+    async def steps() -> None:  # of all toolchains the one that takes most memory for its disk
+        source = msgspec.structs.replace(await locate(str(checkpoint), None, quiet), parameters=int(needed / 5.5))
+        await prepare(source, openvino, "F32", tmp_path, quiet)
+
+    with pytest.raises(
+        CannotBuild, match=r"^building openvino F32 takes about \d+ MiB of memory, \d+ MiB are free; "
+    ) as caught:
+        asyncio.run(steps())
+    assert caught.value.environment
+    assert artifacts(tmp_path) == []
+
+
+def test_a_build_that_is_given_up_leaves_nothing(tmp_path: Path, checkpoint: Path) -> None:
+    async def steps() -> None:
+        begun = asyncio.Event()
+        source = await locate(str(checkpoint), None, quiet)
+        building = asyncio.create_task(prepare(source, GGUF, "Q4_K_M", tmp_path, lambda stage, done: begun.set()))
+        await begun.wait()
+        building.cancel()
+        await asyncio.wait([building])
+        assert building.cancelled()
+
+    asyncio.run(steps())
+    assert artifacts(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, which a test may fill."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """With a file that leaves no page, whatever a build writes meanwhile."""
+    ballast, size = folder / "ballast", 0
+    with ballast.open("wb") as stream:
+        for piece in (1 << 26, 1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.posix_fallocate(stream.fileno(), size, piece)
+                    size += piece
+    return ballast
+
+
+@pytest.mark.parametrize("stage", ["convert", "quantize", "check"])  # after the last the artifact is published
+@pytest.mark.parametrize("name", ["gguf", "mlx", "openvino", "onnx"])
+def test_a_disk_that_is_full_at_any_stage_ends_the_build_with_a_sentence_and_leaves_nothing(
+    small_disk: Path, name: str, stage: str
+) -> None:
+    toolchain = toolchains()[name]
+    if reason := toolchain.unavailable():
+        pytest.skip(reason)
+    ballast: list[Path] = []
+
+    def fill_at(at: str, done: float) -> None:
+        if at == stage and not ballast:
+            ballast.append(fill(small_disk))
+
+    async def steps(report: Callable[[str, float], None]) -> Artifact:
+        source = await locate("builtin:pocket", None, quiet)
+        return await prepare(source, toolchain, toolchain.precisions["int4"], small_disk, report)
+
+    with pytest.raises(CannotBuild, match=f"no room on the disk of the cache '{small_disk}'.*set cache_dir") as caught:
+        asyncio.run(steps(fill_at))
+    assert caught.value.environment
+    assert artifacts(small_disk) == []
+    ballast[0].unlink()
+    if name == "gguf":  # the others take their time
+        assert Path(asyncio.run(steps(quiet)).path).exists()
 
 
 def test_a_gguf_file_is_a_source(tmp_path: Path, checkpoint: Path) -> None:
