@@ -9,8 +9,9 @@ import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
+from runtimes import formats
+from runtimes.calling import Format
 from runtimes.contract import Facts, Refused
-from runtimes.output import END_THINK, THINK
 
 # For a model without a template: the plainest form that base models continue sensibly.
 PLAIN = (
@@ -34,16 +35,17 @@ def render(
     """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
     Raises Refused for what the template will not take."""
     source = facts.chat_template or PLAIN
-    template = compiled(source)
+    template, form = compiled(source), formats.form_of(facts.chat_template)
+    tools = [described(tool) for tool in tools or []]
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
     variables |= (meant_by(effort, source) if effort else {}) | options
-    given: dict[str, Any] = {"messages": [plain(message) for message in messages], "tools": tools or None}
     try:
+        given = {"messages": prepared(form, source, messages, tools), "tools": (form.knows_tools and tools) or None}
         text = template.render(**variables, **given)
         if not goes_on(messages[-1]):
             return text
         closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
-        return continued(closed, text, begun(messages))
+        return continued(closed, text, begun(messages), form.thought)
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
     except Refused:
@@ -61,7 +63,7 @@ def goes_on(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and not message.get("tool_calls")
 
 
-def continued(text: str, with_next: str, said: str) -> str:
+def continued(text: str, with_next: str, said: str, marks: tuple[str, str]) -> str:
     """A rendering without what closes the last message, as transformers' continue_final_message does it; and where the
     template lets an answer begin with an empty thought (`with_next`), so does this one."""
     at = text.rfind(said.strip())
@@ -73,9 +75,10 @@ def continued(text: str, with_next: str, said: str) -> str:
         )
     whole = said.lstrip()  # templates may keep or drop blanks
     said = whole if text.startswith(whole, at) else said.strip()
-    thought = with_next[with_next.rfind(THINK) :] if with_next.rstrip().endswith(END_THINK) else ""
-    missing = "" if text[:at].rstrip().endswith(END_THINK) or said.startswith(THINK) else thought
-    return text[:at] + missing + said
+    before, (begin, end) = text[:at], marks
+    if begin and with_next.rstrip().endswith(end) and not (before.rstrip().endswith(end) or said.startswith(begin)):
+        before += with_next[with_next.rfind(begin) :]
+    return before + said
 
 
 def meant_by(effort: str, template: str) -> dict[str, Any]:
@@ -124,6 +127,31 @@ def raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
+def described(tool: dict[str, Any]) -> dict[str, Any]:
+    """With all that templates look for, and nothing that is for us."""
+    defaults = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    function = {key: value for key, value in tool["function"].items() if key != "strict"}
+    return tool | {"function": {"name": function["name"]} | defaults | function}
+
+
+def prepared(
+    form: Format, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """As the template wants them; each result with the name of the function that gave it."""
+    out: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for message in map(plain, messages):
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or []}
+        if (
+            message["role"] == "tool"
+            and not message.get("name")
+            and (name := names.get(message.get("tool_call_id", "")))
+        ):
+            message["name"] = name
+        out.append(message)
+    return form.prepare(out, tools, template)
+
+
 def plain(message: dict[str, Any]) -> dict[str, Any]:
     """Templates want text and parsed arguments where OpenAI's shape has content parts and JSON strings."""
     message = dict(message)
@@ -144,6 +172,6 @@ def certain_text(messages: list[dict[str, Any]]) -> str:
 
 def parsed(function: dict[str, Any]) -> dict[str, Any]:
     try:
-        return function | {"arguments": json.loads(function["arguments"])}
+        return function | {"arguments": json.loads(function["arguments"] or "{}")}
     except ValueError as error:
         raise Refused(f"arguments of tool call '{function['name']}' are not JSON: {error}", "messages") from error

@@ -1,10 +1,13 @@
 """Constrained decoding for engines without their own: a constraint -> which tokens may come next, by llguidance."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from runtimes.contract import Constraint, Grammar, JsonSchema, Refused, Regex
+from runtimes.contract import Constraint, Grammar, JsonSchema, Refused, Regex, Shaped
+from runtimes.lark import lark as written
+from runtimes.shape import Json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,27 +36,42 @@ class Guides:
         return Guide(self._lib.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0), self._tokenizer)
 
     def _compile(self, constraint: Constraint) -> str:
+        param = param_of(constraint)
         try:
             grammar = self._lark(constraint)
         except ValueError as error:
-            raise Refused(f"the constraint cannot be read: {error}", PARAM, "invalid_constraint") from error
+            raise Refused(f"the constraint cannot be read: {error}", param, "invalid_constraint") from error
         if trouble := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
-            raise Refused(f"the constraint cannot be enforced: {trouble}", PARAM, "invalid_constraint")
+            raise Refused(f"the constraint cannot be enforced: {trouble}", param, "invalid_constraint")
         return grammar
 
     def _lark(self, constraint: Constraint) -> str:
         match constraint:
             case JsonSchema(schema):
-                return str(
-                    self._lib.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS})
-                )
+                return self._of_schema(schema)
             case Regex(pattern):
                 return str(self._lib.LLMatcher.grammar_from_regex(pattern))
             case Grammar(lark):
                 return str(self._lib.LLMatcher.grammar_from_lark(lark))
+            case Shaped(shape):
+                return str(self._lib.LLMatcher.grammar_from_lark(written(shape, self._enforceable)))
+
+    def _of_schema(self, schema: str) -> str:
+        return str(self._lib.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS}))
+
+    def _enforceable(self, value: Json) -> str:
+        """The value's schema, or that of any object where it need not be enforced and cannot be."""
+        trouble = self._lib.LLMatcher.validate_grammar(self._of_schema(value.schema), self._tokenizer)
+        schema = {"type": "object"} if trouble and not value.must else json.loads(value.schema)
+        return json.dumps({"x-guidance": {"whitespace_pattern": BLANKS}, **schema})
 
 
 PARAM = "response_format"
+
+
+def param_of(constraint: Constraint) -> str:
+    """The request's field that asks for it."""
+    return constraint.asked_by if isinstance(constraint, Shaped) else PARAM
 
 
 class ConstraintFailed(Exception):

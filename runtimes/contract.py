@@ -5,6 +5,8 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from runtimes.shape import Shape
+
 FinishReason = str  # "stop" | "length" | "tool_calls"
 Pooling = Literal["mean", "last", "cls"]
 
@@ -27,7 +29,14 @@ class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
     lark: str
 
 
-Constraint = JsonSchema | Regex | Grammar
+class Shaped(msgspec.Struct, frozen=True, tag="tools"):
+    """The answer is of the shape that thoughts and tool calls have in the model's own form. Made by the worker."""
+
+    shape: Shape
+    asked_by: str = "tools"  # the request's field
+
+
+Constraint = JsonSchema | Regex | Grammar | Shaped
 JSON_OBJECT = JsonSchema('{"type": "object"}')
 
 
@@ -64,7 +73,9 @@ def asked_for(sampling: Sampling, echo: bool = False) -> Iterator[tuple[str, str
         yield "top_logprobs", "top_logprobs"
     if echo and sampling.logprobs is not None:
         yield "prompt_logprobs", "echo"
-    if sampling.constraint:
+    if isinstance(sampling.constraint, Shaped):
+        yield "tools", sampling.constraint.asked_by
+    elif sampling.constraint:
         yield str(sampling.constraint.__struct_config__.tag), "response_format"
 
 
@@ -112,7 +123,13 @@ class Job(msgspec.Struct, frozen=True):
         nothing the first engine has counted or drawn is lost with it."""
         s = self.sampling
         repeats = s.temperature == 0 or s.seed is not None
-        return repeats and not (s.frequency_penalty or s.presence_penalty or s.constraint)
+        constrained = s.constraint or (isinstance(self.prompt, Chat) and self.prompt.tools)
+        return repeats and not (s.frequency_penalty or s.presence_penalty or constrained)
+
+    def needs(self) -> list[tuple[str, str]]:
+        """As `asked_for`; tools make a constraint once the model's form of calls is known."""
+        tools = isinstance(self.prompt, Chat) and self.prompt.tools
+        return [*asked_for(self.sampling, self.echo), *([("tools", "tools")] if tools else [])]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -220,7 +237,7 @@ class Token(msgspec.Struct, frozen=True):
 
     job: int
     id: int  # -1: no token, only the end
-    text: bytes  # b"" for a control token; may end inside a UTF-8 sequence
+    text: bytes  # b"" for a control token, unless it marks calls or thoughts; may end inside a UTF-8 sequence
     finish: FinishReason | None = None  # "stop": the model ended; "length": max_tokens or the context is reached
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
     logprob: float | None = None  # of this token, or of the one that ended the answer, if `logprobs` was asked for

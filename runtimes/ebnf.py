@@ -63,19 +63,19 @@ def grammar(schema: Schema) -> str:
 class Writer:
     """Collects the rules of one schema."""
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, prefix: str = "r") -> None:
+        self._schema, self._prefix = schema, prefix
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}  # "#/$defs/x" -> its rule
         self._any = ""
 
-    def text(self) -> str:
-        root = self._reference("#")
-        lines = [f"root ::= {root}", *(f"{name} ::= {body}" for name, body in self._rules.items())]
+    def text(self, root: str = "root") -> str:
+        """`root`: the name of the rule for the whole value."""
+        lines = [f"{root} ::= {self._reference('#')}", *(f"{name} ::= {body}" for name, body in self._rules.items())]
         return "\n".join(lines)
 
     def _rule(self, body: str) -> str:
-        name = f"r{len(self._rules)}"
+        name = f"{self._prefix}{len(self._rules)}"
         self._rules[name] = body
         return name
 

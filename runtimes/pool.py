@@ -31,7 +31,6 @@ from runtimes.contract import (
     Prompt,
     Unavailable,
     UnknownModel,
-    asked_for,
     too_long,
 )
 from runtimes.engines import runtimes
@@ -161,7 +160,7 @@ class Pool:
 
     async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
         """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
-        needs = list(asked_for(job.sampling, job.echo))
+        needs = job.needs()
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
@@ -500,6 +499,8 @@ class Pool:
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
         await self._expect(name, source, ranked, gate=not stands_in)
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
+        after = (await self._knowledge.of(name)).decision.ranked  # what the build has shown of it counts in
+        ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1

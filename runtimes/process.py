@@ -13,7 +13,19 @@ from typing import IO, TypeVar
 
 import psutil
 
-from runtimes.contract import Delta, Done, EngineFailed, Facts, Job, Load, Pooling, Prompt, Refused, Unavailable
+from runtimes.contract import (
+    Delta,
+    Done,
+    EngineFailed,
+    Facts,
+    Job,
+    Load,
+    Pooling,
+    Prompt,
+    Refused,
+    ToolCall,
+    Unavailable,
+)
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
@@ -269,6 +281,16 @@ def merged(items: list[Item]) -> list[Item]:
         before = out[-1]
         if isinstance(item, Delta) and isinstance(before, Delta) and item.text and before.text:
             out[-1] = Delta(before.text + item.text, logprobs=before.logprobs + item.logprobs)
+        elif isinstance(item, Delta) and isinstance(before, Delta) and (call := further(before, item)):
+            out[-1] = Delta(tool_call=call, logprobs=before.logprobs + item.logprobs)
         else:
             out.append(item)
     return out
+
+
+def further(before: Delta, item: Delta) -> ToolCall | None:
+    """Two pieces of the same call's arguments as one."""
+    one, other = before.tool_call, item.tool_call
+    if one and other and not (one.name or other.name) and one.index == other.index:
+        return ToolCall(one.index, arguments=one.arguments + other.arguments)
+    return None

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from runtimes import formats
+
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "\u2581"  # SentencePiece writes blanks with it
 
@@ -27,9 +29,10 @@ class Vocabulary:
             text_config.get("max_position_embeddings") or own.get("context_length") or 0
         )  # tokens; 0 where it is not said
         added = self._tokenizer.get_added_tokens_decoder()
-        self.special = frozenset(id for id, token in added.items() if token.special)
-        self.pieces = self._pieces(added)
         self.chat_template = chat_template(folder, settings)
+        shown = formats.marks(self.chat_template)
+        self.special = frozenset(id for id, token in added.items() if token.special and token.content not in shown)
+        self.pieces = self._pieces(added)
         self.bos = self._bos()
         self.ends = self._ends(folder, text_config, settings)
         self.eos = self._tokenizer.id_to_token(self.ends[0]) or "" if self.ends else ""
@@ -42,7 +45,7 @@ class Vocabulary:
         return ids
 
     def _pieces(self, added: dict[int, Any]) -> list[bytes]:
-        """b"" for a special token and for ids without text."""
+        """b"" for a special token that marks nothing in an answer, and for ids without text."""
         decode = byte_level() if "ByteLevel" in str(json.loads(self._tokenizer.to_str())["decoder"]) else sentencepiece
         pieces = [b""] * self.size
         for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items():

@@ -7,11 +7,12 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
-from runtimes import chat
+from runtimes import chat, formats
+from runtimes.calling import Setting, Tool
 from runtimes.contract import (
     Chat,
     Delta,
@@ -19,11 +20,13 @@ from runtimes.contract import (
     Engine,
     Facts,
     Ids,
+    JsonSchema,
     Logprob,
     Prompt,
     Refused,
     Sampling,
     Scored,
+    Shaped,
     Text,
     Token,
     Usage,
@@ -32,7 +35,8 @@ from runtimes.contract import (
     too_long,
 )
 from runtimes.engines import runtimes
-from runtimes.output import CALL, END_THINK, THINK, Output
+from runtimes.output import Output
+from runtimes.shape import Json
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
@@ -149,8 +153,7 @@ class Loop:
     def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[ToServer], None]) -> None:
         self._engine, self._inbox, self._send = engine, inbox, send
         self._answers: dict[int, Answer] = {}
-        template = engine.facts.chat_template or ""
-        self._reasoning, self._tools = THINK in template, CALL in template
+        self._form = formats.form_of(engine.facts.chat_template)
 
     def run(self) -> None:
         while True:
@@ -176,28 +179,28 @@ class Loop:
             case Embed():
                 self._embed(message)
             case Tokenize(job, prompt):
-                ids, _ = self._prepared(prompt, Sampling())
+                ids, _, _ = self._prepared(prompt, Sampling())
                 self._send(Tokenized(job, ids))
             case Detokenize(job, ids):
                 check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
                 self._send(Detokenized(job, self._text(ids)))
 
     def _admit(self, submit: Submit) -> None:
-        check_features(submit.sampling, self._engine.facts, submit.echo)
-        ids, output = self._prepared(submit.prompt, submit.sampling)
+        ids, output, sampling = self._prepared(submit.prompt, submit.sampling)
+        check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.said:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
-        if submit.sampling.max_tokens == 0:
-            check_tokens(ids, submit.sampling, self._engine.facts.vocabulary)
+        if sampling.max_tokens == 0:
+            check_tokens(ids, sampling, self._engine.facts.vocabulary)
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
-            self._engine.add(submit.job, [*ids, *submit.said], after(submit.sampling, len(submit.said)))
+            self._engine.add(submit.job, [*ids, *submit.said], after(sampling, len(submit.said)))
             self._answers[submit.job] = answer
             dones = []
         if submit.echo or dones:
-            echo = [(submit.job, self._echo(submit.prompt, ids, submit.sampling.logprobs))] if submit.echo else []
+            echo = [(submit.job, self._echo(submit.prompt, ids, sampling.logprobs))] if submit.echo else []
             self._send(Emit([], echo, dones))
 
     def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Delta:
@@ -210,18 +213,33 @@ class Loop:
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._engine.text, ids)).decode("utf-8", "replace")
 
-    def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output]:
-        """The prompt's token ids, and what will take its answer apart."""
+    def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output, Sampling]:
+        """The prompt's token ids, what will take its answer apart, and the sampling with what tools ask of it."""
         if not isinstance(prompt, Chat):
             ids = prompt.ids if isinstance(prompt, Ids) else self._encoded(prompt)
-            return ids, Output(sampling.stop, reasoning=False, thinking=False, tools=False)
-        if prompt.tools and not self._tools:
-            raise Refused("this model's chat template has no tools in a form that is understood here", "tools")
+            return ids, Output(sampling.stop), sampling
         text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
+        form, (begin, end) = self._form, self._form.thought
         begun = chat.begun(prompt.messages)
-        thinking = self._reasoning and (text.rstrip().endswith(THINK) or begun.rfind(THINK) > begun.rfind(END_THINK))
-        reasoning = thinking or (self._reasoning and not begun)
-        return self._engine.encode(text), Output(sampling.stop, reasoning, thinking, bool(prompt.tools))
+        thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
+        reasoning = bool(begin) and begin in (self._engine.facts.chat_template or "")
+        setting = Setting(
+            tuple(tool_of(tool, prompt) for tool in prompt.tools or ()),
+            prompt.call_required,
+            prompt.parallel_calls,
+            reasoning=reasoning and (thinking or not begun),
+            thinking=thinking,
+            content=content_of(sampling),
+        )
+        if setting.tools:
+            if sampling.constraint and not setting.content:
+                raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
+            allowed = tuple(tool for tool in setting.tools if prompt.call_name in ("", tool.name))
+            shaped = Shaped(form.shape(msgspec.structs.replace(setting, tools=allowed)))
+            sampling = msgspec.structs.replace(sampling, constraint=shaped)
+        elif setting.content and (setting.thinking or not begin):  # only what comes after the thought is held to it
+            sampling = msgspec.structs.replace(sampling, constraint=Shaped(form.shape(setting), "response_format"))
+        return self._engine.encode(text), Output(sampling.stop, lambda incoming: form.read(incoming, setting)), sampling
 
     def _encoded(self, prompt: Text) -> list[int]:
         ids, bos = self._engine.encode(prompt.text), self._engine.facts.bos
@@ -276,6 +294,21 @@ def named(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> st
             return "input"
         case Detokenize():
             return "tokens"
+
+
+def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
+    """Arguments are enforced where a call is, or where that is asked for; else as far as the engine can."""
+    function = tool["function"]
+    strict = function.get("strict")
+    must = strict or (prompt.call_required and strict is None)
+    schema = {"type": "object"} | (function.get("parameters") or {"properties": {}})
+    if "properties" in schema:  # other names than these help nobody
+        schema = {"additionalProperties": False} | schema
+    return Tool(function["name"], Json(msgspec.json.encode(schema).decode(), must))
+
+
+def content_of(sampling: Sampling) -> Json | None:
+    return Json(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
 
 
 def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:

@@ -12,7 +12,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 
 from config.schema import Config
 from runtimes.pool import Pool
-from server import schema
+from server import messages, responses, schema
 from server.auth import guard
 from server.chat import chat_completions
 from server.completions import completions
@@ -21,6 +21,7 @@ from server.errors import respond
 from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
 from server.rerank import rerank
+from server.responses_store import ResponseStore
 from server.tokens import detokenize, tokenize
 
 LARGEST_BODY_BYTES = 10 << 20
@@ -30,6 +31,7 @@ def create(config: Config) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.pool = Pool(config)
+        app.state.responses = ResponseStore(config.cache_dir)
         app.state.started = int(time.time())
         looking = asyncio.create_task(app.state.pool.look_around())
         try:
@@ -48,10 +50,11 @@ def create(config: Config) -> Litestar:
         list_models,
         get_model,
         metrics,
+        *responses.ROUTES,
     ]
     api = Router(
         "/",
-        route_handlers=guarded,
+        route_handlers=[*guarded, messages.ROUTER],
         guards=[guard(config.server.api_keys)],
     )
     app = Litestar(
@@ -68,6 +71,6 @@ def create(config: Config) -> Litestar:
         ),
         logging_config=None,
     )
-    operations = [handler.operation_class for handler in (*guarded, health, ready)]
-    app.openapi_schema.components.schemas = schema.components(operations)
+    handlers = [*guarded, messages.create_message, messages.count_tokens, health, ready]
+    app.openapi_schema.components.schemas = schema.components([handler.operation_class for handler in handlers])
     return app

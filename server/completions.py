@@ -87,7 +87,7 @@ async def completions(request: Request[Any, Any, State], state: State) -> Respon
 
 
 def read(body: bytes) -> CompletionRequest:
-    request = openai.convert(openai.supported(openai.json_object(body), IGNORED, NEUTRAL), CompletionRequest)
+    request = openai.convert(openai.accepted(openai.json_object(body), IGNORED, NEUTRAL), CompletionRequest)
     openai.check_stream_options(request.stream, request.stream_options)
     return request
 

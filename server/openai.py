@@ -1,6 +1,7 @@
 """OpenAI's wire shapes for chat: what a request may hold, and what of it has no effect here."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -19,7 +20,6 @@ IGNORED = {
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "parallel_tool_calls": (True,),
     "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
@@ -76,16 +76,41 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_obfuscation: Literal[False] = False
 
 
-class ToolFunction(msgspec.Struct, frozen=True):
-    name: str
-    description: str = ""
-    parameters: dict[str, Any] = {}
+class ToolFunction(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
 class Tool(msgspec.Struct, frozen=True):
+    type: Literal["function"]
     function: ToolFunction
+
+
+class Named(msgspec.Struct, frozen=True):
+    name: str
+
+
+class OneTool(msgspec.Struct, tag_field="type", tag="function", frozen=True):
+    function: Named
+
+
+class ToolReference(msgspec.Struct, frozen=True):
+    function: Named
     type: Literal["function"] = "function"
+
+
+class AllowedTools(msgspec.Struct, frozen=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolReference], msgspec.Meta(min_length=1)]
+
+
+class SomeTools(msgspec.Struct, tag_field="type", tag="allowed_tools", frozen=True):
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Literal["auto", "none", "required"] | OneTool | SomeTools
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", frozen=True):
@@ -127,7 +152,8 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
     tools: list[Tool] = []
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     # Extensions, named as other servers name them.
     top_k: Whole = 0
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -162,15 +188,16 @@ def convert(fields: dict[str, Any], to: type[T]) -> T:
 
 def read(body: bytes) -> ChatRequest:
     """A request for a chat completion, or Refused with the field's name."""
-    fields = supported(json_object(body), IGNORED, NEUTRAL)
+    fields = accepted(json_object(body), IGNORED, NEUTRAL)
     check_parts(fields.get("messages"))
     request = convert(fields, ChatRequest)
     check_messages(request.messages)
+    check_tools(request.tools)
     check_stream_options(request.stream, request.stream_options)
     return request
 
 
-def supported(raw: dict[str, Any], ignored: set[str], neutral: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
     """The fields that say something; null is as good as not there. Raises Refused for those that ask for what is not
     to be had here."""
     fields = {key: value for key, value in raw.items() if value is not None and key not in ignored}
@@ -196,7 +223,8 @@ def refusal(message: str) -> Refused:
         name = f"{place}.{unknown[1]}" if place else unknown[1]
         return Refused(f"unknown field '{name}'", name, "unknown_parameter")
     if place == "tool_choice":
-        return Refused('\'tool_choice\' is supported here as "auto" and "none" only', place, "unsupported_parameter")
+        forms = '"auto", "none", "required", {"type": "function", …} and {"type": "allowed_tools", …}'
+        return Refused(f"'tool_choice' may be {forms}", place, "invalid_value")
     if missing := re.match(r"Object missing required field `(.+?)`", what):
         place = f"{place}.{missing[1]}" if place else missing[1]
     return Refused(f"'{place}': {what[0].lower()}{what[1:]}" if place else what, place or None, "invalid_value")
@@ -226,6 +254,49 @@ def check_messages(messages: list[Message]) -> None:
             raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
 
 
+def check_tools(tools: list[Tool]) -> None:
+    """Whether the rest of a schema can be enforced is the engine's to say."""
+    names = [tool.function.name for tool in tools]
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}].function"
+        if tool.function.name in names[:index]:
+            raise Refused(f"two tools are named '{tool.function.name}'", f"{where}.name", "invalid_value")
+        if (tool.function.parameters or {}).get("type", "object") != "object":
+            raise Refused(f"'{where}.parameters' must be a schema of type 'object'", f"{where}.parameters")
+
+
+def chat_of(request: ChatRequest) -> Chat:
+    """The conversation with the tools that may be called, and whether one must be."""
+    choice, tools = request.tool_choice, [] if request.tool_choice == "none" else request.tools
+    required, name = choice == "required", ""
+    match choice:
+        case OneTool(Named(name)):
+            required = True
+            allowed(tools, [name], "tool_choice.function.name")
+        case SomeTools(AllowedTools(mode, references)):
+            required = mode == "required"
+            names = [reference.function.name for reference in references]
+            tools = allowed(tools, names, "tool_choice.allowed_tools.tools")
+    if required and not tools:
+        raise Refused("'tool_choice' asks for a call and there are no 'tools'", "tool_choice", "invalid_value")
+    return Chat(
+        [message_fields(message) for message in request.messages],
+        [msgspec.to_builtins(tool) for tool in tools] or None,
+        required,
+        name,
+        request.parallel_tool_calls,
+        request.chat_template_kwargs,
+        request.reasoning_effort or "",
+    )
+
+
+def allowed(tools: list[Tool], names: list[str], where: str) -> list[Tool]:
+    have = [tool.function.name for tool in tools]
+    if unknown := next((name for name in names if name not in have), None):
+        raise Refused(f"there is no tool '{unknown}'; have: {', '.join(have) or 'none'}", where, "invalid_value")
+    return [tool for tool in tools if tool.function.name in names]
+
+
 def to_job(request: ChatRequest, id: str) -> Job:
     limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
     if request.top_logprobs and not request.logprobs:
@@ -233,12 +304,7 @@ def to_job(request: ChatRequest, id: str) -> Job:
     return Job(
         id,
         request.model,
-        Chat(
-            [message_fields(message) for message in request.messages],
-            [msgspec.to_builtins(tool) for tool in request.tools] if request.tool_choice != "none" else None,
-            template_options=request.chat_template_kwargs,
-            effort=request.reasoning_effort or "",
-        ),
+        chat_of(request),
         Sampling(
             max_tokens=min(limits, default=None),
             min_tokens=request.min_tokens,

@@ -62,9 +62,10 @@ def described(
     streams: bool = False,
     failures: Sequence[int] = (),
     placed: bool = False,
+    own_failures: bool = False,
 ) -> type[Operation]:
     """Of a handler that reads `body` and answers with a struct (or one of several) as JSON or, by its media type, with
-    text."""
+    text or any object. `own_failures`: not in OpenAI's shape."""
     given_answers = () if isinstance(answer, str) else answer if isinstance(answer, tuple) else (answer,)
     given_body, codes = body, list(failures) or [code for code in FAILURES if body or code not in NOT_OF_GET]
 
@@ -76,7 +77,7 @@ def described(
         def __post_init__(self) -> None:
             if given_body:
                 self.request_body = RequestBody({JSON: media(given_body.struct)}, required=True)
-            content = {answer: text()} if isinstance(answer, str) else {JSON: media(*given_answers)}
+            content = {JSON: media(*given_answers)} if not isinstance(answer, str) else {answer: any_of(answer)}
             if streams:
                 content[EVENTS] = text()
             headers: dict[str, Any] = {
@@ -87,8 +88,9 @@ def described(
             }
             good = OpenAPIResponse("as asked for", headers=headers if placed else None, content=content)
             self.responses = {"200": good}
+            failed = any_of(JSON) if own_failures else media(ErrorReply)
             for code in codes:
-                self.responses[str(code)] = OpenAPIResponse(FAILURES[code], content={JSON: media(ErrorReply)})
+                self.responses[str(code)] = OpenAPIResponse(FAILURES[code], content={JSON: failed})
 
     return Given
 
@@ -96,6 +98,10 @@ def described(
 def media(*structs: type[msgspec.Struct]) -> OpenAPIMediaType:
     references = [Reference(PLACES.format(name=struct.__name__)) for struct in structs]
     return OpenAPIMediaType(references[0] if len(references) == 1 else Schema(any_of=references))
+
+
+def any_of(media_type: str) -> OpenAPIMediaType:
+    return OpenAPIMediaType(Schema(type=OpenAPIType.OBJECT)) if media_type == JSON else text()
 
 
 def text() -> OpenAPIMediaType:

@@ -41,7 +41,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[replies.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
     check_content_type(request)
-    fields = openai.supported(openai.json_object(await request.body()), set(), NEUTRAL)
+    fields = openai.accepted(openai.json_object(await request.body()), set(), NEUTRAL)
     openai.check_parts(fields.get("messages"))
     asked = openai.convert(fields, TokenizeRequest)
     pool: Pool = state.pool

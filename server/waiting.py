@@ -14,6 +14,7 @@ from litestar.response import Stream
 from runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
 
 T = TypeVar("T")
+Events = AsyncGenerator[Event, None]
 E = TypeVar("E", Event, tuple[int, Event])  # with the index of its answer, where there are several
 Parts = AsyncGenerator[bytes, None]
 SILENT_SECONDS = 2.0  # before the first comment

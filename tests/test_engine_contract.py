@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -13,6 +14,8 @@ import pytest
 
 from optimize.prepare import locate, prepare
 from optimize.toolchains import toolchains
+from runtimes import formats
+from runtimes.calling import Setting, Tool
 from runtimes.contract import (
     JSON_OBJECT,
     Constraint,
@@ -24,9 +27,11 @@ from runtimes.contract import (
     Refused,
     Regex,
     Sampling,
+    Shaped,
     Token,
 )
 from runtimes.engines import runtimes
+from runtimes.shape import Json
 from runtimes.worker import check_features
 from tests.schemas import SCHEMAS
 
@@ -75,10 +80,11 @@ def build(request: Any, folder: Path) -> Any:
 
     def load(**options: Any) -> Engine:
         slots = options.pop("slots", SLOTS)
+        place = options.pop("path", path)
         own = EXACT.get(runtime.name, {}) | options
-        return runtime.load(Load(runtime.name, path, CONTEXT, slots, 2, 0, own), lambda fraction: None)
+        return runtime.load(Load(runtime.name, place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
 
-    load.runtime = runtime.name  # type: ignore[attr-defined]
+    load.runtime, load.path = runtime.name, path  # type: ignore[attr-defined]
     return load
 
 
@@ -534,6 +540,51 @@ def test_a_constraint_that_leaves_nothing_to_say_ends_its_own_job_only(engine: E
     jobs.finish()
     assert jobs.text(0) == alone
     assert jobs.tokens[1][-1].failure or jobs.tokens[1][-1].finish == "length"
+
+
+# --- tool calls ---
+
+MARKS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+
+
+def with_special_marks(artifact: Path, folder: Path) -> str:
+    """A copy whose tokenizer calls the marks special, as those of many families do."""
+    if artifact.suffix == ".gguf":
+        from gguf import GGUFReader, TokenType
+
+        copy = folder / artifact.name
+        shutil.copy(artifact, copy)
+        fields = GGUFReader(copy, "r+").fields
+        tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+        for at, token in enumerate(tokens.contents()):
+            if token in MARKS:
+                types.parts[types.data[at]][0] = TokenType.CONTROL
+        return str(copy)
+    shutil.copytree(artifact, folder / "model")
+    file = folder / "model" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in MARKS
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return str(folder / "model")
+
+
+def test_what_marks_thoughts_and_calls_is_shown_though_the_tokenizer_calls_it_special(
+    build: Any, tmp_path: Path
+) -> None:
+    engine = build(path=with_special_marks(Path(build.path), tmp_path))
+    ids = engine.encode("".join(MARKS))
+    assert [engine.text(id).decode() for id in ids] == list(MARKS)
+    assert engine.text(engine.encode("<|im_end|>")[-1]) == b""
+    city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    tool = Tool("get_weather", Json(json.dumps(city | {"additionalProperties": False}), must=True))
+    shape = formats.form_of(engine.facts.chat_template).shape(Setting((tool,), required=True, parallel=False))
+    jobs = answer(engine, prompt("Weather in Rome?"), Sampling(max_tokens=60, temperature=0, constraint=Shaped(shape)))
+    said = re.fullmatch(r"\n{0,2}<tool_call>\n(.*)\n</tool_call>", jobs.text(0).decode())
+    assert said, jobs.text(0)
+    assert json.loads(said[1]) == {"name": "get_weather", "arguments": {"city": "Rome"}}
+    assert ids[2] in [token.id for token in jobs.tokens[0]]
+    engine.close()
 
 
 # --- embeddings ---

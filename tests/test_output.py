@@ -6,8 +6,11 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runtimes.calling import Setting, Tool
 from runtimes.contract import Delta
+from runtimes.formats.hermes import FORMAT
 from runtimes.output import Output
+from runtimes.shape import Json
 
 ALPHABET = [
     "a",
@@ -26,13 +29,15 @@ ALPHABET = [
     "STOP",
     "ST",
 ]
+TOOL = Tool("f", Json("{}", must=False))
 texts = st.lists(st.sampled_from([*ALPHABET, '{"name": "f", "arguments": {"x": 1}}']), max_size=25).map("".join)
 
 
 def run(pieces: list[bytes], **options: object) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, reasoning and calls of an answer that came in these pieces."""
-    settings = {"stop": (), "reasoning": False, "thinking": False, "tools": False} | options
-    output = Output(**settings)  # type: ignore[arg-type]
+    stop = options.pop("stop", ())
+    setting = Setting((TOOL,) if options.pop("tools", False) else (), **options)  # type: ignore[arg-type]
+    output = Output(stop, lambda incoming: FORMAT.read(incoming, setting))  # type: ignore[arg-type]
     deltas: list[Delta] = []
     for piece in pieces:
         if not output.stopped:
@@ -113,6 +118,6 @@ def test_a_call_cut_off_by_the_length_limit_is_shown_rather_than_lost() -> None:
 
 
 def test_the_stop_string_that_came_first_is_the_one_named() -> None:
-    output = Output(("two", "STOP"), reasoning=False, thinking=False, tools=False)
+    output = Output(("two", "STOP"))
     output.feed(b"one STOP two")
     assert output.stopped == "STOP"

@@ -250,6 +250,9 @@ def test_an_embedding_that_cannot_be_made_is_refused_by_name(house: Served, chan
 # --- refusals ---
 
 GOOD: dict[str, Any] = {"model": "echo", "messages": [{"role": "user", "content": "a"}]}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+G = {"type": "function", "function": {"name": "g"}}
+ALLOWED = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [G]}}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "messages", "length >= 1"),
     ({"messages": "hello"}, "messages", "expected `array`"),
@@ -265,9 +268,18 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": "hot"}, "temperature", "expected `float`"),
     ({"top_p": 0}, "top_p", "> 0"),
     ({"n": 129}, "n", "<= 128"),
-    ({"tool_choice": "required"}, "tool_choice", "\"auto\" and \"none\""),
+    ({"tool_choice": "required"}, "tool_choice", "there are no 'tools'"),
+    ({"tool_choice": "any"}, "tool_choice", "may be"),
+    ({"tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name", "have: none"),
+    ({"tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice", "have: f"),
+    ({"tools": [FUNCTION], "tool_choice": ALLOWED}, "tool_choice.allowed_tools", "no tool 'g'"),
+    ({"tools": [FUNCTION, FUNCTION]}, "tools[1].function.name", "two tools are named 'f'"),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "regex"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "null"}}}]}, "tools", "object"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0]", "web_search"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "bool"),
     ({"presence_penalty": 1}, "presence_penalty", "not honoured by echo"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "no tools"),
+    ({"tools": [FUNCTION]}, "tools", "not honoured by echo"),
     ({"temprature": 1}, "temprature", "unknown field"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "int"),
     ({"stop": [1]}, "stop", "str"),

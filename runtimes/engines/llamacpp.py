@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from optimize.gguf.text import TextRules, prepare_text
-from runtimes import kv
+from runtimes import formats, kv
 from runtimes.constrain import ConstraintFailed, Guide, Guides
 from runtimes.contract import (
     EVERYTHING,
@@ -113,7 +113,9 @@ class LlamaCpp:
             False  # after a preemption nobody is admitted until someone ends: else they preempt in turns for ever
         )
         self._order = self._clock = 0
-        self._pieces: dict[int, bytes] = {}
+        template = llama_cpp.llama_model_chat_template(self._model, None)
+        self._template = template.decode() if template else None
+        self._pieces = self._marks(vocabulary)
         self._piece_buffer = ctypes.create_string_buffer(1024)
         self._eos = self._end_tokens(vocabulary)
         self._guides: Guides | None = None
@@ -378,12 +380,18 @@ class LlamaCpp:
             piece = self._pieces[token] = self._piece_buffer.raw[: max(size, 0)]
         return piece
 
+    def _marks(self, vocabulary: int) -> dict[int, bytes]:
+        """Control tokens that mark calls or thoughts, as they are shown."""
+        shown = formats.marks(self._template)
+        texts = {token: self._token_text(token) for token in range(vocabulary)} if shown else {}
+        return {token: text.encode() for token, text in texts.items() if text in shown}
+
     def _guide(self, constraint: Constraint) -> Guide:
         if self._guides is None:
             lib, vocab = self._l, self._vocab
             size = self.facts.vocabulary
             pieces = [self.text(token) for token in range(size)]
-            special = [token for token in range(size) if lib.llama_vocab_is_control(vocab, token)]
+            special = [token for token in range(size) if lib.llama_vocab_is_control(vocab, token) and not pieces[token]]
             self._guides = Guides(pieces, special, sorted(self._eos), self.encode)
         return self._guides.guide(constraint)
 
@@ -487,12 +495,11 @@ class LlamaCpp:
         return frozenset([*own, *json.loads(self._metadata("enginehouse.eos_token_ids") or "[]")])
 
     def _facts(self, context: int, slots: int, vocabulary: int) -> Facts:
-        template = self._l.llama_model_chat_template(self._model, None)
         return Facts(
             context_length=context,
             slots=slots,
             vocabulary=vocabulary,
-            chat_template=template.decode() if template else None,
+            chat_template=self._template,
             bos=self._token_text(self._l.llama_vocab_bos(self._vocab))
             if self._l.llama_vocab_get_add_bos(self._vocab)
             else "",

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from runtimes import kv
-from runtimes.constrain import PARAM, ConstraintFailed, Guide, Guides
+from runtimes import ebnf_shape, kv
+from runtimes.constrain import ConstraintFailed, Guide, Guides, param_of
 from runtimes.contract import (
     Constraint,
     Device,
@@ -29,6 +29,7 @@ from runtimes.contract import (
     Refused,
     Regex,
     Sampling,
+    Shaped,
     Token,
     check_tokens,
 )
@@ -49,8 +50,7 @@ SCORED_ROWS = 64  # the same where each gives logits
 # (logit_transformers.hpp, 2026.4); logit_bias and the alternatives of logprobs, which it has not.
 FEATURES = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
-    "stop_token_ids", "logprobs", "json_schema", "regex", "embeddings",
-    "prompt_logprobs",
+    "stop_token_ids", "logprobs", "json_schema", "regex", "tools", "embeddings", "prompt_logprobs",
 )  # fmt: skip
 ATTEMPTS = 3  # of a job to go on when the KV cache was full
 NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
@@ -311,7 +311,8 @@ class OpenVino:
             config.rng_seed = random.getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         if sampling.constraint:
             if sampling.min_tokens and not isinstance(sampling.constraint, Regex):
-                raise Refused("'min_tokens' cannot be combined with a schema on this model's engine", "min_tokens")
+                combined = "tools" if isinstance(sampling.constraint, Shaped) else "a schema"
+                raise Refused(f"'min_tokens' cannot be combined with {combined} on this model's engine", "min_tokens")
             config.structured_output_config = self._structure(sampling.constraint)
         try:
             config.validate()
@@ -328,19 +329,17 @@ class OpenVino:
             self._guides.guide(constraint)  # reads it strictly; xgrammar ignores what it does not know
             structure = self._genai.StructuredOutputConfig()
             match constraint:
-                case JsonSchema(schema):
-                    structure.grammar = ebnf(schema)
                 case Regex(pattern):
                     structure.regex = pattern
                 case _:
-                    raise Refused("a grammar is not honoured by this model's engine", PARAM, "invalid_constraint")
-            self._compile(structure)
+                    structure.grammar = ebnf(constraint)
+            self._compile(structure, param_of(constraint))
             if len(self._structures) >= 64:
                 self._structures.clear()
             self._structures[constraint] = structure
         return self._structures[constraint]
 
-    def _compile(self, structure: Any) -> None:
+    def _compile(self, structure: Any, param: str) -> None:
         """In a pipeline that nobody else uses: its tokenizer, and so its compiled grammars, are the real one's."""
         config = self._genai.GenerationConfig()
         config.max_new_tokens = 1
@@ -353,7 +352,7 @@ class OpenVino:
         except RuntimeError as error:
             self._trial = None
             reason = f"the constraint cannot be enforced: {last_line(error)}"
-            raise Refused(reason, PARAM, "invalid_constraint") from error
+            raise Refused(reason, param, "invalid_constraint") from error
 
     # --- embeddings and scores ---
 
@@ -426,6 +425,9 @@ class OpenVino:
         token, which shows no text, never passes for the text of its name."""
         with tempfile.TemporaryDirectory() as folder:
             save_detokenizer(self._ov, self._pieces, Path(folder) / DETOKENIZER)
+            # What may end an answer whose constraint leaves that to the model; GenAI asks for one.
+            ends = {"eos_token_id": self._vocabulary.ends[0]} if self._vocabulary.ends else {}
+            (Path(folder) / "config.json").write_text(json.dumps(ends))
             return self._genai.Tokenizer(folder)
 
     def _new_pipeline(self, folder: Path, options: Options, load: Load, blocks: int) -> Any:
@@ -485,12 +487,17 @@ def key(before: int, page: Sequence[int]) -> int:
     return hash((before, *page))
 
 
-def ebnf(schema: str) -> str:
+def ebnf(constraint: Constraint) -> str:
     try:
-        return grammar(json.loads(schema))
+        match constraint:
+            case JsonSchema(schema):
+                return grammar(json.loads(schema))
+            case Shaped(shape):
+                return ebnf_shape.grammar(shape)
     except NotEnforceable as error:
         reason = f"this model's engine cannot enforce {error}"
-        raise Refused(reason, PARAM, "invalid_constraint") from error
+        raise Refused(reason, param_of(constraint), "invalid_constraint") from error
+    raise Refused("a grammar is not honoured by this model's engine", param_of(constraint), "invalid_constraint")
 
 
 def without_head(ov: Any, model: Any) -> Any:

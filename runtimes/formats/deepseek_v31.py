@@ -1,0 +1,26 @@
+"""DeepSeek V3.1: as before, with nothing but a mark between name and arguments."""
+
+from runtimes.calling import Setting, tagged
+from runtimes.formats.deepseek import BEGIN, CALL, END, END_CALL, NAME, arguments_as_text, read_calls
+from runtimes.shape import Repeat, Shape, chain, either
+
+
+def recognizes(template: str) -> bool:
+    return BEGIN in template and "```json" not in template
+
+
+def after(setting: Setting) -> Shape:
+    one = either([chain(f"{CALL}{tool.name}{NAME}", tool.arguments, END_CALL) for tool in setting.tools])
+    return chain(Repeat(one) if setting.parallel else one, END)
+
+
+FORMAT = tagged(
+    "deepseek-v3.1",
+    recognizes,
+    (BEGIN,),
+    read_calls,
+    after,
+    repeats=False,
+    marks=(BEGIN, END, CALL, NAME, END_CALL),
+    prepare=arguments_as_text,
+)
