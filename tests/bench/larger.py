@@ -7,6 +7,7 @@ minutes hold depends on the machine. `python -m config.pocket.evaluate --model F
 
 import argparse
 import copy
+import itertools
 import shutil
 import tempfile
 import time
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from config.pocket.evaluate import EVAL
 from config.pocket.render import FOLDER
-from config.pocket.train import answer_loss, batches, export, make_optimizers
+from config.pocket.train import STEPS_PER_CHUNK, add_up, answer_loss, batches, export, make_optimizers
 
 LAYERS = ((0, True), (1, True), (2, True), (2, False), (3, True), (4, True), (4, False), (5, True))
 """From which of pocket's layers each is made, and whether it speaks: a silent one adds nothing until it has learnt."""
@@ -30,22 +32,31 @@ CHECKPOINT_SECONDS = 300
 
 def main() -> None:
     arguments = _arguments()
-    torch.set_num_threads(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/processes"
+        spawn(work, (arguments, store), nprocs=arguments.processes)  # type: ignore[no-untyped-call]
+
+
+def work(rank: int, arguments: argparse.Namespace, store: str) -> None:
+    """One of the processes that train together, as in pocket's own training; the first one speaks and writes."""
+    torch.set_num_threads(1)
     torch.manual_seed(SEED)
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=arguments.processes)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     pocket = Qwen3ForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     model = grow(pocket)
-    with tempfile.TemporaryDirectory() as folder:
-        distributed.init_process_group("gloo", init_method=f"file://{folder}/processes", rank=0, world_size=1)
-        print(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters")
-        print(f"greatest difference of a logit from pocket's: {difference(pocket, model, tokenizer):.1e}")
-        print(
-            f"loss: pocket {unseen_loss(pocket, tokenizer):.4f}, grown {unseen_loss(model, tokenizer):.4f}", flush=True
-        )
-        train(model, tokenizer, arguments.folder, arguments.minutes * 60)
-        print(f"loss: trained {unseen_loss(model, tokenizer):.4f}, its copies alike: {alike(model):.2f}")
-        distributed.destroy_process_group()
+    say(f"{sum(weight.numel() for weight in model.parameters()) / 1e6:.1f} M parameters")
+    say(f"greatest difference of a logit from pocket's: {difference(pocket, model, tokenizer):.1e}")
+    say(f"loss: pocket {unseen_loss(pocket, tokenizer):.4f}, grown {unseen_loss(model, tokenizer):.4f}")
+    train(model, tokenizer, arguments.folder, arguments.minutes * 60)
+    say(f"loss: trained {unseen_loss(model, tokenizer):.4f}; embedding channels alike: {alike(model):.2f}")
     save(model, arguments.folder)
+    distributed.destroy_process_group()
+
+
+def say(line: str) -> None:
+    if distributed.get_rank() == 0:
+        print(line, flush=True)
 
 
 def grow(pocket: Qwen3ForCausalLM) -> Qwen3ForCausalLM:
@@ -90,41 +101,43 @@ def difference(pocket: Qwen3ForCausalLM, model: Qwen3ForCausalLM, tokenizer: Pre
 def unseen_loss(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase) -> float:
     """Mean cross-entropy on conversations of the training's kind that no step has."""
     steps = batches(UNSEEN_CHUNK, SEED, tokenizer)[-UNSEEN_STEPS:]
-    with torch.inference_mode():
-        return sum(answer_loss(model, blocks).item() for blocks in steps) / len(steps)
+    with torch.no_grad():
+        loss = torch.stack([answer_loss(model, blocks) for blocks in steps]).mean()
+    distributed.all_reduce(loss)
+    return loss.item()
 
 
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Path, seconds: float) -> None:
     optimizers = make_optimizers(model, "muon")
-    began = saved = reported = time.monotonic()
-    chunk = step = seen = 0
+    began = saved = time.monotonic()
     losses: list[float] = []
-    while True:
-        for blocks in batches(chunk, SEED, tokenizer):
-            done = (time.monotonic() - began) / seconds
-            if done >= 1:
-                return
-            for optimizer, rate in optimizers:
-                optimizer.param_groups[0]["lr"] = rate * schedule(done)
-            loss = answer_loss(model, blocks)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer, _ in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            step, seen = step + 1, seen + sum(ids.numel() for ids, _ in blocks)
-            losses.append(loss.item())
-            now = time.monotonic()
-            if now - reported > 30:
-                print(
-                    f"step {step} loss {sum(losses) / len(losses):.4f} {seen / (now - began):.0f} tokens/s {done:.0%}",
-                    flush=True,
-                )
-                reported, losses = now, []
-            if now - saved > CHECKPOINT_SECONDS:
-                save(model, folder)
-                saved = now
-        chunk += 1
+    for step in itertools.count():
+        if step % STEPS_PER_CHUNK == 0:
+            chunk = batches(step // STEPS_PER_CHUNK, SEED, tokenizer)
+        done = part_done(began, seconds)
+        if done >= 1:
+            return
+        for optimizer, rate in optimizers:
+            optimizer.param_groups[0]["lr"] = rate * schedule(done)
+        loss = answer_loss(model, chunk[step % STEPS_PER_CHUNK])
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(add_up(model, loss.detach()).item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, _ in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % 10 == 0:
+            say(f"step {step + 1} loss {sum(losses[-10:]) / 10:.4f}, {done:.0%} of the time")
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save(model, folder)
+            saved = time.monotonic()
+
+
+def part_done(began: float, seconds: float) -> float:
+    """By the clock of the first process, so that all use the same rate and stop together."""
+    done = torch.tensor((time.monotonic() - began) / seconds)
+    distributed.broadcast(done, 0)
+    return done.item()
 
 
 def schedule(done: float) -> float:
@@ -139,15 +152,16 @@ def alike(model: Qwen3ForCausalLM) -> float:
 
 
 def save(model: Qwen3ForCausalLM, folder: Path) -> None:
-    export(copy.deepcopy(model), folder)
-    shutil.copy(EVAL, folder / EVAL.name)
+    if distributed.get_rank() == 0:
+        export(copy.deepcopy(model), folder)
+        shutil.copy(EVAL, folder / EVAL.name)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="grow and train a larger pocket")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=35)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=2, help="one for each core")
     return parser.parse_args()
 
 
