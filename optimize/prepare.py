@@ -113,4 +113,5 @@ async def run(order: Order, report: Reporter) -> Fetched | Merged | Built:
         case Failed(reason, environment):
             raise CannotBuild(reason, environment)
         case _:
-            raise CannotBuild(f"the build process ended with status {status} in the middle of its work; see the log")
+            reason = f"the build process ended with status {status} in the middle of its work; see the log"
+            raise CannotBuild(reason, environment=status < 0)  # killed: not the fault of what it built

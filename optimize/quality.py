@@ -142,7 +142,8 @@ def compare(order: Compare, reference: Reference, report: Callable[[float], None
             lost += float((reference.actual[here] - np.take_along_axis(logprobs, following[:, None], 1)[:, 0]).sum())
         report((done + 1) / len(sequences))
     perplexity = math.exp(lost / place)
-    return Quality(round(divergence / place, 6), round(agreed / place, 6), round(perplexity, 6), place, order.runner)
+    mean = max(divergence / place, 0.0)  # rounding may leave a hair less than none
+    return Quality(round(mean, 6), round(agreed / place, 6), round(perplexity, 6), place, order.runner)
 
 
 def divergences(reference: Reference, here: slice, logprobs: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

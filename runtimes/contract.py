@@ -171,6 +171,7 @@ class Done(msgspec.Struct, frozen=True):
     usage: Usage
     prefill_seconds: float = 0.0  # from admission to the first token
     decode_seconds: float = 0.0
+    stop: str = ""  # the stop string that ended it, if one did
 
 
 class Placed(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ class Output:
     """One answer's text as it comes. Nothing here looks back further than the longest stop string or tag."""
 
     def __init__(self, stop: Sequence[str], read: Reader = plain) -> None:
-        self.stopped = False  # a stop string was met: the rest is not wanted
+        self.stopped = ""  # the stop string that was met: the rest is not wanted
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._stop = StopStrings(stop)
         self._incoming = Incoming()
@@ -54,7 +54,7 @@ class Output:
 
 class StopStrings:
     def __init__(self, stop: Sequence[str]) -> None:
-        self.met = False
+        self.met = ""  # the one that came up first
         self._stop = [s for s in stop if s]
         self._held = ""
 
@@ -63,10 +63,11 @@ class StopStrings:
         if self.met or not self._stop:
             return "" if self.met else text
         text = self._held + text
-        found = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
-            self.met, self._held = True, ""
-            return text[: min(found)]
+            at, self.met = min(found, key=lambda place: place[0])
+            self._held = ""
+            return text[:at]
         keep = max(overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -6,10 +6,10 @@ import functools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ from runtimes.contract import (
     Job,
     Placed,
     Pooling,
+    Prompt,
     Unavailable,
     UnknownModel,
     too_long,
@@ -41,6 +42,7 @@ from runtimes.routing import Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
+T = TypeVar("T")
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 RETRY_SECONDS = 5
 IDLE_SECONDS = 20.0  # without a request, before untried candidates are measured
@@ -120,14 +122,24 @@ class Pool:
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
         """A vector for each text."""
+        return await self._ask(model, [("embeddings", "model")], lambda worker: worker.embed(texts, pooling))
+
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[Placed, list[int]]:
+        """The token ids of a prompt, rendered as for an answer."""
+        return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
+
+    async def _ask(
+        self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
+    ) -> tuple[Placed, T]:
+        """What one worker says to a question that can be put again to the next should it die."""
         name = self.resolve(model)
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._waited(name, self._lease(name, [("embeddings", "model")], tried), self._patience)
+                loaded = await self._waited(name, self._lease(name, needs, tried), self._patience)
                 with self._using(loaded):
                     try:
-                        return loaded.placed, await loaded.worker.embed(texts, pooling)
+                        return loaded.placed, await question(loaded.worker)
                     except WorkerDied as death:
                         await self._mourn(name, loaded, death)
                         if attempt == ATTEMPTS:
@@ -469,6 +481,8 @@ class Pool:
         key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
         await self._expect(name, source, ranked, gate=not stands_in)
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
+        after = (await self._knowledge.of(name)).decision.ranked  # what the build has shown of it counts in
+        ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         self._reserved[key] = await self._make_room(name, ranked, artifact)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1

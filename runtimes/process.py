@@ -9,11 +9,23 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import psutil
 
-from runtimes.contract import Delta, Done, EngineFailed, Facts, Job, Load, Pooling, Refused, ToolCall, Unavailable
+from runtimes.contract import (
+    Delta,
+    Done,
+    EngineFailed,
+    Facts,
+    Job,
+    Load,
+    Pooling,
+    Prompt,
+    Refused,
+    ToolCall,
+    Unavailable,
+)
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
@@ -27,6 +39,8 @@ from runtimes.wire import (
     Refusal,
     Start,
     Submit,
+    Tokenize,
+    Tokenized,
     ToServer,
     decode_to_server,
     frame,
@@ -36,7 +50,9 @@ log = logging.getLogger("enginehouse.worker")
 STDERR_LINES = 12
 GRACE_SECONDS = 5.0
 
-Item = Delta | Done | Embedded | Refusal | EngineFailed
+Reply = Embedded | Tokenized
+Item = Delta | Done | Reply | Refusal | EngineFailed
+R = TypeVar("R", Embedded, Tokenized)
 
 
 class WorkerDied(EngineFailed):
@@ -137,18 +153,27 @@ class Worker:
                 self._write(frame(Cancel(number)))
 
     async def embed(self, texts: list[str | list[int]], pooling: Pooling) -> Embedded:
+        return await self._ask(lambda number: Embed(number, texts, pooling), Embedded)
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt as an answer to it would begin."""
+        return (await self._ask(lambda number: Tokenize(number, prompt), Tokenized)).ids
+
+    async def _ask(self, question: Callable[[int], Embed | Tokenize], answer: type[R]) -> R:
         number, replies = self._open([])
         try:
-            self._send(Embed(number, texts, pooling))
+            self._send(question(number))
             match await replies.get():
-                case Embedded() as embedded:
-                    return embedded
+                case answer() as reply:
+                    return reply
                 case Refusal(_, message, param, code):
                     raise Refused(message, param, code)
                 case EngineFailed() as failure:
                     raise failure
                 case other:
-                    raise EngineFailed(f"the engine answered an embedding with {type(other).__name__}")
+                    raise EngineFailed(
+                        f"the engine answered with {type(other).__name__} where {answer.__name__} was due"
+                    )
         finally:
             self._jobs.pop(number, None)
 
@@ -159,7 +184,7 @@ class Worker:
         self._jobs[number] = replies, said
         return number, replies
 
-    def _send(self, message: Submit | Embed) -> None:
+    def _send(self, message: Submit | Embed | Tokenize) -> None:
         try:
             self._write(frame(message))
         except OverflowError as error:
@@ -212,7 +237,7 @@ class Worker:
                 case Failure(number, reason):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
-                case Refusal(number) | Embedded(number):
+                case Refusal(number) | Embedded(number) | Tokenized(number):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(message)
         self.death = f"the engine of model '{self.name}' died: {await self._obituary()}"

@@ -18,6 +18,13 @@ class Embed(msgspec.Struct, tag="embed", frozen=True):
     pooling: Pooling
 
 
+class Tokenize(msgspec.Struct, tag="tokenize", frozen=True):
+    """Asks for a prompt's tokens, as an answer to it would be counted."""
+
+    job: int
+    prompt: Prompt
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     job: int
 
@@ -53,6 +60,11 @@ class Embedded(msgspec.Struct, tag="embedded", frozen=True):
     tokens: int  # of all texts
 
 
+class Tokenized(msgspec.Struct, tag="tokenized", frozen=True):
+    job: int
+    ids: list[int]
+
+
 class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     job: int
     message: str
@@ -67,8 +79,8 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
     message: str
 
 
-ToWorker = Start | Submit | Embed | Cancel
-ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Refusal | Failure
+ToWorker = Start | Submit | Embed | Tokenize | Cancel
+ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Tokenized | Refusal | Failure
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

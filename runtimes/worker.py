@@ -49,6 +49,8 @@ from runtimes.wire import (
     Refusal,
     Start,
     Submit,
+    Tokenize,
+    Tokenized,
     ToServer,
     ToWorker,
     decode_to_worker,
@@ -140,7 +142,7 @@ class Answer:
     def done(self, finish: str) -> Done:
         usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
         reason = "tool_calls" if finish == "stop" and self.output.called else finish
-        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first)
+        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first, self.output.stopped)
 
 
 class Loop:
@@ -157,19 +159,24 @@ class Loop:
 
     def _obey(self, message: ToWorker) -> None:
         match message:
-            case Submit():
+            case Submit() | Embed() | Tokenize():
                 try:
-                    self._admit(message)
-                except Refused as error:
-                    self._send(Refusal(message.job, error.message, error.param, error.code))
-            case Embed():
-                try:
-                    self._embed(message)
+                    self._serve(message)
                 except Refused as error:
                     self._send(Refusal(message.job, error.message, error.param, error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
+
+    def _serve(self, message: Submit | Embed | Tokenize) -> None:
+        match message:
+            case Submit():
+                self._admit(message)
+            case Embed():
+                self._embed(message)
+            case Tokenize(job, prompt):
+                ids, _, _ = self._prepared(prompt, Sampling())
+                self._send(Tokenized(job, ids))
 
     def _admit(self, submit: Submit) -> None:
         ids, output, sampling = self._prepared(submit.prompt, submit.sampling)

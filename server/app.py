@@ -11,12 +11,14 @@ from litestar.openapi import OpenAPIConfig
 
 from config.schema import Config
 from runtimes.pool import Pool
+from server import messages, responses
 from server.auth import guard
 from server.chat import chat_completions
 from server.embeddings import embeddings
 from server.errors import respond
 from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
+from server.responses_store import ResponseStore
 
 LARGEST_BODY_BYTES = 10 << 20
 
@@ -25,6 +27,7 @@ def create(config: Config) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.pool = Pool(config)
+        app.state.responses = ResponseStore(config.cache_dir)
         app.state.started = int(time.time())
         looking = asyncio.create_task(app.state.pool.look_around())
         try:
@@ -35,7 +38,15 @@ def create(config: Config) -> Litestar:
 
     api = Router(
         "/",
-        route_handlers=[chat_completions, embeddings, list_models, get_model, metrics],
+        route_handlers=[
+            chat_completions,
+            embeddings,
+            list_models,
+            get_model,
+            metrics,
+            *responses.ROUTES,
+            messages.ROUTER,
+        ],
         guards=[guard(config.server.api_keys)],
     )
     return Litestar(

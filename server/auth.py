@@ -1,4 +1,4 @@
-"""API keys: a bearer token on everything but the health checks."""
+"""API keys: a bearer token, or Anthropic's header, on everything but the health checks."""
 
 import hmac
 from collections.abc import Callable, Sequence
@@ -17,10 +17,11 @@ def guard(keys: Sequence[str]) -> Callable[[ASGIConnection[Any, Any, Any, Any], 
         if not keys:
             return
         scheme, _space, token = connection.headers.get("authorization", "").partition(" ")
+        sent = (token if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", ""))
         known = [
-            hmac.compare_digest(token.encode(), key.encode()) for key in keys
+            hmac.compare_digest(one.encode(), key.encode()) for one in sent for key in keys
         ]  # every key, so that time tells nothing
-        if scheme.lower() != "bearer" or not any(known):
-            raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY'")
+        if not any(known):
+            raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
 
     return check

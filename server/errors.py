@@ -17,6 +17,10 @@ class Unauthorized(Exception):
     pass
 
 
+class UnknownResponse(Exception):
+    """No response of that id is stored."""
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     message: str
     type: str
@@ -31,6 +35,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 400, ErrorBody(error.message, CLIENT_ERROR, error.param, error.code), {}
         case UnknownModel():
             return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
+        case UnknownResponse():
+            return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
         case Unavailable():

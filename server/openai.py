@@ -1,6 +1,7 @@
 """OpenAI's wire shapes for chat: what a request may hold, and what of it has no effect here."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -186,17 +187,21 @@ def convert(fields: dict[str, Any], to: type[T]) -> T:
 
 def read(body: bytes) -> ChatRequest:
     """A request for a chat completion, or Refused with the field's name."""
-    raw = json_object(body)
-    fields = {key: value for key, value in raw.items() if value is not None and key not in IGNORED}
-    for key in fields.keys() & NEUTRAL.keys():
-        if fields.pop(key) not in NEUTRAL[key]:
-            allowed = " or ".join(msgspec.json.encode(value).decode() for value in NEUTRAL[key])
-            remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
-            raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
-    request = convert(fields, ChatRequest)
+    request = convert(accepted(json_object(body), IGNORED, NEUTRAL), ChatRequest)
     check_messages(request.messages)
     check_tools(request.tools)
     return request
+
+
+def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The fields that have an effect; null is as good as not there. Refuses by name what must be neutral and is not."""
+    fields = {key: value for key, value in raw.items() if value is not None and key not in ignored}
+    for key in fields.keys() & neutral.keys():
+        if fields.pop(key) not in neutral[key]:
+            allowed = " or ".join(msgspec.json.encode(value).decode() for value in neutral[key])
+            remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
+            raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
+    return fields
 
 
 def refusal(message: str) -> Refused:

@@ -23,8 +23,8 @@ REFERENCES = tempfile.TemporaryDirectory(prefix="references-")
 class Served:
     """One running `enginehouse serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[str], port: int, cache: Path) -> None:
+        self.process, self.cache = process, cache
         self.root = f"http://127.0.0.1:{port}"
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -85,7 +85,7 @@ def serve(
         text=True,
         env={**os.environ, **(environment or {})},
     )
-    served = Served(process, port)
+    served = Served(process, port, folder / "cache")
     try:
         served.wait_for("Application startup complete", START_SECONDS)
         yield served

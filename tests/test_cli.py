@@ -166,7 +166,8 @@ def test_explain_of_a_model_that_is_not_there_ends_with_one_line(tmp_path: Path)
 def optimized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose config has two models of one source, with the first of them built by the command."""
     folder = tmp_path_factory.mktemp("optimized")
-    models = {name: {"source": "builtin:pocket", "runtime": "llamacpp"} for name in ("pocket", "again")}
+    model = {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "int8"}
+    models = dict.fromkeys(("pocket", "again"), model)
     config = {"cache_dir": str(folder / "cache"), "models": {**models, "other": {"source": "builtin:echo"}}}
     (folder / "enginehouse.yaml").write_text(json.dumps(config))
     ended = run(folder, "optimize", "pocket")

@@ -115,3 +115,9 @@ def test_a_call_that_is_not_json_is_shown_rather_than_lost() -> None:
 def test_a_call_cut_off_by_the_length_limit_is_shown_rather_than_lost() -> None:
     text = '<tool_call>\n{"name": "f", "argu'
     assert run([text.encode()], tools=True) == (text, "", [])
+
+
+def test_the_stop_string_that_came_first_is_the_one_named() -> None:
+    output = Output(("two", "STOP"))
+    output.feed(b"one STOP two")
+    assert output.stopped == "STOP"

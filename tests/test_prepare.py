@@ -205,11 +205,11 @@ def fill(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "stage"),
     [
-        ("gguf", "convert"),
         ("gguf", "quantize"),
         ("gguf", "check"),  # after it the artifact is published
         ("mlx", "quantize"),
         ("mlx", "check"),
+        ("openvino", "convert"),
         ("openvino", "quantize"),
         ("onnx", "quantize"),
     ],

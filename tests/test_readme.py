@@ -13,6 +13,7 @@ import yaml
 
 from config.schema import Config, Model, Optimize, Routing, Server
 from runtimes.engines import runtimes
+from server import messages_request, responses_request
 from server import openai as wire
 from server.cli import parser
 from tests.serving import Served
@@ -83,6 +84,22 @@ def test_every_field_of_openais_schema_is_honoured_neutral_or_ignored() -> None:
     fields = set(params.CompletionCreateParamsBase.__annotations__) | {"stream"}
     assert fields - known == set()
     assert get_args(params.CompletionCreateParams)
+
+
+def test_every_field_of_the_other_dialects_is_listed() -> None:
+    listed = set(re.findall(r"`(\w+)[`:.]", README))
+    for request, rest in (
+        (responses_request.ResponseRequest, responses_request.IGNORED | responses_request.NEUTRAL.keys()),
+        (messages_request.MessageRequest, messages_request.IGNORED | messages_request.NEUTRAL.keys()),
+    ):
+        assert {field.name for field in msgspec.structs.fields(request)} | rest <= listed | {"model"}
+
+
+def test_the_example_of_both_dialects_prints_the_same_answer_twice(house: Served) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(blocks("python")[1].replace("http://127.0.0.1:8080", house.root), {})
+    assert printed.getvalue() == 2 * blocks("text")[0]
 
 
 def test_the_curl_example_gives_the_answer_shown(house: Served) -> None:

@@ -1,0 +1,67 @@
+"""A conversation as chat templates take it, built from what other dialects call items and blocks."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from runtimes.contract import Refused
+from server import openai
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Conversation:
+    """Messages in the shape of `Chat.messages`."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._calls: set[str] = set()
+
+    def say(self, role: Role, text: str) -> None:
+        """System messages at the beginning become one: both dialects have several places for them, and most templates
+        take one alone."""
+        if role == "assistant":
+            self._assistant("content")["content"] = text
+        elif role == "system" and len(self.messages) == 1 and self.messages[0]["role"] == "system":
+            self.messages[0]["content"] += "\n\n" + text
+        else:
+            self.messages.append({"role": role, "content": text})
+
+    def think(self, text: str) -> None:
+        self._assistant("reasoning_content", "content", "tool_calls")["reasoning_content"] = text
+
+    def call(self, id: str, name: str, arguments: str) -> None:
+        """A call the assistant made; `arguments` is JSON text."""
+        self._calls.add(id)
+        calls = self._assistant().setdefault("tool_calls", [])
+        calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+
+    def result(self, call: str, text: str, param: str) -> None:
+        if call not in self._calls:
+            raise Refused(f"'{param}': no tool call before it has the id '{call}'", param, "invalid_value")
+        self.messages.append({"role": "tool", "tool_call_id": call, "content": text})
+
+    def _assistant(self, *taken: str) -> dict[str, Any]:
+        """The message that the assistant is in the middle of, unless it has one of these parts already."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant" or last.keys() & set(taken):
+            self.messages.append({"role": "assistant"})
+        return self.messages[-1]
+
+
+def function_tool(
+    name: str, description: str | None, schema: dict[str, Any] | None, strict: bool | None
+) -> dict[str, Any]:
+    """A function as `Chat.tools` has it."""
+    given = {"name": name, "description": description, "parameters": schema, "strict": strict}
+    function = {key: value for key, value in given.items() if value is not None}
+    fields: dict[str, Any] = msgspec.to_builtins(
+        openai.convert({"type": "function", "function": function}, openai.Tool)
+    )
+    return fields
+
+
+def thinking(effort: str) -> dict[str, Any]:
+    """Variables for the template: some switch thinking on and off, others take the effort itself."""
+    thinks = effort not in ("none", "minimal")
+    return {"enable_thinking": thinks, "thinking": thinks, "reasoning_effort": effort}

@@ -1,0 +1,152 @@
+"""/v1/responses: a response made, looked up, deleted; the items it was given."""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from litestar import Request, Response, delete, get, post
+from litestar.datastructures import State
+
+from runtimes.contract import Refused
+from server import responses_request
+from server.answer import streamed, whole
+from server.chat import check_content_type
+from server.errors import UnknownResponse
+from server.responses_output import Events, Fields, draft, finished
+from server.responses_store import ResponseStore
+from server.waiting import unless_client_leaves
+
+log = logging.getLogger("enginehouse.server")
+MOST_ITEMS = 100  # in one page, as OpenAI's
+# What this dialect calls the fields that engines refuse.
+PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+
+
+@post("/v1/responses", status_code=200)
+async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
+    """A response, whole or as server-sent events; the README lists the fields."""
+    check_content_type(request)
+    asked = responses_request.read(await request.body())
+    store: ResponseStore = state.responses
+    history = await history_of(store, asked.previous_response_id)
+    given = await given_items(store, asked.input)
+    job = responses_request.to_job(asked, history, given, f"resp_{secrets.token_hex(16)}")
+    begun = draft(asked, job.id, int(time.time()))
+
+    async def keep(response: Fields) -> Fields:
+        return await kept(store, response, given)
+
+    with fields_named_here():
+        if asked.stream:
+            return await streamed(request, job, Events(begun, keep))
+        blocks, done, headers = await whole(request, job)
+    return Response(await keep(finished(begun, blocks, done)), headers=headers, media_type="application/json")
+
+
+@post("/v1/responses/input_tokens", status_code=200)
+async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
+    """How many tokens a response's input is, by the model's own template and tokenizer."""
+    check_content_type(request)
+    asked = responses_request.read(await request.body())
+    history = await history_of(state.responses, asked.previous_response_id)
+    given = await given_items(state.responses, asked.input)
+    prompt = responses_request.to_job(asked, history, given, "count").prompt
+    _, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
+    return {"object": "response.input_tokens", "input_tokens": len(ids)}
+
+
+@get("/v1/responses/{id:str}")
+async def get_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
+    """A response that was stored."""
+    if request.query_params.get("stream", "").lower() == "true":
+        raise Refused("'stream': a stored response is not streamed again; leave it out", "stream")
+    return await found(state.responses, id)
+
+
+@delete("/v1/responses/{id:str}", status_code=200)
+async def delete_response(state: State, id: str) -> dict[str, Any]:
+    """Forgets a response. Those that went on from it can be read, but not gone on from."""
+    if not await asyncio.to_thread(state.responses.delete, id):
+        raise UnknownResponse(id)
+    return {"id": id, "object": "response", "deleted": True}
+
+
+@get("/v1/responses/{id:str}/input_items")
+async def list_input_items(
+    state: State, id: str, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None
+) -> dict[str, Any]:
+    """The items that came with the request for a response, page by page."""
+    if not 1 <= limit <= MOST_ITEMS:
+        raise Refused(f"'limit' goes from 1 to {MOST_ITEMS}", "limit", "invalid_value")
+    await found(state.responses, id)
+    items = await asyncio.to_thread(state.responses.given, id)
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise Refused(f"'after': there is no item '{after}' in this response", "after", "invalid_value")
+    start = ids.index(after) + 1 if after is not None else 0
+    page = items[start : start + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + limit < len(items),
+    }
+
+
+@contextlib.contextmanager
+def fields_named_here() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
+
+
+async def found(store: ResponseStore, id: str) -> dict[str, Any]:
+    response = await asyncio.to_thread(store.response, id)
+    if response is None:
+        raise UnknownResponse(id)
+    return response
+
+
+async def history_of(store: ResponseStore, previous: str | None) -> list[Fields]:
+    if previous is None:
+        return []
+    history = await asyncio.to_thread(store.conversation, previous)
+    if history is None:
+        message = f"Previous response with id '{previous}' not found, or one before it."
+        raise Refused(message, "previous_response_id", "previous_response_not_found")
+    return history
+
+
+async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[Fields]:
+    """The input's items in full, also where only an id was sent."""
+    items = responses_request.items_of(input)
+    referred = {item["id"] for item in items if item["type"] == "item_reference"}
+    known = await asyncio.to_thread(store.items, referred) if referred else {}
+    for id in referred - known.keys():
+        raise Refused(f"Item with id '{id}' not found.", "input", "invalid_value")
+    return [known[item["id"]] if item["id"] in referred else item for item in items]
+
+
+async def kept(store: ResponseStore, response: Fields, given: list[Fields]) -> Fields:
+    """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
+    stored."""
+    if not response["store"]:
+        return response
+    try:
+        await asyncio.to_thread(store.save, response, given)
+    except (sqlite3.Error, OSError) as error:
+        log.warning("'%s' is not stored: %s", response["id"], error)
+        return response | {"store": False}
+    return response
+
+
+ROUTES = [create_response, count_input_tokens, get_response, delete_response, list_input_items]

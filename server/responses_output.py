@@ -1,0 +1,197 @@
+"""A response as OpenAI's clients read it: the object, its items, and the events of its stream."""
+
+import itertools
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from runtimes.contract import Done, Logprob, Usage
+from server import sse
+from server.answer import frame
+from server.blocks import Block, Closed, Grew, Opened, Step
+from server.errors import describe
+from server.responses_request import ResponseRequest
+
+Fields = dict[str, Any]
+# Of the codes that OpenAI's schema has for a failed response.
+FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+def draft(request: ResponseRequest, id: str, created: int) -> Fields:
+    """A response that nothing was said in yet."""
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": created,
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "metadata": request.metadata,
+        "model": request.model,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "previous_response_id": request.previous_response_id,
+        "reasoning": {"effort": request.reasoning.effort, "summary": None},
+        "service_tier": "default",
+        "store": request.store,
+        "temperature": request.temperature,
+        "text": text_fields(request),
+        "tool_choice": request.tool_choice
+        if isinstance(request.tool_choice, str)
+        else msgspec.to_builtins(request.tool_choice),
+        "tools": [msgspec.to_builtins(tool) for tool in request.tools],
+        "top_logprobs": request.top_logprobs or 0,
+        "top_p": request.top_p,
+        "truncation": "disabled",
+        "usage": None,
+    }
+
+
+def text_fields(request: ResponseRequest) -> Fields:
+    return {"format": msgspec.to_builtins(request.text.format), "verbosity": "medium"}
+
+
+def finished(draft: Fields, blocks: list[Block], done: Done) -> Fields:
+    cut = done.finish_reason == "length"
+    return draft | {
+        "status": "incomplete" if cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "completed_at": None if cut else int(time.time()),
+        "output": [item(block) for block in blocks],
+        "usage": usage_fields(done.usage),
+    }
+
+
+def failed(draft: Fields, blocks: list[Block], error: Exception) -> Fields:
+    """It is not stored: nothing can go on from it."""
+    status, body, _ = describe(error)
+    failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
+    output = [item(block, "incomplete") for block in blocks]
+    return draft | {"status": "failed", "store": False, "error": failure, "output": output}
+
+
+def item(block: Block, status: str = "") -> Fields:
+    status = status or ("incomplete" if block.cut else "completed")
+    match block.kind:
+        case "call":
+            call = {"call_id": f"call_{block.id}", "name": block.name, "arguments": block.text}
+            return {"id": item_id(block), "type": "function_call", "status": status} | call
+        case "thought":
+            return {
+                "id": item_id(block),
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": [part(block)],
+            }
+        case "text":
+            said = {"role": "assistant", "content": [part(block)]}
+            return {"id": item_id(block), "type": "message", "status": status} | said
+
+
+def item_id(block: Block) -> str:
+    return {"call": "fc_", "thought": "rs_", "text": "msg_"}[block.kind] + block.id
+
+
+def part(block: Block) -> Fields:
+    if block.kind == "thought":
+        return {"type": "reasoning_text", "text": block.text}
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": scored(block.logprobs)}
+
+
+def scored(logprobs: list[Logprob]) -> list[Fields]:
+    return [
+        sse.token_fields(one.token) | {"top_logprobs": [sse.token_fields(other) for other in one.top]}
+        for one in logprobs
+    ]
+
+
+def usage_fields(usage: Usage) -> Fields:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+class Events:
+    """Tells one response, event by event. `keep` stores the response and gives it back."""
+
+    def __init__(self, draft: Fields, keep: Callable[[Fields], Awaitable[Fields]]) -> None:
+        self._draft, self._keep = draft, keep
+        self._numbers = itertools.count()
+
+    def opening(self) -> bytes:
+        return self._event("response.created", response=self._draft) + self._event(
+            "response.in_progress", response=self._draft
+        )
+
+    def step(self, step: Step) -> bytes:
+        match step:
+            case Opened(block):
+                return self._opened(block)
+            case Grew(block, piece, logprobs):
+                return self._grew(block, piece, logprobs)
+            case Closed(block):
+                return self._closed(block)
+
+    async def closing(self, blocks: list[Block], done: Done) -> bytes:
+        response = await self._keep(finished(self._draft, blocks, done))
+        return self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, blocks: list[Block], error: Exception) -> bytes:
+        return self._event("response.failed", response=failed(self._draft, blocks, error))
+
+    def _opened(self, block: Block) -> bytes:
+        """As it was when it opened: it may have grown since."""
+        empty: Fields = {"arguments": ""} if block.kind == "call" else {"content": []}
+        added = self._event(
+            "response.output_item.added", output_index=block.index, item=item(block, "in_progress") | empty
+        )
+        if block.kind == "call":
+            return added
+        blank = {"text": ""} if block.kind == "thought" else {"text": "", "logprobs": []}
+        return added + self._event("response.content_part.added", **place(block), part=part(block) | blank)
+
+    def _grew(self, block: Block, piece: str, logprobs: list[Logprob]) -> bytes:
+        match block.kind:
+            case "call":
+                return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
+            case "thought":
+                return self._event("response.reasoning_text.delta", **place(block), delta=piece)
+            case "text":
+                shown = scored(logprobs)
+                return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
+
+    def _closed(self, block: Block) -> bytes:
+        whole = item(block)
+        ended = self._ended(block)
+        return ended + self._event("response.output_item.done", output_index=block.index, item=whole)
+
+    def _ended(self, block: Block) -> bytes:
+        where, text = place(block), block.text
+        match block.kind:
+            case "call":
+                named = {"name": block.name, "arguments": text}
+                return self._event("response.function_call_arguments.done", **where, **named)
+            case "thought":
+                told = self._event("response.reasoning_text.done", **where, text=text)
+            case "text":
+                told = self._event("response.output_text.done", **where, text=text, logprobs=scored(block.logprobs))
+        return told + self._event("response.content_part.done", **where, part=part(block))
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        return frame(kind, {"sequence_number": next(self._numbers), **fields})
+
+
+def place(block: Block) -> Fields:
+    where: Fields = {"item_id": item_id(block), "output_index": block.index}
+    return where if block.kind == "call" else where | {"content_index": 0}
