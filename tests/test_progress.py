@@ -75,8 +75,7 @@ def built(size: int, precision: str, **spent: float) -> Manifest:
 def test_what_was_built_here_of_that_size_says_more_than_the_prior() -> None:
     gib = 2**30
     prior = estimate(GGUF, source(gib), "Q8_0", [])
-    expected = {**GGUF.seconds_per_gib, "convert": GGUF.seconds_per_gib["convert"] + GGUF.start_seconds}
-    assert {stage: prior[stage] for stage in expected} == expected
+    assert all(prior[stage] >= seconds for stage, seconds in GGUF.seconds_per_gib.items())
     much_smaller = built(gib // 100, "Q8_0", convert=3)
     assert estimate(GGUF, source(gib), "Q8_0", [much_smaller]) == prior
     other = built(gib, "Q4_K_M", convert=1, quantize=40)
