@@ -6,6 +6,7 @@ import json
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 import jinja2.sandbox
 
 from runtimes import formats
@@ -19,19 +20,32 @@ PLAIN = (
 )
 
 
+# Variables by which templates let a model think or not.
+THINKING = ("enable_thinking", "thinking")
+WITHOUT_THOUGHT = ("none", "minimal")  # efforts
+
+
 def render(
-    facts: Facts, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: dict[str, Any]
+    facts: Facts,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    options: dict[str, Any],
+    effort: str = "",
 ) -> str:
-    """The prompt up to where the assistant begins to speak. Raises Refused for what the template will not take."""
-    template_text = facts.chat_template or PLAIN
-    template, form = compiled(template_text), formats.form_of(facts.chat_template)
+    """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
+    Raises Refused for what the template will not take."""
+    source = facts.chat_template or PLAIN
+    template, form = compiled(source), formats.form_of(facts.chat_template)
     tools = [described(tool) for tool in tools or []]
-    known = tools if form.knows_tools else None
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
+    variables |= (meant_by(effort, source) if effort else {}) | options
     try:
-        return template.render(
-            **(variables | options), messages=prepared(form, template_text, messages, tools), tools=known or None
-        )
+        given = {"messages": prepared(form, source, messages, tools), "tools": (form.knows_tools and tools) or None}
+        text = template.render(**variables, **given)
+        if not goes_on(messages[-1]):
+            return text
+        closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
+        return continued(closed, text, begun(messages), form.thought)
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
     except Refused:
@@ -40,8 +54,60 @@ def render(
         raise Refused(f"the model's chat template cannot render these messages: {error}", "messages") from error
 
 
+def begun(messages: list[dict[str, Any]]) -> str:
+    """What the last message says of the assistant's own answer, which is to be continued; "" if it does not."""
+    return str(plain(messages[-1])["content"]) if goes_on(messages[-1]) else ""
+
+
+def goes_on(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
+def continued(text: str, with_next: str, said: str, marks: tuple[str, str]) -> str:
+    """A rendering without what closes the last message, as transformers' continue_final_message does it; and where the
+    template lets an answer begin with an empty thought (`with_next`), so does this one."""
+    at = text.rfind(said.strip())
+    if not said.strip() or at < 0:
+        raise Refused(
+            "the last message is the assistant's, and its text is not in the prompt that the model's chat template "
+            "makes, so it cannot be continued; end with a message of another role",
+            "messages",
+        )
+    whole = said.lstrip()  # templates may keep or drop blanks
+    said = whole if text.startswith(whole, at) else said.strip()
+    before, (begin, end) = text[:at], marks
+    if begin and with_next.rstrip().endswith(end) and not (before.rstrip().endswith(end) or said.startswith(begin)):
+        before += with_next[with_next.rfind(begin) :]
+    return before + said
+
+
+def meant_by(effort: str, template: str) -> dict[str, Any]:
+    """The variables by which this template is told how much to think."""
+    known = wanted(template)
+    switches = {name: effort not in WITHOUT_THOUGHT for name in THINKING if name in known}
+    told = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
+    if not switches and not told:
+        raise Refused(
+            "this model's chat template knows no reasoning effort; leave it out", "reasoning_effort", "invalid_value"
+        )
+    return switches | told
+
+
+@functools.lru_cache(maxsize=8)
+def wanted(source: str) -> frozenset[str]:
+    """The variables a template looks at."""
+    return frozenset(jinja2.meta.find_undeclared_variables(environment().parse(source)))
+
+
 @functools.lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
+    try:
+        return environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise Refused(f"the model's chat template is broken at line {error.lineno}: {error.message}") from error
+
+
+def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
     """The settings are those Hugging Face templates are written for."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
@@ -49,10 +115,7 @@ def compiled(source: str) -> jinja2.Template:
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise Refused(f"the model's chat template is broken at line {error.lineno}: {error.message}") from error
+    return environment
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

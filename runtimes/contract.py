@@ -43,7 +43,7 @@ JSON_OBJECT = JsonSchema('{"type": "object"}')
 class Sampling(msgspec.Struct, frozen=True):
     """How the next token is chosen. Neutral defaults: plain sampling from the model's own distribution."""
 
-    max_tokens: int | None = None  # None: until the context is full
+    max_tokens: int | None = None  # None: until the context is full; 0: the prompt is read and nothing said
     min_tokens: int = 0  # no end-of-sequence token before so many tokens
     ignore_eos: bool = False  # an end-of-sequence token does not end the answer
     temperature: float = 1.0  # 0 = greedy
@@ -64,13 +64,15 @@ class Sampling(msgspec.Struct, frozen=True):
 NEUTRAL = Sampling()
 
 
-def asked_for(sampling: Sampling) -> Iterator[tuple[str, str]]:
+def asked_for(sampling: Sampling, echo: bool = False) -> Iterator[tuple[str, str]]:
     """Each feature an engine must have for this, and the field that asks for it."""
     for field in Sampling.__struct_fields__:
         if field not in ("stop", "constraint") and getattr(sampling, field) != getattr(NEUTRAL, field):
             yield field, field
-    if sampling.logprobs:
+    if sampling.logprobs and sampling.max_tokens != 0:
         yield "top_logprobs", "top_logprobs"
+    if echo and sampling.logprobs is not None:
+        yield "prompt_logprobs", "echo"
     if isinstance(sampling.constraint, Shaped):
         yield "tools", sampling.constraint.asked_by
     elif sampling.constraint:
@@ -86,6 +88,7 @@ class Chat(msgspec.Struct, frozen=True, tag="chat"):
     call_name: str = ""  # and it calls this one
     parallel_calls: bool = True  # several calls in one answer
     template_options: dict[str, Any] = {}  # further variables for the template, e.g. enable_thinking
+    effort: str = ""  # of reasoning, in OpenAI's words; "": as the template does of its own accord
 
 
 class Ids(msgspec.Struct, frozen=True, tag="ids"):
@@ -98,6 +101,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     """Text, tokenized as the engine does it and otherwise taken as it is."""
 
     text: str
+    special: bool = True  # BOS is put in front if the model wants one
 
 
 Prompt = Chat | Text | Ids
@@ -111,6 +115,7 @@ class Job(msgspec.Struct, frozen=True):
     prompt: Prompt
     sampling: Sampling = Sampling()
     streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
+    echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
 
     @property
     def resumable(self) -> bool:
@@ -124,7 +129,7 @@ class Job(msgspec.Struct, frozen=True):
     def needs(self) -> list[tuple[str, str]]:
         """As `asked_for`; tools make a constraint once the model's form of calls is known."""
         tools = isinstance(self.prompt, Chat) and self.prompt.tools
-        return [*asked_for(self.sampling), *([("tools", "tools")] if tools else [])]
+        return [*asked_for(self.sampling, self.echo), *([("tools", "tools")] if tools else [])]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -151,10 +156,11 @@ class Scored(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Logprob(msgspec.Struct, frozen=True, array_like=True):
-    """A token of the answer, and the likeliest at its place."""
+    """A token of the answer, or of a prompt that is echoed, and the likeliest at its place."""
 
     token: Scored
     top: tuple[Scored, ...] = ()
+    first: bool = False  # of a prompt: nothing stands before it, so that its log-probability means nothing
 
 
 class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -181,6 +187,7 @@ class Placed(msgspec.Struct, frozen=True):
     precision: str
     device: str
     reason: str  # for the choice
+    fingerprint: str = ""  # changes when the model's bytes, its engine, precision, options or versions do
     again: bool = False  # from the start: what was said so far is void
 
 
@@ -233,7 +240,7 @@ class Token(msgspec.Struct, frozen=True):
     text: bytes  # b"" for a control token, unless it marks calls or thoughts; may end inside a UTF-8 sequence
     finish: FinishReason | None = None  # "stop": the model ended; "length": max_tokens or the context is reached
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
-    logprob: float | None = None  # of this token, if `logprobs` was asked for
+    logprob: float | None = None  # of this token, or of the one that ended the answer, if `logprobs` was asked for
     top: tuple[Scored, ...] = ()  # the likeliest, best first, as many as asked for
     failure: str = ""  # why this job alone could not go on; it has ended, and `finish` says nothing
 
@@ -251,8 +258,9 @@ class Facts(msgspec.Struct, frozen=True):
     features: tuple[str, ...]  # names of the Sampling fields it honours, of constraints by tag, and of FURTHER
 
 
-# What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed().
-FURTHER = ("top_logprobs", "embeddings")
+# What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed();
+# score().
+FURTHER = ("top_logprobs", "embeddings", "prompt_logprobs")
 EVERYTHING = (*Sampling.__struct_fields__, *(kind.__struct_config__.tag for kind in get_args(Constraint)), *FURTHER)
 
 
@@ -293,6 +301,10 @@ class Engine(Protocol):
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
         """A vector of length 1 for each text. Called only where Facts lists "embeddings"; blocks the loop."""
 
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        """How likely each token but the first was after those before it, and the `top` likeliest at its place. Called
+        only where Facts lists "prompt_logprobs"; blocks the loop."""
+
     def close(self) -> None: ...
 
 
@@ -307,7 +319,8 @@ def check_tokens(ids: Sequence[int], sampling: Sampling, vocabulary: int) -> Non
     ):
         unknown = [token for token in named if not 0 <= token < vocabulary]
         if unknown:
-            raise Refused(f"'{param}' names token {unknown[0]}; ids go from 0 to {vocabulary - 1}", param)
+            who = "the prompt" if param == "messages" else f"'{param}'"
+            raise Refused(f"{who} names token {unknown[0]}; ids go from 0 to {vocabulary - 1}", param)
 
 
 class Device(msgspec.Struct, frozen=True):

@@ -72,6 +72,14 @@ class Slots:
 
     def read(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         """Appends to a sequence; the logits after its last token: float32, (vocabulary,)."""
+        logits: np.ndarray[Any, Any] = self._append(slot, tokens)[-1].astype("float32", copy=False)
+        return logits
+
+    def read_all(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
+        """The same after each of them, where the graph gives that: float32, (tokens, vocabulary)."""
+        return self._append(slot, tokens).astype("float32", copy=False)
+
+    def _append(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         import numpy as np
 
         row, past = self._row[slot], self._length[slot]
@@ -93,7 +101,7 @@ class Slots:
         ids[rows, 0] = tokens
         lengths[rows, 0] = [self._length[slot] for slot in slots]
         mask = (np.arange(int(lengths.max()) + 1)[None] <= lengths).astype(np.int64)
-        logits = self._run(0, count, ids, mask, lengths)
+        logits = self._run(0, count, ids, mask, lengths)[:, -1].astype("float32", copy=False)
         for slot in slots:
             self._length[slot] += 1
         return [logits[row] for row in rows]
@@ -131,7 +139,7 @@ class Slots:
         self._row[self._slot[one]], self._row[self._slot[other]] = one, other
 
     def _run(self, low: int, high: int, ids: Any, mask: Any, positions: Any) -> Any:
-        """The logits of the last position of these rows: float32, (rows, vocabulary); good until the next run."""
+        """The logits of these rows: (rows, positions, vocabulary); good until the next run."""
         binding = self._binding(low, high)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
@@ -141,8 +149,7 @@ class Slots:
             binding.bind_output("logits", "cpu")
         self._session.run_with_iobinding(binding)
         # A binding lists its outputs in the order of binding.
-        logits = self._out[low:high] if self._pruned else binding.get_outputs()[-1].numpy()
-        return logits[:, -1].astype("float32", copy=False)
+        return self._out[low:high] if self._pruned else binding.get_outputs()[-1].numpy()
 
     def _binding(self, low: int, high: int) -> Any:
         """Everything that does not change between runs over these rows is bound once."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import hashlib
 import logging
 import time
 from collections import Counter, defaultdict
@@ -38,7 +39,7 @@ from runtimes.loading import Loader
 from runtimes.measure import measure
 from runtimes.process import Worker, WorkerDied
 from runtimes.records import Records
-from runtimes.routing import Decision, Figures, Held, Ranked
+from runtimes.routing import Candidate, Decision, Figures, Held, Ranked
 from runtimes.wire import Embedded
 
 log = logging.getLogger("enginehouse.pool")
@@ -56,11 +57,19 @@ class Loaded:
     retired = False  # another serves in its place: it ends with the last request it has
 
     def __init__(
-        self, worker: Worker, ranked: Ranked, artifact: Artifact, source: Source, stands_in: bool = False
+        self,
+        worker: Worker,
+        ranked: Ranked,
+        artifact: Artifact,
+        source: Source,
+        fingerprint: str,
+        stands_in: bool = False,
     ) -> None:
         self.worker, self.candidate, self.source = worker, ranked.candidate, source
         self.artifact, self.stands_in = artifact, stands_in
-        self.placed = Placed(ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason)
+        self.placed = Placed(
+            ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason, fingerprint
+        )
         self.users = 0
         self.used = time.monotonic()
         self.unload: asyncio.TimerHandle | None = None
@@ -128,6 +137,9 @@ class Pool:
         """The token ids of a prompt, rendered as for an answer."""
         return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
 
+    async def detokenize(self, model: str, ids: list[int]) -> tuple[Placed, str]:
+        return await self._ask(model, [], lambda worker: worker.detokenize(ids))
+
     async def _ask(
         self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
     ) -> tuple[Placed, T]:
@@ -176,6 +188,8 @@ class Pool:
                         raise
                     if not job.resumable:
                         said.clear()
+                    elif told:
+                        job = msgspec.structs.replace(job, echo=False)  # it is said
                     self.counts["continuations" if said else "reruns", name] += 1
                     then = f"going on after {len(said)} tokens" if said else "running the request again"
                     log.warning("%s; %s", death, then)
@@ -277,6 +291,10 @@ class Pool:
             "slots": first.worker.facts.slots,
             "memory_bytes": self.memory(name),
         }
+
+    def under_way(self, name: str) -> int:
+        """Requests that are answered now or wait."""
+        return self._requests[name]
 
     def memory(self, name: str) -> int:
         """Bytes resident in a model's workers."""
@@ -487,7 +505,16 @@ class Pool:
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
-        return Loaded(worker, ranked, artifact, source, stands_in)
+        fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
+        return Loaded(worker, ranked, artifact, source, fingerprint, stands_in)
+
+    async def _fingerprint(self, name: str, candidate: Candidate, artifact: Artifact, source: Source) -> str:
+        """Of all that decides, with a seed, what a model says."""
+        runtime, versions = self._runtimes[candidate.runtime], (await self._knowledge.host()).versions
+        options = self.config.models[name].options.get(runtime.name)
+        own = [(package, versions.get(package)) for package in runtime.distributions]
+        told = [source.fingerprint, candidate.key, artifact.precision, options, own]
+        return f"fp_{hashlib.blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()}"
 
     async def _make_room(self, name: str, ranked: Ranked, artifact: Artifact, evict: bool = True) -> int:
         """Bytes set aside for a model; unloads idle ones for them. Raises Unavailable when they cannot be had."""

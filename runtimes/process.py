@@ -29,6 +29,8 @@ from runtimes.contract import (
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Emit,
@@ -50,9 +52,9 @@ log = logging.getLogger("enginehouse.worker")
 STDERR_LINES = 12
 GRACE_SECONDS = 5.0
 
-Reply = Embedded | Tokenized
+Reply = Embedded | Tokenized | Detokenized
 Item = Delta | Done | Reply | Refusal | EngineFailed
-R = TypeVar("R", Embedded, Tokenized)
+R = TypeVar("R", Embedded, Tokenized, Detokenized)
 
 
 class WorkerDied(EngineFailed):
@@ -131,7 +133,7 @@ class Worker:
         Closing the iterator early cancels the job in the engine."""
         number, replies = self._open(said)
         try:
-            self._send(Submit(number, job.prompt, job.sampling, said.copy()))
+            self._send(Submit(number, job.prompt, job.sampling, said.copy(), job.echo))
             while True:
                 items = [await replies.get()]
                 while not replies.empty():
@@ -159,7 +161,10 @@ class Worker:
         """The ids of a prompt as an answer to it would begin."""
         return (await self._ask(lambda number: Tokenize(number, prompt), Tokenized)).ids
 
-    async def _ask(self, question: Callable[[int], Embed | Tokenize], answer: type[R]) -> R:
+    async def detokenize(self, ids: list[int]) -> str:
+        return (await self._ask(lambda number: Detokenize(number, ids), Detokenized)).text
+
+    async def _ask(self, question: Callable[[int], Embed | Tokenize | Detokenize], answer: type[R]) -> R:
         number, replies = self._open([])
         try:
             self._send(question(number))
@@ -184,7 +189,7 @@ class Worker:
         self._jobs[number] = replies, said
         return number, replies
 
-    def _send(self, message: Submit | Embed | Tokenize) -> None:
+    def _send(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
         try:
             self._write(frame(message))
         except OverflowError as error:
@@ -237,7 +242,7 @@ class Worker:
                 case Failure(number, reason):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
-                case Refusal(number) | Embedded(number) | Tokenized(number):
+                case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(message)
         self.death = f"the engine of model '{self.name}' died: {await self._obituary()}"

@@ -1,11 +1,11 @@
 """Chooses the next token from one row of logits, for engines that leave that to us. numpy only."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from runtimes.constrain import ConstraintFailed, Guide
-from runtimes.contract import Sampling
+from runtimes.contract import Logprob, Sampling, Scored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,6 +114,19 @@ def log_probabilities(logits: "np.ndarray[Any, Any]") -> Any:
     best = float(logits.max())
     normalizer = best + math.log(float(np.exp(logits - best, dtype=np.float32).sum(dtype=np.float64)))
     return lambda logit: logit - normalizer
+
+
+def scored(
+    logits: "np.ndarray[Any, Any]", tokens: Sequence[int], count: int, text: Callable[[int], bytes]
+) -> list[Logprob]:
+    """How likely each token was by the logits before it, float32 (tokens, vocabulary), and the `count` likeliest."""
+    out = []
+    for row, token in zip(logits, tokens, strict=True):
+        logprob_of = log_probabilities(row)
+        top = likeliest(row, count, logprob_of) if count else []
+        own = Scored(token, text(token), float(logprob_of(float(row[token]))))
+        out.append(Logprob(own, tuple(Scored(id, text(id), logprob) for id, logprob in top)))
+    return out
 
 
 def likeliest(logits: "np.ndarray[Any, Any]", count: int, logprob_of: Any) -> list[tuple[int, float]]:

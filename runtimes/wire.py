@@ -10,6 +10,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     prompt: Prompt
     sampling: Sampling
     said: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
+    echo: bool = False
 
 
 class Embed(msgspec.Struct, tag="embed", frozen=True):
@@ -23,6 +24,11 @@ class Tokenize(msgspec.Struct, tag="tokenize", frozen=True):
 
     job: int
     prompt: Prompt
+
+
+class Detokenize(msgspec.Struct, tag="detokenize", frozen=True):
+    job: int
+    ids: list[int]
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -65,6 +71,11 @@ class Tokenized(msgspec.Struct, tag="tokenized", frozen=True):
     ids: list[int]
 
 
+class Detokenized(msgspec.Struct, tag="detokenized", frozen=True):
+    job: int
+    text: str
+
+
 class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     job: int
     message: str
@@ -79,8 +90,8 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
     message: str
 
 
-ToWorker = Start | Submit | Embed | Tokenize | Cancel
-ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Tokenized | Refusal | Failure
+ToWorker = Start | Submit | Embed | Tokenize | Detokenize | Cancel
+ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Tokenized | Detokenized | Refusal | Failure
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

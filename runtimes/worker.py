@@ -27,6 +27,7 @@ from runtimes.contract import (
     Sampling,
     Scored,
     Shaped,
+    Text,
     Token,
     Usage,
     asked_for,
@@ -39,6 +40,8 @@ from runtimes.shape import Json
 from runtimes.wire import (
     LENGTH_BYTES,
     Cancel,
+    Detokenize,
+    Detokenized,
     Embed,
     Embedded,
     Emit,
@@ -113,8 +116,9 @@ class Inbox:
 class Answer:
     """One job under way."""
 
-    def __init__(self, prompt_tokens: int, output: Output) -> None:
+    def __init__(self, prompt_tokens: int, output: Output, scores_end: bool) -> None:
         self.output = output
+        self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.started = time.monotonic()
@@ -125,7 +129,7 @@ class Answer:
         if not self.first:
             self.first, self.cached_tokens = time.monotonic(), token.cached
         deltas = self.output.feed(token.text)
-        if token.logprob is not None:
+        if token.logprob is not None and (token.id >= 0 or self.scores_end):
             self.logprobs.append(Logprob(Scored(token.id, token.text, token.logprob), token.top))
         if token.id >= 0:
             self.completion_tokens += 1
@@ -159,16 +163,16 @@ class Loop:
 
     def _obey(self, message: ToWorker) -> None:
         match message:
-            case Submit() | Embed() | Tokenize():
+            case Submit() | Embed() | Tokenize() | Detokenize():
                 try:
                     self._serve(message)
                 except Refused as error:
-                    self._send(Refusal(message.job, error.message, error.param, error.code))
+                    self._send(Refusal(message.job, error.message, named(error, message), error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
 
-    def _serve(self, message: Submit | Embed | Tokenize) -> None:
+    def _serve(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
         match message:
             case Submit():
                 self._admit(message)
@@ -177,30 +181,54 @@ class Loop:
             case Tokenize(job, prompt):
                 ids, _, _ = self._prepared(prompt, Sampling())
                 self._send(Tokenized(job, ids))
+            case Detokenize(job, ids):
+                check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
+                self._send(Detokenized(job, self._text(ids)))
 
     def _admit(self, submit: Submit) -> None:
         ids, output, sampling = self._prepared(submit.prompt, submit.sampling)
-        check_features(sampling, self._engine.facts)
+        check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
-        answer = Answer(len(ids), output)
+        answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.said:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
-        self._engine.add(submit.job, [*ids, *submit.said], after(sampling, len(submit.said)))
-        self._answers[submit.job] = answer
+        if sampling.max_tokens == 0:
+            check_tokens(ids, sampling, self._engine.facts.vocabulary)
+            dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
+        else:
+            self._engine.add(submit.job, [*ids, *submit.said], after(sampling, len(submit.said)))
+            self._answers[submit.job] = answer
+            dones = []
+        if submit.echo or dones:
+            echo = [(submit.job, self._echo(submit.prompt, ids, sampling.logprobs))] if submit.echo else []
+            self._send(Emit([], echo, dones))
+
+    def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Delta:
+        text = prompt.text if isinstance(prompt, Text) else self._text(ids)
+        if top is None:
+            return Delta(text)
+        first = Logprob(Scored(ids[0], self._engine.text(ids[0]), 0.0), first=True)
+        return Delta(text, logprobs=[first, *self._engine.score(ids, top)])
+
+    def _text(self, ids: list[int]) -> str:
+        return b"".join(map(self._engine.text, ids)).decode("utf-8", "replace")
 
     def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output, Sampling]:
         """The prompt's token ids, what will take its answer apart, and the sampling with what tools ask of it."""
         if not isinstance(prompt, Chat):
-            ids = prompt.ids if isinstance(prompt, Ids) else self._engine.encode(prompt.text)
+            ids = prompt.ids if isinstance(prompt, Ids) else self._encoded(prompt)
             return ids, Output(sampling.stop), sampling
-        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options)
-        form, begin = self._form, self._form.thought[0]
+        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
+        form, (begin, end) = self._form, self._form.thought
+        begun = chat.begun(prompt.messages)
+        thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
+        reasoning = bool(begin) and begin in (self._engine.facts.chat_template or "")
         setting = Setting(
             tuple(tool_of(tool, prompt) for tool in prompt.tools or ()),
             prompt.call_required,
             prompt.parallel_calls,
-            reasoning=bool(begin) and begin in (self._engine.facts.chat_template or ""),
-            thinking=bool(begin) and text.rstrip().endswith(begin),
+            reasoning=reasoning and (thinking or not begun),
+            thinking=thinking,
             content=content_of(sampling),
         )
         if setting.tools:
@@ -212,6 +240,11 @@ class Loop:
         elif setting.content and (setting.thinking or not begin):  # only what comes after the thought is held to it
             sampling = msgspec.structs.replace(sampling, constraint=Shaped(form.shape(setting), "response_format"))
         return self._engine.encode(text), Output(sampling.stop, lambda incoming: form.read(incoming, setting)), sampling
+
+    def _encoded(self, prompt: Text) -> list[int]:
+        ids, bos = self._engine.encode(prompt.text), self._engine.facts.bos
+        dressed = bos and not prompt.text.startswith(bos)
+        return ids[1:] if dressed and not prompt.special else ids
 
     def _embed(self, message: Embed) -> None:
         facts = self._engine.facts
@@ -248,6 +281,21 @@ class Loop:
             self._send(emit)
 
 
+def named(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:
+    """The field at fault as its client knows it: engines say 'messages' of every prompt."""
+    if error.param != "messages":
+        return error.param
+    match message:
+        case Submit(prompt=Chat()) | Tokenize(prompt=Chat()):
+            return "messages"
+        case Submit() | Tokenize():
+            return "prompt"
+        case Embed():
+            return "input"
+        case Detokenize():
+            return "tokens"
+
+
 def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
     """Arguments are enforced where a call is, or where that is asked for; else as far as the engine can."""
     function = tool["function"]
@@ -263,9 +311,9 @@ def content_of(sampling: Sampling) -> Json | None:
     return Json(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
 
 
-def check_features(sampling: Sampling, facts: Facts) -> None:
+def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:
     """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
-    for feature, param in asked_for(sampling):
+    for feature, param in asked_for(sampling, echo):
         if feature not in facts.features:
             raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
 

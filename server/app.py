@@ -8,17 +8,21 @@ from contextlib import asynccontextmanager
 from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
 
 from config.schema import Config
 from runtimes.pool import Pool
-from server import messages, responses
+from server import messages, responses, schema
 from server.auth import guard
 from server.chat import chat_completions
+from server.completions import completions
 from server.embeddings import embeddings
 from server.errors import respond
 from server.metrics import metrics
 from server.models import get_model, health, list_models, ready
+from server.rerank import rerank
 from server.responses_store import ResponseStore
+from server.tokens import detokenize, tokenize
 
 LARGEST_BODY_BYTES = 10 << 20
 
@@ -36,25 +40,37 @@ def create(config: Config) -> Litestar:
             looking.cancel()
             await app.state.pool.drain()
 
+    guarded = [
+        chat_completions,
+        completions,
+        embeddings,
+        rerank,
+        tokenize,
+        detokenize,
+        list_models,
+        get_model,
+        metrics,
+        *responses.ROUTES,
+    ]
     api = Router(
         "/",
-        route_handlers=[
-            chat_completions,
-            embeddings,
-            list_models,
-            get_model,
-            metrics,
-            *responses.ROUTES,
-            messages.ROUTER,
-        ],
+        route_handlers=[*guarded, messages.ROUTER],
         guards=[guard(config.server.api_keys)],
     )
-    return Litestar(
+    app = Litestar(
         [api, health, ready],
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond},
         request_max_body_size=LARGEST_BODY_BYTES,
-        openapi_config=OpenAPIConfig("Enginehouse", "1"),
+        openapi_config=OpenAPIConfig(
+            "Enginehouse",
+            "1",
+            security=[{"key": []}] if config.server.api_keys else None,
+            components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
+        ),
         logging_config=None,
     )
+    handlers = [*guarded, messages.create_message, messages.count_tokens, health, ready]
+    app.openapi_schema.components.schemas = schema.components([handler.operation_class for handler in handlers])
+    return app

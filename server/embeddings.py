@@ -11,8 +11,10 @@ from litestar.datastructures import State
 
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
-from server import openai
+from server import openai, replies
 from server.chat import check_content_type
+from server.completions import Texts, texts_of
+from server.schema import Body, described
 from server.waiting import placed_headers, unless_client_leaves
 
 MOST_TEXTS = 2048  # as OpenAI's
@@ -20,43 +22,35 @@ MOST_TEXTS = 2048  # as OpenAI's
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: str
-    input: Any  # a text, texts, token ids, or lists of them
+    input: Texts
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, msgspec.Meta(ge=1)] | None = None  # the first so many, scaled to length 1 again
     user: str | None = None  # without effect
     pooling: Pooling = "mean"  # an extension: how the tokens' states become one
 
 
-@post("/v1/embeddings", status_code=200)
+@post(
+    "/v1/embeddings",
+    status_code=200,
+    operation_class=described(replies.EmbeddingList, Body(EmbeddingRequest), placed=True),
+)
 async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A vector of length 1 for each text, from the hidden states of the model's last layer."""
     check_content_type(request)
     asked = openai.decode(await request.body(), EmbeddingRequest)
     pool: Pool = state.pool
-    placed, embedded = await unless_client_leaves(
-        request, pool.embed(asked.model, texts_of(asked.input), asked.pooling)
-    )
+    texts = texts_of(asked.input, "input")
+    if len(texts) > MOST_TEXTS:
+        raise Refused(f"'input' takes {MOST_TEXTS} texts at most", "input", "invalid_value")
+    placed, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
     vectors = [shortened(vector, asked.dimensions) for vector in embedded.vectors]
     data = [
-        {"object": "embedding", "index": index, "embedding": encoded(vector, asked.encoding_format)}
+        replies.Embedding("embedding", index, encoded(vector, asked.encoding_format))
         for index, vector in enumerate(vectors)
     ]
-    usage = {"prompt_tokens": embedded.tokens, "total_tokens": embedded.tokens}
-    body = {"object": "list", "data": data, "model": asked.model, "usage": usage}
+    usage = replies.PromptUsage(embedded.tokens, embedded.tokens)
+    body = replies.EmbeddingList("list", data, asked.model, usage)
     return Response(body, headers=placed_headers(placed), media_type="application/json")
-
-
-def texts_of(given: Any) -> list[str | list[int]]:
-    """OpenAI's four forms of `input` as a list of texts or of token ids."""
-    if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)):
-        given = [given]
-    try:
-        texts = msgspec.convert(given, list[str | list[int]])
-    except msgspec.ValidationError as error:
-        raise Refused(f"'input' must be a text, texts, token ids or lists of them: {error}", "input") from error
-    if not 0 < len(texts) <= MOST_TEXTS or not all(texts):
-        raise Refused(f"'input' takes 1 to {MOST_TEXTS} texts, none of them empty", "input", "invalid_value")
-    return texts
 
 
 def shortened(vector: list[float], dimensions: int | None) -> list[float]:

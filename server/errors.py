@@ -28,6 +28,10 @@ class ErrorBody(msgspec.Struct, frozen=True):
     code: str | None = None
 
 
+class ErrorReply(msgspec.Struct, frozen=True):
+    error: ErrorBody
+
+
 def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
     """Status, body and further headers for an exception."""
     match error:
@@ -59,9 +63,9 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             )
 
 
-def respond(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, ErrorBody]]:
+def respond(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorReply]:
     status, body, headers = describe(error)
     if isinstance(error, HTTPException) and status in (404, 405):
         method_or_path = f"{request.method} {request.url.path}"
         body = msgspec.structs.replace(body, message=f"there is no {method_or_path} here", code="unknown_url")
-    return Response({"error": body}, status_code=status, headers=headers, media_type="application/json")
+    return Response(ErrorReply(body), status_code=status, headers=headers, media_type="application/json")

@@ -10,10 +10,18 @@ from server import messages_request
 from server.answer import streamed, whole
 from server.chat import check_content_type
 from server.messages_output import Events, draft, finished, respond
+from server.schema import JSON, Body, described
 from server.waiting import placed_headers, unless_client_leaves
 
+ASKED = Body(messages_request.MessageRequest, frozenset(messages_request.IGNORED), messages_request.NEUTRAL)
+COUNTED = Body(messages_request.CountRequest, frozenset(messages_request.IGNORED), messages_request.NEUTRAL)
 
-@post("/", status_code=200)
+
+@post(
+    "/",
+    status_code=200,
+    operation_class=described(JSON, ASKED, streams=True, placed=True, own_failures=True),
+)
 async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     """A message, whole or as server-sent events; the README lists the fields."""
     check_content_type(request)
@@ -27,7 +35,7 @@ async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     return Response(message, headers=headers, media_type="application/json")
 
 
-@post("/count_tokens", status_code=200)
+@post("/count_tokens", status_code=200, operation_class=described(JSON, COUNTED, own_failures=True))
 async def count_tokens(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """How many tokens a message's prompt is, by the model's own template and tokenizer."""
     check_content_type(request)

@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from runtimes.pool import Pool
+from server.schema import described
 
 HELP = {
     "requests": "requests taken",
@@ -23,7 +24,7 @@ HELP = {
 }
 
 
-@get("/metrics", media_type=CONTENT_TYPE_LATEST)
+@get("/metrics", media_type=CONTENT_TYPE_LATEST, operation_class=described("text/plain", failures=(401, 500)))
 async def metrics(state: State) -> Response[bytes]:
     """Counters by model in Prometheus' text format."""
     registry = CollectorRegistry()
@@ -45,3 +46,7 @@ class Counts(Collector):
         for name in self._pool.config.models:
             resident.add_metric([name], self._pool.memory(name))
         yield resident
+        under_way = GaugeMetricFamily("enginehouse_requests_under_way", "answered now or waiting", labels=["model"])
+        for name in self._pool.config.models:
+            under_way.add_metric([name], self._pool.under_way(name))
+        yield under_way

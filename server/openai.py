@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
+from server.choices import MOST
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
 IGNORED = {
@@ -19,7 +20,6 @@ IGNORED = {
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
@@ -27,13 +27,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": (),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),
 }
 PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
-UNKNOWN = re.compile(r"^Object contains unknown field `(.+?)`")
+UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with
@@ -43,8 +42,8 @@ Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    type: str
-    text: str = ""
+    text: str
+    type: Literal["text"] = "text"
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -74,7 +73,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, fr
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class ToolFunction(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -149,6 +148,8 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
     logprobs: bool = False
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] = 0
+    n: Annotated[int, msgspec.Meta(ge=1, le=MOST)] = 1
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
     tools: list[Tool] = []
     tool_choice: ToolChoice = "auto"
@@ -187,21 +188,31 @@ def convert(fields: dict[str, Any], to: type[T]) -> T:
 
 def read(body: bytes) -> ChatRequest:
     """A request for a chat completion, or Refused with the field's name."""
-    request = convert(accepted(json_object(body), IGNORED, NEUTRAL), ChatRequest)
+    fields = accepted(json_object(body), IGNORED, NEUTRAL)
+    check_parts(fields.get("messages"))
+    request = convert(fields, ChatRequest)
     check_messages(request.messages)
     check_tools(request.tools)
+    check_stream_options(request.stream, request.stream_options)
     return request
 
 
 def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The fields that have an effect; null is as good as not there. Refuses by name what must be neutral and is not."""
+    """The fields that say something; null is as good as not there. Raises Refused for those that ask for what is not
+    to be had here."""
     fields = {key: value for key, value in raw.items() if value is not None and key not in ignored}
     for key in fields.keys() & neutral.keys():
-        if fields.pop(key) not in neutral[key]:
+        value = fields.pop(key)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in neutral[key]):
             allowed = " or ".join(msgspec.json.encode(value).decode() for value in neutral[key])
             remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
             raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
     return fields
+
+
+def check_stream_options(stream: bool, options: StreamOptions | None) -> None:
+    if options and not stream:
+        raise Refused("'stream_options' is for streams; send 'stream': true", "stream_options", "invalid_value")
 
 
 def refusal(message: str) -> Refused:
@@ -219,15 +230,26 @@ def refusal(message: str) -> Refused:
     return Refused(f"'{place}': {what[0].lower()}{what[1:]}" if place else what, place or None, "invalid_value")
 
 
+def check_parts(messages: Any) -> None:
+    """Refuses parts of a kind that no model here takes, before their further fields are looked at."""
+    for index, message in enumerate(messages if isinstance(messages, list) else []):
+        content = message.get("content") if isinstance(message, dict) else None
+        for at, part in enumerate(content if isinstance(content, list) else []):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                where = f"messages[{index}].content[{at}]"
+                raise Refused(
+                    f"'{where}': content of type '{kind}' is not supported here; only text",
+                    where,
+                    "unsupported_parameter",
+                )
+
+
 def check_messages(messages: list[Message]) -> None:
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
         if message.content is None and not message.tool_calls:
             raise Refused(f"'{where}.content' is missing", f"{where}.content", "invalid_value")
-        if isinstance(message.content, list):
-            for part in message.content:
-                if part.type != "text":
-                    raise Refused(f"content of type '{part.type}' is not supported here; only text", f"{where}.content")
         if message.tool_calls and message.role != "assistant":
             raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
 
@@ -264,6 +286,7 @@ def chat_of(request: ChatRequest) -> Chat:
         name,
         request.parallel_tool_calls,
         request.chat_template_kwargs,
+        request.reasoning_effort or "",
     )
 
 

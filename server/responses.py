@@ -19,6 +19,7 @@ from server.chat import check_content_type
 from server.errors import UnknownResponse
 from server.responses_output import Events, Fields, draft, finished
 from server.responses_store import ResponseStore
+from server.schema import JSON, Body, described
 from server.waiting import unless_client_leaves
 
 log = logging.getLogger("enginehouse.server")
@@ -27,7 +28,10 @@ MOST_ITEMS = 100  # in one page, as OpenAI's
 PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
-@post("/v1/responses", status_code=200)
+BODY = Body(responses_request.ResponseRequest, frozenset(responses_request.IGNORED), responses_request.NEUTRAL)
+
+
+@post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, placed=True))
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; the README lists the fields."""
     check_content_type(request)
@@ -48,7 +52,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     return Response(await keep(finished(begun, blocks, done)), headers=headers, media_type="application/json")
 
 
-@post("/v1/responses/input_tokens", status_code=200)
+@post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY))
 async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
     check_content_type(request)
@@ -60,7 +64,7 @@ async def count_input_tokens(request: Request[Any, Any, State], state: State) ->
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
 
 
-@get("/v1/responses/{id:str}")
+@get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))
 async def get_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
     """A response that was stored."""
     if request.query_params.get("stream", "").lower() == "true":
@@ -68,7 +72,7 @@ async def get_response(request: Request[Any, Any, State], state: State, id: str)
     return await found(state.responses, id)
 
 
-@delete("/v1/responses/{id:str}", status_code=200)
+@delete("/v1/responses/{id:str}", status_code=200, operation_class=described(JSON, failures=(401, 404, 500)))
 async def delete_response(state: State, id: str) -> dict[str, Any]:
     """Forgets a response. Those that went on from it can be read, but not gone on from."""
     if not await asyncio.to_thread(state.responses.delete, id):
@@ -76,7 +80,7 @@ async def delete_response(state: State, id: str) -> dict[str, Any]:
     return {"id": id, "object": "response", "deleted": True}
 
 
-@get("/v1/responses/{id:str}/input_items")
+@get("/v1/responses/{id:str}/input_items", operation_class=described(JSON, failures=(400, 401, 404, 500)))
 async def list_input_items(
     state: State, id: str, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None
 ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from runtimes.contract import Done, Logprob, Usage
-from server import sse
+from server import replies
 from server.answer import frame
 from server.blocks import Block, Closed, Grew, Opened, Step
 from server.errors import describe
@@ -106,10 +106,8 @@ def part(block: Block) -> Fields:
 
 
 def scored(logprobs: list[Logprob]) -> list[Fields]:
-    return [
-        sse.token_fields(one.token) | {"top_logprobs": [sse.token_fields(other) for other in one.top]}
-        for one in logprobs
-    ]
+    fields: list[Fields] = msgspec.to_builtins(replies.logprobs_of(logprobs).content)
+    return fields
 
 
 def usage_fields(usage: Usage) -> Fields:

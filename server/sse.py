@@ -1,36 +1,61 @@
-"""Server-sent events of a chat completion: a bytes template around each piece of text."""
+"""Server-sent events of an answer: a bytes template around each piece of text."""
 
-import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from typing import Protocol
 
 import msgspec
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Logprob, Placed, Scored, ToolCall, Unavailable, Usage
+from runtimes.contract import Delta, Done, EngineFailed, Placed, Refused, ToolCall, Unavailable
+from server import replies
+from server.choices import Numbered, total
 from server.errors import describe
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
-LEAST_LOGPROB = -9999.0
 
 
-class Chunks:
-    """Renders the chunks of one answer; what is equal in all of them is encoded once."""
+class Head:
+    """What is equal in all chunks of a response, encoded once; whole when it is known who answers."""
 
-    def __init__(self, id: str, created: int, model: str, include_usage: bool) -> None:
-        head = encode({"id": id, "object": "chat.completion.chunk", "created": created, "model": model})
-        self._head = b"data: " + head[:-1]
-        self._before = self._head + b',"choices":[{"index":0,"delta":'
-        self._after = b',"finish_reason":null}]' + (b',"usage":null' if include_usage else b"") + b"}\n\n"
+    begin = b""
+
+    def __init__(self, kind: str, id: str, created: int, model: str, include_usage: bool, per_prompt: int) -> None:
+        self._fields = {"id": id, "object": kind, "created": created, "model": model}
+        self.end = (b',"usage":null' if include_usage else b"") + b"}\n\n"
+        self._include_usage, self._per_prompt = include_usage, per_prompt
+
+    def place(self, placed: Placed) -> None:
+        self.begin = b"data: " + encode(self._fields | {"system_fingerprint": placed.fingerprint})[:-1]
+
+    def last(self, dones: Sequence[Done]) -> bytes:
+        if not self._include_usage:
+            return DONE
+        usage = encode(replies.usage_of(total(dones, self._per_prompt)))
+        return self.begin + b',"choices":[],"usage":' + usage + b"}\n\n" + DONE
+
+
+class Chunks(Protocol):
+    """Renders the chunks of one choice."""
+
+    def opening(self) -> bytes: ...
+    def delta(self, delta: Delta) -> bytes: ...
+    def closing(self, done: Done) -> bytes: ...
+
+
+class ChatChunks:
+    def __init__(self, head: Head, index: int) -> None:
+        self._before = head.begin + b',"choices":[{"index":' + encode(index) + b',"delta":'
+        self._end = head.end
+        self._after = b',"finish_reason":null}]' + head.end
         self._text = self._before + b'{"content":'
-        self._include_usage = include_usage
 
     def opening(self) -> bytes:
         return self._before + b'{"role":"assistant","content":""}' + self._after
 
     def delta(self, delta: Delta) -> bytes:
         if delta.logprobs:
-            scored = b',"logprobs":' + encode(logprob_fields(delta.logprobs))
+            scored = b',"logprobs":' + encode(replies.logprobs_of(delta.logprobs))
             return self._before + encode(self._fields(delta)) + scored + self._after
         if delta.text:
             return self._text + encode(delta.text) + b"}" + self._after
@@ -44,27 +69,34 @@ class Chunks:
         return {"content": delta.text}
 
     def closing(self, done: Done) -> bytes:
-        usage = b',"usage":null' if self._include_usage else b""
-        last = self._before + b'{},"finish_reason":' + encode(done.finish_reason) + b"}]" + usage + b"}\n\n"
-        if self._include_usage:
-            last += self._head + b',"choices":[],"usage":' + encode(usage_fields(done.usage)) + b"}\n\n"
-        return last + DONE
+        return self._before + b'{},"finish_reason":' + encode(done.finish_reason) + b"}]" + self._end
 
-    async def of(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
-        async with aclosing(events):
-            yield self.opening()
-            try:
-                async for event in events:
-                    match event:
-                        case Delta():
-                            yield self.delta(event)
-                        case Done():
-                            yield self.closing(event)
-                        case Placed(runtime, precision):
-                            yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
-            except (EngineFailed, Unavailable) as error:
-                yield failure(error)
+
+def chat_stream(head: Head, count: int, events: Numbered) -> AsyncGenerator[bytes, None]:
+    choices: list[Chunks] = [ChatChunks(head, index) for index in range(count)]
+    return stream(events, choices, head.last)
+
+
+async def stream(
+    events: Numbered, choices: Sequence[Chunks], last: Callable[[Sequence[Done]], bytes]
+) -> AsyncGenerator[bytes, None]:
+    """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
+    async with aclosing(events):
+        dones: dict[int, Done] = {}
+        yield b"".join(choice.opening() for choice in choices)
+        try:
+            async for index, event in events:
+                match event:
+                    case Delta():
+                        yield choices[index].delta(event)
+                    case Done():
+                        dones[index] = event
+                        yield choices[index].closing(event)
+                    case Placed(runtime, precision):
+                        yield f": its engine died; {runtime} {precision} goes on\n\n".encode()
+            yield last([dones[index] for index in range(len(choices))])
+        except (EngineFailed, Refused, Unavailable) as error:
+            yield failure(error)
 
 
 def failure(error: Exception) -> bytes:
@@ -76,32 +108,4 @@ def failure(error: Exception) -> bytes:
 def call_delta(call: ToolCall) -> dict[str, object]:
     if not call.name:
         return {"index": call.index, "function": {"arguments": call.arguments}}
-    return {"index": call.index, **call_fields(call.name, call.arguments)}
-
-
-def call_fields(name: str, arguments: str) -> dict[str, object]:
-    """A call with an id of its own."""
-    function = {"name": name, "arguments": arguments}
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-
-
-def logprob_fields(logprobs: list[Logprob]) -> dict[str, object]:
-    content = [
-        token_fields(one.token) | {"top_logprobs": [token_fields(scored) for scored in one.top]} for one in logprobs
-    ]
-    return {"content": content, "refusal": None}
-
-
-def token_fields(scored: Scored) -> dict[str, object]:
-    logprob = max(scored.logprob, LEAST_LOGPROB)  # JSON has no -inf
-    return {"token": scored.text.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(scored.text)}
-
-
-def usage_fields(usage: Usage) -> dict[str, object]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
+    return {"index": call.index, **msgspec.to_builtins(replies.call_of(call.name, call.arguments))}

@@ -15,6 +15,7 @@ from runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
 
 T = TypeVar("T")
 Events = AsyncGenerator[Event, None]
+E = TypeVar("E", Event, tuple[int, Event])  # with the index of its answer, where there are several
 Parts = AsyncGenerator[bytes, None]
 SILENT_SECONDS = 2.0  # before the first comment
 COMMENT_SECONDS = 1.0  # between two
@@ -24,9 +25,9 @@ CLIENT_CLOSED_REQUEST = 499
 
 async def stream(
     request: Request[Any, Any, State],
-    events: Events,
+    events: AsyncGenerator[E, None],
     waiting_for: Callable[[], str | None],
-    body: Callable[[Events], Parts],
+    body: Callable[[AsyncGenerator[E, None]], Parts],
     failure: Callable[[Exception], bytes],
 ) -> Stream:
     """The response to a streaming client. `waiting_for`: what is being made ready, None when nothing is; `body`
@@ -40,12 +41,21 @@ async def stream(
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     if not first.done():
         return Stream(told(first, events, waiting_for, body, failure), media_type="text/event-stream", headers=headers)
-    placed = first.result()
-    assert isinstance(placed, Placed)
+    placed = placed_by(first.result())
     return Stream(body(events), media_type="text/event-stream", headers=headers | placed_headers(placed))
 
 
-async def begun(first: "asyncio.Future[Event]", waiting_for: Callable[[], str | None]) -> None:
+def placed_by(first: Event | tuple[int, Event]) -> Placed:
+    placed = first[1] if isinstance(first, tuple) else first
+    assert isinstance(placed, Placed)
+    return placed
+
+
+async def placed_first(events: AsyncGenerator[tuple[int, Event], None]) -> Placed:
+    return placed_by(await anext(events))
+
+
+async def begun(first: "asyncio.Future[E]", waiting_for: Callable[[], str | None]) -> None:
     while not first.done():
         await asyncio.wait([first], timeout=SILENT_SECONDS)
         if waiting_for():
@@ -53,10 +63,10 @@ async def begun(first: "asyncio.Future[Event]", waiting_for: Callable[[], str | 
 
 
 async def told(
-    first: "asyncio.Future[Event]",
-    events: Events,
+    first: "asyncio.Future[E]",
+    events: AsyncGenerator[E, None],
     waiting_for: Callable[[], str | None],
-    body: Callable[[Events], Parts],
+    body: Callable[[AsyncGenerator[E, None]], Parts],
     failure: Callable[[Exception], bytes],
 ) -> Parts:
     try:
@@ -68,11 +78,10 @@ async def told(
         raise
     async with aclosing(events):
         try:
-            placed = first.result()
+            placed = placed_by(first.result())
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
-        assert isinstance(placed, Placed)
         yield f": {placed.runtime} {placed.precision} answers: {placed.reason}\n\n".encode()
         async with aclosing(body(events)) as parts:
             async for part in parts:

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 import config
+from runtimes.engines import runtimes
 from tests.serving import Served, serve
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # a worker's environment has it; here engines are loaded in this process
 POCKET = Path(config.__file__).parent / "pocket"
+ENGINES = [name for name, runtime in runtimes().items() if name != "echo" and runtime.unavailable() is None]
 EXACT = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
 
 
@@ -77,6 +79,14 @@ def house(folder: Path) -> Iterator[Served]:
         "pocket-int4": {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "int4"},
         "echo": {"source": "builtin:echo"},
     }
+    with serve(folder, models) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def engines(folder: Path) -> Iterator[Served]:
+    """The pocket model on every engine that is installed, by the engine's name."""
+    models = {name: {"source": "builtin:pocket", "runtime": name, "precision": "int8"} for name in ENGINES}
     with serve(folder, models) as served:
         yield served
 

@@ -392,6 +392,40 @@ def test_the_likeliest_tokens_are_the_references(engine: Engine, reference: Any)
         assert (best.id, best.text, best.logprob) == (token.id, token.text, token.logprob)
 
 
+def test_the_token_that_ends_an_answer_has_a_logprob_too(engine: Engine, reference: Any) -> None:
+    ids = engine.encode(prompt(QUESTIONS[0]))
+    *said, last = answer(engine, prompt(QUESTIONS[0]), Sampling(max_tokens=24, temperature=0, logprobs=0)).tokens[0]
+    end = reference.encode("<|im_end|>")
+    (row,) = reference.logprobs([*ids, *(token.id for token in said), *end], len(ids) + len(said))
+    assert (last.id, last.finish) == (-1, "stop")
+    assert last.logprob == pytest.approx(row[end[0]], abs=1e-2)
+
+
+def test_a_prompts_logprobs_are_the_references(engine: Engine, reference: Any) -> None:
+    needs(engine, "prompt_logprobs")
+    ids = engine.encode(prompt("The capital of France is Paris. " * 12))
+    assert len(ids) > 64
+    for text in (ids, ids[:2], ids[:65], ids[:66]):
+        scores, rows = engine.score(text, 3), reference.logprobs(text, 1)
+        assert [one.token.id for one in scores] == text[1:]
+        for one, row in zip(scores, rows, strict=True):
+            assert one.token.logprob == pytest.approx(row[one.token.id], abs=1e-2)
+            assert [top.logprob for top in one.top] == pytest.approx(sorted(row, reverse=True)[:3], abs=1e-2)
+    assert engine.score(ids[:1], 0) == []
+
+
+def test_scoring_disturbs_no_answer(engine: Engine) -> None:
+    needs(engine, "prompt_logprobs")
+    alone = answer(engine, prompt(QUESTIONS[1])).text(0)
+    jobs = Jobs(engine)
+    jobs.add(0, engine.encode(prompt(QUESTIONS[1])))
+    while len(jobs.tokens[0]) < 3:
+        jobs.step()
+    engine.score(engine.encode("hello there"), 0)
+    jobs.finish()
+    assert jobs.text(0) == alone
+
+
 def test_no_logprobs_are_computed_unless_asked_for(engine: Engine) -> None:
     tokens = answer(engine, prompt(QUESTIONS[0])).tokens[0]
     assert all(token.logprob is None and token.top == () for token in tokens)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from runtimes.contract import Engine, Facts, Load, Local, Pooling, Sampling, Token
+from runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token
 
 TEMPLATE = "{{ messages[-1].content }}"
 FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
@@ -59,6 +59,9 @@ class Echo:
         self._running.pop(job, None)
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        raise NotImplementedError
+
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import json
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -22,6 +22,7 @@ from runtimes.contract import (
     Facts,
     Load,
     Local,
+    Logprob,
     Pooling,
     Sampling,
     Scored,
@@ -29,7 +30,7 @@ from runtimes.contract import (
     check_tokens,
 )
 from runtimes.pooling import pooled
-from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities
+from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities, scored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,8 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
+LEAST_CELLS = 512  # of the KV cache for scores
+SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,9 +97,10 @@ class LlamaCpp:
         context = min(load.context, llama_cpp.llama_model_n_ctx_train(self._model))
         cells = kv.cells(options.kv_tokens, context, load.slots)
         self._check_memory(cells, options.kv_precision, load.free_bytes)
-        self._chunk = options.prefill_chunk
+        self._chunk, self._threads = options.prefill_chunk, load.threads
         self._rows = self._chunk + load.slots
-        self._context = self._new_context(load, options, cells)
+        self._options = options
+        self._context = self._new_context(cells, load.slots, self._rows)
         # A recurrent state holds the whole text read, and cannot give back a part of it.
         recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         self._reusable = not recurrent
@@ -116,7 +120,7 @@ class LlamaCpp:
         self._eos = self._end_tokens(vocabulary)
         self._guides: Guides | None = None
         self._embedding: Any = None  # a context of its own, made when the first text comes
-        self._threads = load.threads
+        self._scoring: Any = None  # the same for scores
         rules = self._metadata("enginehouse.text")
         self._text_rules = msgspec.json.decode(rules, type=TextRules) if rules else None
         self.facts = self._facts(context, load.slots, vocabulary)
@@ -176,12 +180,16 @@ class LlamaCpp:
             self._embedding = self._embedding_context()
         return [pooled(self._hidden_states(text), pooling) for text in ids]
 
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        self._fit_scoring(len(ids))
+        read = self._outputs(self._scoring, ids[:-1], SCORED_ROWS, self._l.llama_get_logits, self.facts.vocabulary)
+        return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
+
     def close(self) -> None:
         for running in list(self._jobs.values()):
             self._end(running)
-        if self._embedding:
-            self._l.llama_free(self._embedding)
-        self._l.llama_free(self._context)
+        for context in filter(None, (self._embedding, self._scoring, self._context)):
+            self._l.llama_free(context)
         self._l.llama_model_free(self._model)
 
     # --- one step ---
@@ -225,7 +233,7 @@ class LlamaCpp:
             return Token(running.job, -1, b"", failure=str(error))
         if token in running.ends:
             self._end(running)
-            return Token(running.job, -1, b"", "stop", cached)
+            return Token(running.job, -1, b"", "stop", cached, score and score(token), top)
         running.tokens.append(token)
         generated = len(running.tokens) - running.prompt
         full = generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
@@ -387,7 +395,7 @@ class LlamaCpp:
             self._guides = Guides(pieces, special, sorted(self._eos), self.encode)
         return self._guides.guide(constraint)
 
-    # --- embeddings ---
+    # --- embeddings and scores ---
 
     def _embedding_context(self) -> Any:
         params = self._l.llama_context_default_params()
@@ -406,19 +414,36 @@ class LlamaCpp:
         """Of the last layer, normalised: (tokens, width)."""
         import numpy as np
 
-        lib, context = self._l, self._embedding
-        width, batch = lib.llama_model_n_embd(self._model), Batch(lib, np, EMBEDDING_ROWS)
+        width = self._l.llama_model_n_embd(self._model)
+        read = self._outputs(self._embedding, ids, EMBEDDING_ROWS, self._l.llama_get_embeddings, width)
+        return np.concatenate([rows for _, rows in read])
+
+    def _fit_scoring(self, tokens: int) -> None:
+        """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""
+        if self._scoring and self._l.llama_n_ctx(self._scoring) >= tokens:
+            return
+        if self._scoring:
+            self._l.llama_free(self._scoring)
+        cells = max(LEAST_CELLS, 1 << (tokens - 1).bit_length())
+        self._scoring = self._new_context(min(cells, self.facts.context_length), 1, SCORED_ROWS)
+
+    def _outputs(
+        self, context: Any, ids: Sequence[int], rows: int, output: Callable[[Any], Any], width: int
+    ) -> "Iterator[tuple[int, np.ndarray[Any, Any]]]":
+        """Reads a text into an empty context, so many tokens at a time: where each part begins, and what came out for
+        its tokens: (tokens, width)."""
+        import numpy as np
+
+        lib, batch = self._l, Batch(self._l, np, rows)
         lib.llama_memory_clear(lib.llama_get_memory(context), True)
-        parts = []
-        for start in range(0, len(ids), EMBEDDING_ROWS):
-            chunk = list(ids[start : start + EMBEDDING_ROWS])
+        for start in range(0, len(ids), rows):
+            chunk = list(ids[start : start + rows])
             batch.clear()
             batch.add_many(chunk, start, 0, False)
             batch.want_all()
             if code := lib.llama_decode(context, batch.struct):
-                raise RuntimeError(f"llama_decode returned {code} for an embedding: {self._log.reason}")
-            parts.append(np.ctypeslib.as_array(lib.llama_get_embeddings(context), (len(chunk), width)).copy())
-        return np.concatenate(parts)
+                raise RuntimeError(f"llama_decode returned {code} outside the batch: {self._log.reason}")
+            yield start, np.ctypeslib.as_array(output(context), (len(chunk), width)).copy()
 
     # --- loading ---
 
@@ -449,15 +474,15 @@ class LlamaCpp:
         needed = int(cells * layers * self._l.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
         kv.check_room("llamacpp", cells, needed, free)
 
-    def _new_context(self, load: Load, options: Options, cells: int) -> Any:
+    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
         params = self._l.llama_context_default_params()
         params.n_ctx = cells
-        params.n_batch = params.n_ubatch = self._rows
-        params.n_seq_max = load.slots
-        params.n_threads = params.n_threads_batch = load.threads
+        params.n_batch = params.n_ubatch = rows
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = True  # every sequence may use every cell, and a prefix is shared without copying
-        params.flash_attn_type = FLASH[options.flash_attention]
-        params.type_k = params.type_v = TYPES[options.kv_precision]
+        params.flash_attn_type = FLASH[self._options.flash_attention]
+        params.type_k = params.type_v = TYPES[self._options.kv_precision]
         params.no_perf = True
         context = self._l.llama_init_from_model(self._model, params)
         if not context:

@@ -23,6 +23,7 @@ from runtimes.contract import (
     Facts,
     Load,
     Local,
+    Logprob,
     Pooling,
     Refused,
     Sampling,
@@ -31,12 +32,13 @@ from runtimes.contract import (
     check_tokens,
 )
 from runtimes.pooling import pooled
-from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities
+from runtimes.sampling import GREEDY_BELOW, likeliest, log_probabilities, scored
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
+SCORED_ROWS = 64  # tokens read at a time where each gives logits
 WORTH_SHARING = 16  # tokens of a common beginning; fewer are read again sooner than copied
 WEIGHTS_AT_ONCE = 256 << 20  # bytes read between two reports of the progress
 ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbouring positions do not meet
@@ -171,6 +173,18 @@ class Mlx:
 
         return [pooled(self._hidden_states(text), pooling) for text in ids]
 
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        import mlx.core as mx
+        import numpy as np
+        from mlx_lm.models.cache import make_prompt_cache
+
+        cache, out = make_prompt_cache(self._model), list[Logprob]()
+        for start in range(0, len(ids) - 1, SCORED_ROWS):
+            chunk = ids[start : min(start + SCORED_ROWS, len(ids) - 1)]
+            rows = np.array(self._logits(mx.array([chunk]), cache)[0])
+            out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+        return out
+
     def close(self) -> None:
         import mlx.core as mx
 
@@ -192,9 +206,9 @@ class Mlx:
         sampling, cached = running.sampling, running.cached or 0
         if running.stuck == running.generated:  # chosen without the guide: not shown
             return Token(running.job, -1, b"", cached=cached, failure=running.why_stuck)
-        if token in running.ends:
-            return Token(running.job, -1, b"", "stop", cached)
         logprob, top = self._scores(running, token)
+        if token in running.ends:
+            return Token(running.job, -1, b"", "stop", cached, logprob, top)
         running.tokens.append(token)
         full = running.generated == sampling.max_tokens or len(running.tokens) >= self.facts.context_length
         finish = "stop" if running.complete else "length" if full else None

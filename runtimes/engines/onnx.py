@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 
+from optimize.onnx_olive.logits import BESIDE, whole_graph
 from runtimes import kv
 from runtimes.constrain import ConstraintFailed, Guides
 from runtimes.contract import (
@@ -16,6 +17,7 @@ from runtimes.contract import (
     Facts,
     Load,
     Local,
+    Logprob,
     Pooling,
     Sampling,
     Scored,
@@ -24,7 +26,7 @@ from runtimes.contract import (
 )
 from runtimes.onnx_generators import Generators
 from runtimes.onnx_slots import Graph, Slots, read_graph, slots_refusal
-from runtimes.sampling import Sampler
+from runtimes.sampling import Sampler, scored
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
 FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
+SCORED_ROWS = 64  # tokens read at a time where each gives logits
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +98,8 @@ class Onnx:
         self._hold = False
         self._order = self._clock = 0
         self._guides: Guides | None = None
+        self._scoring: Slots | None = None  # one more session, of a graph with all logits, made for the first prompt
+        self._folder, self._graph, self._threads = folder, graph, load.threads
         self.facts = Facts(
             context_length=context,
             slots=self._sequences.slots,
@@ -103,7 +108,7 @@ class Onnx:
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=DEVICES[options.provider],
-            features=FEATURES,
+            features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(self._sequences)),
         )
 
     # --- the contract ---
@@ -150,9 +155,22 @@ class Onnx:
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
         raise NotImplementedError("the graph gives logits only")
 
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        if self._scoring is None:
+            session = open_session(whole_graph(self._folder), self._threads, self._folder)
+            self._scoring = Slots(session, self._graph, 1, self.facts.context_length)
+        self._scoring.cut(0, 0, 0)
+        out = list[Logprob]()
+        for start in range(0, len(ids) - 1, SCORED_ROWS):
+            rows = self._scoring.read_all(0, ids[start : min(start + SCORED_ROWS, len(ids) - 1)])
+            out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+        return out
+
     def close(self) -> None:
         self._jobs.clear()
         self._sequences.close()
+        if self._scoring:
+            self._scoring.close()
 
     # --- one step ---
 
@@ -180,16 +198,16 @@ class Onnx:
         except ConstraintFailed as error:
             self._end(running)
             return Token(running.job, -1, b"", failure=str(error))
+        top = tuple(Scored(token, self.text(token), logprob) for token, logprob in choice.top)
         if choice.token in running.ends:
             self._end(running)
-            return Token(running.job, -1, b"", "stop", cached)
+            return Token(running.job, -1, b"", "stop", cached, choice.logprob, top)
         running.tokens.append(choice.token)
         generated = len(running.tokens) - running.prompt
         full = generated == running.sampling.max_tokens or len(running.tokens) >= self.facts.context_length
         if full or complete:
             self._end(running)
         finish = "stop" if complete else "length" if full else None
-        top = tuple(Scored(token, self.text(token), logprob) for token, logprob in choice.top)
         return Token(running.job, choice.token, self.text(choice.token), finish, cached, choice.logprob, top)
 
     def _end(self, running: Running) -> None:
@@ -269,7 +287,7 @@ def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, con
     elif options.path == "generator":
         refusal = "'generator' is asked for"
     else:
-        session = open_session(folder / graph.file, load.threads)
+        session = open_session(str(folder / graph.file), load.threads, folder)
         refusal = slots_refusal(session, graph)
         if not refusal:
             check_memory(cells, graph, load.free_bytes)
@@ -282,7 +300,13 @@ def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, con
     return Generators(folder, options.provider, load.threads, slots, context)
 
 
-def open_session(file: Path, threads: int) -> Any:
+def can_score(sequences: Sequences) -> bool:
+    """Rewiring the graph takes the package it was built with, and a cache of ours."""
+    return isinstance(sequences, Slots) and importlib.util.find_spec("onnx") is not None
+
+
+def open_session(model: str | bytes, threads: int, folder: Path) -> Any:
+    """Of a file, or of a graph whose weights are in `folder`."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -290,7 +314,9 @@ def open_session(file: Path, threads: int) -> Any:
     settings.log_severity_level = 3  # errors
     # A thread that spins for one the kernel has put aside costs a busy machine several times the speed.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    if isinstance(model, bytes):
+        settings.add_session_config_entry(BESIDE, str(folder))
+    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
 def check_memory(cells: int, graph: Graph, free: int) -> None:

@@ -24,6 +24,7 @@ from runtimes.contract import (
     JsonSchema,
     Load,
     Local,
+    Logprob,
     Pooling,
     Refused,
     Regex,
@@ -34,7 +35,7 @@ from runtimes.contract import (
 )
 from runtimes.ebnf import NotEnforceable, grammar
 from runtimes.pooling import pooled
-from runtimes.sampling import GREEDY_BELOW
+from runtimes.sampling import GREEDY_BELOW, scored
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -44,11 +45,12 @@ ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an arti
 MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "tokenizer.json", "openvino_detokenizer.xml"
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
+SCORED_ROWS = 64  # the same where each gives logits
 # Not among them: presence_penalty and frequency_penalty, which GenAI adds to a negative logit instead of subtracting
 # (logit_transformers.hpp, 2026.4); logit_bias and the alternatives of logprobs, which it has not.
 FEATURES = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
-    "stop_token_ids", "logprobs", "json_schema", "regex", "tools", "embeddings",
+    "stop_token_ids", "logprobs", "json_schema", "regex", "tools", "embeddings", "prompt_logprobs",
 )  # fmt: skip
 ATTEMPTS = 3  # of a job to go on when the KV cache was full
 NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
@@ -128,6 +130,7 @@ class OpenVino:
         self._structures: dict[Constraint, Any] = {}
         self._trial: Any = None  # a pipeline over no model, in which constraints are compiled first
         self._hidden: Any = None  # an infer request for embeddings, made when the first text comes
+        self._whole: Any = None  # the same for scores: GenAI's own `echo` is wrong where a prefix is in its cache
         self.facts = Facts(
             context_length=context,
             slots=load.slots,
@@ -197,16 +200,20 @@ class OpenVino:
         for text in ids:
             check_tokens(text, Sampling(), self.facts.vocabulary)
         if self._hidden is None:
-            model = without_head(self._ov, self._read_model())
-            properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}
-            self._hidden = self._core.compile_model(model, self._device, properties).create_infer_request()
+            self._hidden = self._request(without_head(self._ov, self._read_model()))
         return [pooled(self._hidden_states(text), pooling) for text in ids]
+
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        if self._whole is None:
+            self._whole = self._request(self._read_model())
+        read = self._outputs(self._whole, ids[:-1], SCORED_ROWS)
+        return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
 
     def close(self) -> None:
         for job in list(self._jobs):
             self.remove(job)
         self._leaving.clear()
-        self._pipeline = self._trial = self._hidden = self._tokenizer = None
+        self._pipeline = self._trial = self._hidden = self._whole = self._tokenizer = None
 
     # --- one step ---
 
@@ -242,14 +249,14 @@ class OpenVino:
             self._end(running)
             running.handle.cancel()
             return Token(running.job, -1, b"", failure=str(error))
+        asked = running.sampling.logprobs is not None
         if token in running.ends:
             self._end(running)
-            return Token(running.job, -1, b"", "stop", cached)
+            return Token(running.job, -1, b"", "stop", cached, logprob if asked else None)
         full = running.generated == running.allowed
         if full or complete:
             self._end(running)
             running.handle.cancel()
-        asked = running.sampling.logprobs is not None
         finish = "stop" if complete else "length" if full else None
         return Token(running.job, token, self.text(token), finish, cached, logprob if asked else None)
 
@@ -347,17 +354,27 @@ class OpenVino:
             reason = f"the constraint cannot be enforced: {last_line(error)}"
             raise Refused(reason, param, "invalid_constraint") from error
 
-    # --- embeddings ---
+    # --- embeddings and scores ---
 
     def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
         """Of the last layer, normalised: (tokens, width)."""
         import numpy as np
 
-        self._hidden.reset_state()
-        known = {name for port in self._hidden.model_inputs for name in port.get_names()}
-        parts = []
-        for start in range(0, len(ids), EMBEDDING_ROWS):
-            chunk = np.array([ids[start : start + EMBEDDING_ROWS]], np.int64)
+        return np.concatenate([rows for _, rows in self._outputs(self._hidden, ids, EMBEDDING_ROWS)])
+
+    def _request(self, model: Any) -> Any:
+        properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}
+        return self._core.compile_model(model, self._device, properties).create_infer_request()
+
+    def _outputs(self, request: Any, ids: Sequence[int], rows: int) -> "Iterator[tuple[int, np.ndarray[Any, Any]]]":
+        """Reads a text, so many tokens at a time: where each part begins, and what came out for its tokens: float32,
+        (tokens, width)."""
+        import numpy as np
+
+        request.reset_state()
+        known = {name for port in request.model_inputs for name in port.get_names()}
+        for start in range(0, len(ids), rows):
+            chunk = np.array([ids[start : start + rows]], np.int64)
             end = start + chunk.shape[1]
             inputs = {
                 "input_ids": chunk,
@@ -366,8 +383,7 @@ class OpenVino:
                 "beam_idx": np.zeros(1, np.int32),
             }
             given = {name: value for name, value in inputs.items() if name in known}
-            parts.append(self._hidden.infer(given)[0][0].astype(np.float32))
-        return np.concatenate(parts)
+            yield start, request.infer(given)[0][0].astype(np.float32)
 
     # --- loading ---
 
