@@ -2,17 +2,14 @@
 
 import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { embedMany, generateObject, generateText, Output, stepCountIs, streamText, tool } from "ai";
+import { embedMany, generateText, Output, stepCountIs, streamText, tool } from "ai";
 import { z } from "zod";
 
 const PARIS = "The capital of France is Paris.";
+const NUMBERS = Array.from({ length: 20 }, (_, at) => at + 1).join(", ");
 const FRANCE = "What is the capital of France?";
+const COUNT = "Count from 1 to 20.";
 const TARA = "As JSON: Tara is 38 years old and lives in Washington.";
-const all = async (pieces) => {
-  const found = [];
-  for await (const piece of pieces) found.push(piece);
-  return found;
-};
 const Person = z.object({ name: z.string(), age: z.int(), city: z.string() });
 
 const house = createOpenAICompatible({
@@ -28,9 +25,9 @@ assert.equal(text, PARIS);
 assert(usage.outputTokens > 1);
 console.log("ok: the capital of France");
 
-const stream = streamText({ ...asked, prompt: FRANCE });
-const pieces = await all(stream.textStream);
-assert.equal(pieces.join(""), PARIS);
+const stream = streamText({ ...asked, prompt: COUNT });
+const pieces = await Array.fromAsync(stream.textStream);
+assert.equal(pieces.join(""), NUMBERS);
 assert(pieces.length > 1);
 assert((await stream.usage).outputTokens > 1);
 console.log("ok: the answer is streamed, its usage at the end");
@@ -51,9 +48,9 @@ assert.deepEqual(cities, ["Oslo", "Oslo"]);
 console.log("ok: a tool is run and its result told, whole and streamed");
 
 const tara = { name: "Tara", age: 38, city: "Washington" };
-assert.deepEqual((await generateObject({ ...asked, schema: Person, prompt: TARA })).object, tara);
-const partial = streamText({ ...asked, output: Output.object({ schema: Person }), prompt: TARA });
-const objects = await all(partial.partialOutputStream);
+const structured = { ...asked, output: Output.object({ schema: Person }), prompt: TARA };
+assert.deepEqual((await generateText(structured)).output, tara);
+const objects = await Array.fromAsync(streamText(structured).partialOutputStream);
 assert.deepEqual(objects.at(-1), tara);
 assert(objects.length > 1);
 console.log("ok: an object is made, whole and piece by piece");

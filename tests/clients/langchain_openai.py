@@ -8,8 +8,10 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 FRANCE = "What is the capital of France?"
+COUNT = "Count from 1 to 20."
 TARA = "As JSON: Tara is 38 years old and lives in Washington."
 PARIS = "The capital of France is Paris."
+NUMBERS = ", ".join(map(str, range(1, 21)))
 
 
 class Person(pydantic.BaseModel):
@@ -35,8 +37,8 @@ assert reply.content == PARIS
 assert reply.usage_metadata and reply.usage_metadata["output_tokens"] > 1
 print("ok: the capital of France")
 
-pieces = [str(chunk.content) for chunk in model.stream(FRANCE)]
-assert "".join(pieces) == PARIS
+pieces = [str(chunk.content) for chunk in model.stream(COUNT)]
+assert "".join(pieces) == NUMBERS
 assert len([piece for piece in pieces if piece]) > 1
 print("ok: the answer is streamed")
 
@@ -60,7 +62,9 @@ embeddings = OpenAIEmbeddings(model="pocket", base_url=url, api_key="none", chec
 assert abs(sum(x * x for x in embeddings.embed_query("the sea")) - 1) < 1e-3
 print("ok: a text is embedded")
 
-responses = ChatOpenAI(model="pocket", base_url=url, api_key="none", temperature=0, max_retries=0, use_responses_api=True)
+responses = ChatOpenAI(
+    model="pocket", base_url=url, api_key="none", temperature=0, max_retries=0, use_responses_api=True
+)
 assert responses.invoke(FRANCE).text == PARIS
 assert "".join(chunk.text for chunk in responses.stream(FRANCE)) == PARIS
 print("ok: responses are whole and streamed")

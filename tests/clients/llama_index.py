@@ -11,8 +11,10 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
 
 FRANCE = "What is the capital of France?"
+COUNT = "Count from 1 to 20."
 OSLO = "What is the weather in Oslo?"
 PARIS = "The capital of France is Paris."
+NUMBERS = ", ".join(map(str, range(1, 21)))
 
 
 class Person(pydantic.BaseModel):
@@ -50,8 +52,8 @@ weather = FunctionTool.from_defaults(get_weather, description="Current weather i
 assert model.chat([ChatMessage(FRANCE)]).message.content == PARIS
 print("ok: the capital of France")
 
-pieces = [piece.delta for piece in model.stream_chat([ChatMessage(FRANCE)])]
-assert "".join(piece or "" for piece in pieces) == PARIS
+pieces = [piece.delta for piece in model.stream_chat([ChatMessage(COUNT)])]
+assert "".join(piece or "" for piece in pieces) == NUMBERS
 assert len([piece for piece in pieces if piece]) > 1
 print("ok: the answer is streamed")
 
@@ -72,6 +74,8 @@ tara = PromptTemplate("As JSON: Tara is 38 years old and lives in Washington.")
 assert model.structured_predict(Person, tara) == Person(name="Tara", age=38, city="Washington")
 print("ok: output is structured")
 
-completed = pocket(chat=False).complete("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+completed = pocket(chat=False).complete(
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
 assert completed.text == PARIS
 print("ok: a text is completed")

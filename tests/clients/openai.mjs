@@ -1,4 +1,4 @@
-// openai (npm): chat, stream, tools run by the client, parsed output, embeddings, responses, errors by type.
+// openai: chat, stream, tools run by the client, parsed output, embeddings, responses, errors by type.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
@@ -6,8 +6,10 @@ import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const PARIS = "The capital of France is Paris.";
+const NUMBERS = Array.from({ length: 20 }, (_, at) => at + 1).join(", ");
 const said = (content) => [{ role: "user", content }];
 const FRANCE = said("What is the capital of France?");
+const COUNT = said("Count from 1 to 20.");
 const TARA = said("As JSON: Tara is 38 years old and lives in Washington.");
 const Person = z.object({ name: z.string(), age: z.int(), city: z.string() });
 
@@ -24,10 +26,10 @@ assert.equal(reply.choices[0].message.content, PARIS);
 console.log("ok: the capital of France");
 
 const pieces = [];
-for await (const chunk of await client.chat.completions.create({ ...asked, messages: FRANCE, stream: true })) {
+for await (const chunk of await client.chat.completions.create({ ...asked, messages: COUNT, stream: true })) {
   pieces.push(chunk.choices[0].delta.content ?? "");
 }
-assert.equal(pieces.join(""), PARIS);
+assert.equal(pieces.join(""), NUMBERS);
 assert(pieces.filter(Boolean).length > 1);
 console.log("ok: the answer is streamed");
 

@@ -10,9 +10,11 @@ import pydantic
 from openai import AsyncOpenAI, OpenAI
 
 FRANCE: Any = [{"role": "user", "content": "What is the capital of France?"}]
+COUNT: Any = [{"role": "user", "content": "Count from 1 to 20."}]
 OSLO: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 TARA: Any = [{"role": "user", "content": "As JSON: Tara is 38 years old and lives in Washington."}]
 PARIS = "The capital of France is Paris."
+NUMBERS = ", ".join(map(str, range(1, 21)))
 
 
 class GetWeather(pydantic.BaseModel):
@@ -40,10 +42,10 @@ assert reply.choices[0].message.content == PARIS
 print("ok: the capital of France")
 
 chunks = list(
-    client.chat.completions.create(messages=FRANCE, stream=True, stream_options={"include_usage": True}, **asked)
+    client.chat.completions.create(messages=COUNT, stream=True, stream_options={"include_usage": True}, **asked)
 )
 pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
-assert "".join(pieces) == PARIS
+assert "".join(pieces) == NUMBERS
 assert len([piece for piece in pieces if piece]) > 1
 assert chunks[-1].usage and chunks[-1].usage.completion_tokens > 1
 print("ok: the answer is streamed, its usage at the end")

@@ -9,9 +9,11 @@ from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 FRANCE = "What is the capital of France?"
+COUNT = "Count from 1 to 20."
 OSLO = "What is the weather in Oslo?"
 TARA = "As JSON: Tara is 38 years old and lives in Washington."
 PARIS = "The capital of France is Paris."
+NUMBERS = ", ".join(map(str, range(1, 21)))
 
 
 class Person(pydantic.BaseModel):
@@ -46,10 +48,10 @@ for model in (OpenAIChatModel("pocket", provider=provider), OpenAIResponsesModel
         print(f"ok: output is structured, {kind.__name__} ({way})")
 
     async def streamed(model: OpenAIChatModel | OpenAIResponsesModel = model) -> list[str]:
-        async with Agent(model, model_settings=greedy).run_stream(FRANCE) as run:
+        async with Agent(model, model_settings=greedy).run_stream(COUNT) as run:
             return [piece async for piece in run.stream_text(delta=True, debounce_by=None)]
 
     pieces = asyncio.run(streamed())
-    assert "".join(pieces) == PARIS
+    assert "".join(pieces) == NUMBERS
     assert len(pieces) > 1
     print(f"ok: the answer is streamed ({way})")
