@@ -29,10 +29,9 @@ Path("capitals.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def score(kind: str, path: str, task: str, metric: str, **options: Any) -> float:
-    where = {"model": "pocket", "base_url": f"{sys.argv[1]}/v1/{path}", "tokenizer": str(POCKET)}
     results = lm_eval.simple_evaluate(
         kind,
-        model_args=where | {"tokenizer_backend": "huggingface"},
+        model_args={"model": "pocket", "base_url": f"{sys.argv[1]}/v1/{path}", "tokenizer": str(POCKET)},
         tasks=[task],
         task_manager=TaskManager(include_path=str(TASKS), include_defaults=False),
         bootstrap_iters=0,
