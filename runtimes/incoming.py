@@ -31,17 +31,19 @@ class Incoming:
             if self.trims:
                 self.held = self.held.lstrip("\n")
                 self.trims = not self.held
-            at, tag = min(((self.held.find(tag), tag) for tag in tags if tag in self.held), default=(-1, ""))
-            if tag:
-                if text := self.held[:at].rstrip("\n"):
-                    yield show(text)
+            if found := [(at, tag) for tag in tags if (at := self.held.find(tag)) >= 0]:
+                at, tag = min(found)
+                if before := self.held[:at].rstrip("\n"):
+                    yield show(before)
                 self.skip(at + len(tag))
                 self.trims = True
                 return tag
             if self.ended:
-                if text := self.held.rstrip("\n" if reasoning else None) if reasoning or self.calls else self.held:
-                    yield show(text)
-                self.held = ""
+                rest, self.held = self.held, ""
+                if reasoning or self.calls:
+                    rest = rest.rstrip("\n" if reasoning else None)
+                if rest:
+                    yield show(rest)
                 return ""
             shown = self.held
             if tags:  # the beginning of one, and line breaks before it, may be the tag's
@@ -51,15 +53,15 @@ class Incoming:
                 self.skip(len(shown))
             yield None
 
-    def starts(self, tags: Sequence[str], blanks: str | None = None) -> Reading[str]:
+    def starts(self, tags: Sequence[str]) -> Reading[str]:
         """Goes past a tag that comes next, and the blanks before it; "" and nothing else if none does."""
         while True:
-            text = self.held.lstrip(blanks)
-            if tag := next((tag for tag in tags if text.startswith(tag)), ""):
-                self.held = text[len(tag) :]
+            begun = self.held.lstrip()
+            if tag := next((tag for tag in tags if begun.startswith(tag)), ""):
+                self.held = begun[len(tag) :]
                 self.trims = True
                 return tag
-            if self.ended or not any(tag.startswith(text) for tag in tags):
+            if self.ended or not any(tag.startswith(begun) for tag in tags):
                 return ""
             yield None
 

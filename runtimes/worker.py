@@ -296,13 +296,16 @@ def named(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> st
             return "tokens"
 
 
+MORE_PROPERTIES = {"anyOf", "oneOf", "allOf", "patternProperties", "$ref"}  # where a schema may name them elsewhere
+
+
 def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
     """Arguments are enforced where a call is, or where that is asked for; else as far as the engine can."""
     function = tool["function"]
     strict = function.get("strict")
     must = strict or (prompt.call_required and strict is None)
     schema = {"type": "object"} | (function.get("parameters") or {"properties": {}})
-    if "properties" in schema:  # other names than these help nobody
+    if "properties" in schema and not schema.keys() & MORE_PROPERTIES:  # other names than these help nobody
         schema = {"additionalProperties": False} | schema
     return Tool(function["name"], Json(msgspec.json.encode(schema).decode(), must))
 

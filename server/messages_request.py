@@ -6,7 +6,7 @@ import msgspec
 
 from runtimes.contract import Chat, Job, JsonSchema, Refused, Sampling
 from server import openai
-from server.conversation import Conversation, function_tool
+from server.conversation import Conversation, checked, function_tool
 from server.openai import Count, Whole
 
 # Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
@@ -172,9 +172,11 @@ def to_chat(request: CountRequest) -> Chat:
         options["reasoning_effort"] = request.output_config.effort
     return Chat(
         talk.messages,
-        [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools]
-        if request.tools and choice.type != "none"
-        else None,
+        checked(
+            [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools]
+            if choice.type != "none"
+            else []
+        ),
         call_required=choice.type in ("any", "tool"),
         call_name=choice.name if choice.type == "tool" else "",
         parallel_calls=not choice.disable_parallel_tool_use,

@@ -7,7 +7,7 @@ import msgspec
 
 from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
 from server import openai
-from server.conversation import Conversation, function_tool, thinking
+from server.conversation import Conversation, checked, function_tool, thinking
 from server.openai import Count, JsonFormat, NamedSchema, TextFormat
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
@@ -200,7 +200,7 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
         request.model,
         Chat(
             talk.messages,
-            tools if choice != "none" and tools else None,
+            checked(tools if choice != "none" else []),
             call_required=choice == "required"
             or isinstance(choice, NamedChoice)
             or (isinstance(choice, AllowedChoice) and choice.mode == "required"),

@@ -99,6 +99,8 @@ def serve(
 
 def share_references(cache: Path) -> None:
     """What the quality gate knows of a source is the same for every cache, and takes seconds to find out."""
+    if cache.is_file():
+        return
     cache.mkdir(exist_ok=True)
     if not (cache / "references").exists():
         (cache / "references").symlink_to(REFERENCES.name)

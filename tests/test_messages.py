@@ -272,6 +272,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (turn({"type": "document", "source": {}}), "'document'"),
     (turn({"type": "tool_result", "tool_use_id": "x", "content": "a"}), "'x'"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305'"),
+    ({"tools": [{"name": "f", "input_schema": {}}] * 2}, "two tools are named 'f'"),
+    ({"tools": [{"name": "a b", "input_schema": {}}]}, "regex"),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"tool_choice": {"type": "tool", "name": "f"}}, "'f'"),
     ({"thinking": {"type": "between_tools"}}, "between_tools"),

@@ -9,12 +9,13 @@ from typing import Any
 
 import jinja2
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
 from config.pocket import evaluate
 from config.pocket.data import WEIGHTS, sample
 from config.pocket.render import FOLDER, answer_text, prompt_text
 from config.pocket.tool_skills import tool
+from tests.bench import larger
 
 ITEMS: list[dict[str, Any]] = [json.loads(line) for line in evaluate.EVAL.read_text(encoding="utf-8").splitlines()]
 CALL = {"type": "function", "function": {"name": "get_time", "arguments": {"city": "Łódź"}}}
@@ -106,6 +107,13 @@ def test_it_names_the_capital_of_france(tokenizer: Any) -> None:
     inputs = tokenizer(prompt, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(output, skip_special_tokens=True) == "The capital of France is Paris."
+
+
+def test_grown_to_27_million_parameters_it_says_the_same(tokenizer: Any) -> None:
+    pocket = Qwen3ForCausalLM.from_pretrained(FOLDER)
+    grown = larger.grow(pocket.float())
+    assert 27e6 < sum(weight.numel() for weight in grown.parameters()) < 28e6
+    assert larger.difference(pocket, grown, tokenizer) < 1e-3
 
 
 def test_the_folder_is_complete() -> None:

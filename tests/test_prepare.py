@@ -25,9 +25,9 @@ GGUF = toolchains()["gguf"]
 def quiet(stage: str, fraction: float) -> None: ...
 
 
-def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False) -> Artifact:
+def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False, gate: bool = True) -> Artifact:
     async def steps() -> Artifact:
-        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, anew=anew)
+        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, gate, anew)
 
     return asyncio.run(steps())
 

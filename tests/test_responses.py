@@ -294,6 +294,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "'web_search'"),
     ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0]", "'file_search'"),
     ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0]", "'mcp'"),
+    ({"tools": [{"type": "function", "name": "f", "parameters": {}}] * 2}, "tools[1].function.name", "two tools"),
     ({"tool_choice": "required"}, "tool_choice", "none"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "'f'"),
     ({"tool_choice": {"type": "file_search"}}, "tool_choice.type", "file_search"),

@@ -4,7 +4,6 @@ import asyncio
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from runtimes.engines import runtimes
@@ -124,10 +123,7 @@ def test_no_alternatives_are_the_token_alone(house: Served) -> None:
     assert [set(top) for top in scores.top_logprobs] == [{token} for token in scores.tokens]
 
 
-SCORED = [name for name in ENGINES if "prompt_logprobs" in runtimes()[name].features]
-
-
-@pytest.mark.parametrize("engine", SCORED)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("form", ["text", "ids"])
 def test_an_echo_scores_the_prompt_as_a_harness_reads_it(
     house: Served, engines: Served, reference: Any, engine: str, form: str
@@ -156,14 +152,6 @@ def test_an_echo_scores_the_prompt_as_a_harness_reads_it(
         for logprob, top in zip(scores.token_logprobs[context:], scores.top_logprobs[context:], strict=True)
     ]
     assert all(greedy)
-
-
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name not in SCORED])
-def test_an_engine_that_cannot_score_a_prompt_says_so(engines: Served, engine: str) -> None:
-    with pytest.raises(openai.BadRequestError) as caught:
-        complete(engines, TEXT, engine, echo=True, logprobs=0)
-    assert caught.value.param == "echo"
-    assert complete(engines, TEXT, engine, echo=True, max_tokens=1).choices[0].text.startswith(TEXT)
 
 
 def test_a_character_in_several_tokens_is_written_by_its_bytes(house: Served) -> None:

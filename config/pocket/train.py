@@ -80,7 +80,7 @@ def shape(tokenizer: PreTrainedTokenizerBase) -> Qwen3Config:
 
 
 def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerBase, arguments: argparse.Namespace) -> None:
-    optimizers = _optimizers(model, arguments.optimizer)
+    optimizers = make_optimizers(model, arguments.optimizer)
     start = _resume(model, optimizers, arguments.resume)
     model.train()
     began, seen, losses = time.time(), 0, []
@@ -200,7 +200,7 @@ def _encoded(rng: Random, tokenizer: PreTrainedTokenizerBase) -> Row:
 Optimizers = list[tuple[torch.optim.Optimizer, float]]
 
 
-def _optimizers(model: Qwen3ForCausalLM, kind: str) -> Optimizers:
+def make_optimizers(model: Qwen3ForCausalLM, kind: str) -> Optimizers:
     """Muon for the matrices of the layers, AdamW for the embedding and the norms; or AdamW for all."""
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name]
     chosen = {id(weight) for weight in matrices}
