@@ -133,13 +133,13 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         check_finite(Path(source.path))
     try:
         toolchain.build(source, recipe.precision, folder, report)
+        check_unchanged(source)
+        peak = peak_bytes()
+        files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
+        quality = judged(order, toolchain, folder, stages.report) if order.gate else None
     except Exception:  # a tool says in its own way, or not at all, that the disk is full
         check_disk(order, toolchain, store.free_bytes() + size(folder))
         raise
-    check_unchanged(source)
-    peak = peak_bytes()
-    files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
-    quality = judged(order, toolchain, folder, stages.report) if order.gate else None
     created = datetime.now(UTC).isoformat(timespec="seconds")
     own = version("enginehouse")
     store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, own, quality))

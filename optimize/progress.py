@@ -11,6 +11,7 @@ STAGES = ("fetch", "convert", "quantize", "check", "load")
 UNKNOWN = {"fetch": 30.0, "convert": 5.0, "quantize": 10.0, "check": 3.0, "load": 2.0}
 LOAD_SECONDS_PER_GIB = 2.0
 LEAST_SECONDS = 0.1  # of a stage that is expected at all
+GATE_SECONDS = 5.0  # of the quality gate whatever the source: imports
 ALIKE = 4  # times larger or smaller a source may be that tells of another
 TRUST = 0.1  # of the whole: how much must be done for the pace so far to weigh as much as the estimate
 
@@ -98,6 +99,7 @@ def estimate(toolchain: Toolchain, source: Source, precision: str, built: Iterab
     else:
         seconds = {stage: each * source.bytes / 2**30 for stage, each in toolchain.seconds_per_gib.items()}
         seconds["convert"] += toolchain.start_seconds
+        seconds["check"] = seconds.get("check", 0.0) + GATE_SECONDS
     return seconds | {"load": LOAD_SECONDS_PER_GIB * source.bytes / 2**30}
 
 

@@ -70,9 +70,9 @@ def judge(
         if work:
             run(Refer(source, name, texts, str(work)), lambda fraction: report(fraction / 2))
             (work / MADE).rename(file)
-    what = f"{toolchain.format} {precision} of '{source.id}'"
-    order = Compare(toolchain.format, str(path), str(file), name, what)
-    finished = run(order, lambda fraction: report((1 + fraction) / 2))
+        what = f"{toolchain.format} {precision} of '{source.id}'"
+        order = Compare(toolchain.format, str(path), str(file), name, what)
+        finished = run(order, lambda fraction: report((1 + fraction) / 2))  # within: nobody prunes the reference
     assert finished.quality
     return finished.quality
 

@@ -74,13 +74,19 @@ class Loader:
             return
         raise Unavailable(f"model '{name}': {candidate.key} {below}", "model_load_failed")
 
-    def quickest(self, source: Source, best: Candidate, others: Sequence[Ranked]) -> Ranked | None:
-        """Of `others`, what could answer while `best` is built; None when waiting for `best` takes little longer, or
-        both do not fit into memory. Looks at files: run it in a thread."""
+    def quickest(
+        self, source: Source, best: Candidate, others: Sequence[Ranked], unquantized: Sequence[Ranked]
+    ) -> Ranked | None:
+        """What could answer while `best` is built: one of `others` that is there, or what `unquantized` has soonest.
+        None when waiting for `best` takes little longer, or both do not fit into memory. Looks at files: run it in a
+        thread."""
         patience = self._seconds(source, best)
         if patience < WORTH_SECONDS:
             return None
-        other = min(others, key=lambda ranked: self._seconds(source, ranked.candidate, gate=False), default=None)
+        there = [other for other in others if not self._left_to_build(source, other.candidate)]
+        other = min(
+            [*there, *unquantized], key=lambda ranked: self._seconds(source, ranked.candidate, gate=False), default=None
+        )
         if other is None or self._seconds(source, other.candidate, gate=False) > patience / 2:
             return None
         needed = int(LOADED_BYTES * bytes_in_16_bits(source)) + self.building_bytes(source, best)

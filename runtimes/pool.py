@@ -377,16 +377,15 @@ class Pool:
         """What answers now, while `best` is built; None when that is not worth it."""
         if self._in_memory((name, best.candidate.key)) or self.config.optimize.first_load == "wait":
             return None
-        others = [
-            other
-            for other in (*decision.ranked, *decision.unquantized)
-            if other.candidate.key not in (*tried, best.candidate.key) and not routing.lacking(other, needs)
-        ]
-        loaded = [other for other in others if self._in_memory((name, other.candidate.key))]
+        others, unquantized = (
+            [r for r in some if r.candidate.key not in (*tried, best.candidate.key) and not routing.lacking(r, needs)]
+            for some in (decision.ranked, decision.unquantized)
+        )
+        loaded = [other for other in (*others, *unquantized) if self._in_memory((name, other.candidate.key))]
         if loaded:
             return loaded[0]
         source = (await self._knowledge.of(name)).source
-        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others)
+        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others, unquantized)
 
     def _has_loads(self, name: str) -> bool:
         return any(model == name for model, _ in self._loads)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -46,6 +48,15 @@ def merged_here(adapter: Path, cache: Path, source: str = "builtin:pocket") -> S
     """The same in this process, which has its libraries loaded."""
     found = find_adapter(str(adapter), str(adapter), base(source))
     return resolve(f"{source} + {adapter}", at=merge(base(source), found, cache, quiet))
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Merging, here done in this process, tells the hub's client to stay off line."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,9 @@ def main() -> None:
 
     async def build() -> str:
         found = await locate(str(source), None, lambda stage, done: None)
-        artifact = await prepare(found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None)
+        artifact = await prepare(
+            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, gate=False
+        )
         return artifact.path
 
     path = asyncio.run(build())

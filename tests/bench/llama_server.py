@@ -82,7 +82,9 @@ def main() -> None:
 
     async def build() -> str:
         found = await locate(str(source), None, lambda stage, done: None)
-        made = await prepare(found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None)
+        made = await prepare(
+            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, gate=False
+        )
         return made.path
 
     gguf = asyncio.run(build())

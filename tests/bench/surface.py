@@ -1,0 +1,101 @@
+"""What the surface costs: tokens per second with tools, with a schema and with both, against plain, in turn.
+
+`python -m tests.bench.surface [SOURCE] [--runtimes llamacpp ...] [--rounds 3]`; without a source, the shape of
+Qwen3 0.6B. Figures to quote are the ratios.
+"""
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from optimize.prepare import locate, prepare
+from optimize.toolchains import toolchains
+from runtimes.engines import runtimes
+from tests.bench.http import HOME
+from tests.bench.shape import make
+from tests.serving import Served, serve
+
+TOKENS, SLOTS, TOOLS = 64, 8, 12
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+NAMED: list[Any] = [
+    {"type": "function", "function": {"name": f"tool_{n}", "description": "Tells.", "parameters": PARAMETERS}}
+    for n in range(TOOLS)
+]
+NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": TOKENS}  # longer than any answer here
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": NUMBERS}}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tools": {"tools": NAMED},
+    "schema": {"response_format": FORMAT},
+    "tools and schema": {"tools": NAMED, "response_format": FORMAT},
+}
+
+
+async def speed(served: Served, requests: int, kind: str, seed: int) -> float:
+    """Tokens of all answers per second after the first of each: prompts with tools are longer."""
+
+    async def one(client: openai.AsyncOpenAI, number: int) -> tuple[float, float, int]:
+        messages: list[Any] = [{"role": "user", "content": f"number {seed} {number}"}]
+        first = last = 0.0
+        stream: Any = await client.chat.completions.create(
+            model="model",
+            messages=messages,
+            temperature=0,
+            max_tokens=TOKENS,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={} if KINDS[kind] else {"ignore_eos": True},
+            **KINDS[kind],
+        )
+        tokens = 0
+        async for chunk in stream:
+            if chunk.usage:
+                tokens = chunk.usage.completion_tokens
+            elif chunk.choices and chunk.choices[0].delta.role is None:
+                last = time.perf_counter()
+                first = first or last
+        return first, last, tokens
+
+    async with served.async_client.with_options(timeout=600) as client:
+        answers = await asyncio.gather(*(one(client, number) for number in range(requests)))
+    begun, ended = min(a[0] for a in answers), max(a[1] for a in answers)
+    return sum(a[2] for a in answers) / (ended - begun)
+
+
+async def built(source: str, runtime: str) -> str:
+    toolchain = toolchains()[runtimes()[runtime].format]
+    found = await locate(source, None, lambda stage, done: None)
+    precision = toolchain.precisions["int4"]
+    return (await prepare(found, toolchain, precision, HOME, lambda stage, done: None, gate=False)).path
+
+
+def main(source: str, names: list[str], rounds: int) -> None:
+    print("| engine | requests | " + " | ".join(KINDS) + " |\n|---|---|" + "---|" * len(KINDS), flush=True)
+    for name in names:
+        model = {"source": asyncio.run(built(source, name)), "runtime": name, "context": 4096, "slots": SLOTS}
+        with tempfile.TemporaryDirectory() as folder, serve(Path(folder), {"model": model}) as served:
+            for kind in KINDS:
+                asyncio.run(speed(served, 1, kind, -1))
+            for requests in (1, SLOTS):
+                speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
+                for seed in range(rounds):
+                    for kind, of_kind in speeds.items():
+                        of_kind.append(asyncio.run(speed(served, requests, kind, seed)))
+                medians = {kind: statistics.median(of_kind) for kind, of_kind in speeds.items()}
+                cells = [f"{value:.1f} ({value / medians['plain']:.2f})" for value in medians.values()]
+                print(f"| {name} | {requests} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("source", nargs="?")
+    parser.add_argument("--runtimes", nargs="+", default=["llamacpp", "onnx", "openvino"])
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    main(arguments.source or str(make(HOME / "qwen3-0.6b-shape")), arguments.runtimes, arguments.rounds)
