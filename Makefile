@@ -12,7 +12,10 @@ OPTIONS := $(shell printf '%s' '$(LLAMACPP) $(LLAMACPP_CMAKE)' | cksum | cut -d'
 WHEELS ?= $(HOME)/.cache/enginehouse/wheels
 WHEEL := $(WHEELS)/$(PROCESSOR)-$(OPTIONS)
 
-.PHONY: serve test check install engines install-dev bench requirements clean
+# The clients of tests/clients, Python's and Node's: apart from .venv, for they want other versions of what is in it.
+CLIENTS := $(or $(ENGINEHOUSE_CLIENTS),$(HOME)/.cache/enginehouse/clients)
+
+.PHONY: serve test check install engines install-dev clients bench requirements clean
 
 serve: install
 	$(BIN)/enginehouse serve $(ARGS)
@@ -56,16 +59,32 @@ $(WHEEL):
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@
 
+# About 1.7 GB. With them `make test` also runs tests/test_clients.py.
+clients: $(CLIENTS)/.python $(CLIENTS)/.node
+
+$(CLIENTS)/.python: requirements/clients.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q -r requirements/clients.txt
+	touch $@
+
+$(CLIENTS)/.node: tests/clients/package-lock.json $(CLIENTS)/.python
+	mkdir -p $(CLIENTS)-node
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)-node
+	cd $(CLIENTS)-node && PATH=$(CLIENTS)/bin:$$PATH npm ci --silent
+	touch $@
+
 bench: install-dev
 	$(BIN)/python -m tests.bench.http $(ARGS)
 
 # Pins what pyproject.toml admits; needs uv on the PATH. torch is pinned by hand, because a CPU build is enough and uv
 # would take the CUDA one.
-PIN := uv pip compile -q --universal --python-version 3.11 pyproject.toml --override requirements/torch-elsewhere.txt --no-emit-package torch --no-emit-index-url --no-header --no-annotate
+PIN := uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-header --no-annotate
+PIN_OURS := $(PIN) pyproject.toml --override requirements/torch-elsewhere.txt --no-emit-package torch
 requirements:
-	$(PIN) --extra dev -o requirements/dev.txt
-	$(PIN) --extra all -c requirements/dev.txt -o requirements/engines.txt
-	$(PIN) --extra llamacpp -c requirements/dev.txt -o requirements/serve.txt
+	$(PIN_OURS) --extra dev -o requirements/dev.txt
+	$(PIN_OURS) --extra all -c requirements/dev.txt -o requirements/engines.txt
+	$(PIN_OURS) --extra llamacpp -c requirements/dev.txt -o requirements/serve.txt
+	$(PIN) requirements/clients.in -o requirements/clients.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

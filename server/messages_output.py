@@ -148,4 +148,7 @@ def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
     message = body.message
     if body.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # clients look for these words, and make it shorter
-    return status, {"type": "error", "error": {"type": kind, "message": message}}, headers
+    told: Fields = {"type": kind, "message": message}
+    if body.param == "thread":
+        told["details"] = {"error_code": "thread_unsupported_request"}  # the tool runner then sends whole conversations
+    return status, {"type": "error", "error": told}, headers

@@ -21,7 +21,7 @@ IGNORED = {
     "context_management",
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
-NEUTRAL: dict[str, tuple[Any, ...]] = {"container": (), "speed": ("standard",), "mcp_servers": ([],)}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"container": (), "speed": ("standard",), "mcp_servers": ([],), "thread": ()}
 
 
 class Result(msgspec.Struct, frozen=True):

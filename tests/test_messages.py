@@ -234,6 +234,16 @@ def test_a_choice_of_tools_reaches_the_model() -> None:
     assert (named.call_required, named.call_name, named.parallel_calls) == (True, "get_weather", False)
 
 
+def test_the_clients_own_tool_runner_runs_a_tool_without_a_thread(client: anthropic.Anthropic) -> None:
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Current weather in a city"""
+        return json.dumps({"sky": "sunny", "degrees": 20, "city": city})
+
+    last = client.beta.messages.tool_runner(**fields(OSLO), tools=[get_weather]).until_done()
+    assert last.content[0].text.startswith("The weather in Oslo is")
+
+
 # --- keys, refusals and errors ---
 
 
@@ -271,6 +281,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"speed": "fast"}, "speed"),
     ({"container": "c"}, "container"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
+    ({"thread": {"type": "create"}}, "thread"),
     ({"temprature": 1}, "temprature"),
 ]
 
