@@ -79,7 +79,7 @@ def described(
                 self.request_body = RequestBody({JSON: media(given_body.struct)}, required=True)
             content = {JSON: media(*given_answers)} if not isinstance(answer, str) else {answer: any_of(answer)}
             if streams:
-                content[EVENTS] = text()
+                content[EVENTS] = OpenAPIMediaType(Schema())  # a stream is no value; its events are the dialect's
             headers: dict[str, Any] = {
                 f"x-enginehouse-{name}": OpenAPIHeader(
                     Schema(type=OpenAPIType.STRING), description=f"{name} of the answer"
