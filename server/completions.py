@@ -11,7 +11,7 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import State
 
-from runtimes.contract import Delta, Done, Ids, Job, Logprob, Refused, Sampling, Scored, Text
+from runtimes.contract import Delta, Done, Ids, Job, Logprob, Refused, Scored, Text
 from runtimes.pool import Pool
 from server import openai, replies, sse, waiting
 from server.chat import check_content_type, log_end
@@ -94,23 +94,7 @@ def read(body: bytes) -> CompletionRequest:
 
 def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
     """One for each choice: those of the first prompt, then those of the second."""
-    sampling = Sampling(
-        max_tokens=request.max_tokens,
-        min_tokens=request.min_tokens,
-        ignore_eos=request.ignore_eos,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        min_p=request.min_p,
-        seed=request.seed,
-        stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
-        frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty,
-        repetition_penalty=request.repetition_penalty,
-        logit_bias=request.logit_bias,
-        stop_token_ids=tuple(request.stop_token_ids),
-        logprobs=request.logprobs,
-    )
+    sampling = openai.sampling(request, max_tokens=request.max_tokens, logprobs=request.logprobs)
     prompts = prompts_of(request.prompt)
     if len(prompts) * request.n > MOST:
         raise Refused(

@@ -65,9 +65,3 @@ def checked(tools: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """The functions of `Chat.tools`, None where there are none; raises Refused for what no model could tell apart."""
     openai.check_tools(msgspec.convert(tools, list[openai.Tool]))
     return tools or None
-
-
-def thinking(effort: str) -> dict[str, Any]:
-    """Variables for the template: some switch thinking on and off, others take the effort itself."""
-    thinks = effort not in ("none", "minimal")
-    return {"enable_thinking": thinks, "thinking": thinks, "reasoning_effort": effort}

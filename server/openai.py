@@ -31,6 +31,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "moderation": (),
 }
+# Fields that Sampling has under the same names.
+SAMPLED = (
+    "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty",
+    "presence_penalty", "repetition_penalty", "logit_bias",
+)  # fmt: skip
 PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
 
@@ -297,6 +302,13 @@ def allowed(tools: list[Tool], names: list[str], where: str) -> list[Tool]:
     return [tool for tool in tools if tool.function.name in names]
 
 
+def sampling(request: Any, **further: Any) -> Sampling:
+    """From the fields that a chat completion's request and a text completion's have in common; the others as given."""
+    alike = {name: getattr(request, name) for name in SAMPLED}
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    return Sampling(**alike, stop=stop, stop_token_ids=tuple(request.stop_token_ids), **further)
+
+
 def to_job(request: ChatRequest, id: str) -> Job:
     limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
     if request.top_logprobs and not request.logprobs:
@@ -305,21 +317,9 @@ def to_job(request: ChatRequest, id: str) -> Job:
         id,
         request.model,
         chat_of(request),
-        Sampling(
+        sampling(
+            request,
             max_tokens=min(limits, default=None),
-            min_tokens=request.min_tokens,
-            ignore_eos=request.ignore_eos,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            min_p=request.min_p,
-            seed=request.seed,
-            stop=(request.stop,) if isinstance(request.stop, str) else tuple(request.stop),
-            frequency_penalty=request.frequency_penalty,
-            presence_penalty=request.presence_penalty,
-            repetition_penalty=request.repetition_penalty,
-            logit_bias=request.logit_bias,
-            stop_token_ids=tuple(request.stop_token_ids),
             logprobs=request.top_logprobs if request.logprobs else None,
             constraint=constraint(request.response_format),
         ),

@@ -25,7 +25,12 @@ from server.waiting import unless_client_leaves
 log = logging.getLogger("enginehouse.server")
 MOST_ITEMS = 100  # in one page, as OpenAI's
 # What this dialect calls the fields that engines refuse.
-PARAMS = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
+PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
 
 
 BODY = Body(responses_request.ResponseRequest, frozenset(responses_request.IGNORED), responses_request.NEUTRAL)

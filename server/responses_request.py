@@ -7,7 +7,7 @@ import msgspec
 
 from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
 from server import openai
-from server.conversation import Conversation, checked, function_tool, thinking
+from server.conversation import Conversation, checked, function_tool
 from server.openai import Count, JsonFormat, NamedSchema, TextFormat
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
@@ -206,7 +206,7 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
             or (isinstance(choice, AllowedChoice) and choice.mode == "required"),
             call_name=choice.name if isinstance(choice, NamedChoice) else "",
             parallel_calls=request.parallel_tool_calls,
-            template_options=thinking(request.reasoning.effort) if request.reasoning.effort else {},
+            effort=request.reasoning.effort or "",
         ),
         Sampling(
             max_tokens=request.max_output_tokens,
