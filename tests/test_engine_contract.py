@@ -80,7 +80,7 @@ def build(request: Any, folder: Path) -> Any:
 
     def load(**options: Any) -> Engine:
         slots = options.pop("slots", SLOTS)
-        place = options.pop("path", path)
+        place = options.pop("place", path)
         own = EXACT.get(runtime.name, {}) | options
         return runtime.load(Load(runtime.name, place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
 
@@ -572,7 +572,7 @@ def with_special_marks(artifact: Path, folder: Path) -> str:
 def test_what_marks_thoughts_and_calls_is_shown_though_the_tokenizer_calls_it_special(
     build: Any, tmp_path: Path
 ) -> None:
-    engine = build(path=with_special_marks(Path(build.path), tmp_path))
+    engine = build(place=with_special_marks(Path(build.path), tmp_path))
     ids = engine.encode("".join(MARKS))
     assert [engine.text(id).decode() for id in ids] == list(MARKS)
     assert engine.text(engine.encode("<|im_end|>")[-1]) == b""

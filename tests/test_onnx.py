@@ -217,11 +217,11 @@ def test_what_does_not_come_through_is_refused(
 def test_a_checkpoint_that_breaks_in_the_builder_is_refused_in_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint, broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+    source, weights = resolve(str(broken)), broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])  # after it was looked at
     (tmp_path / "artifact").mkdir()
     with pytest.raises(CannotBuild, match="the model builder cannot make 'F32'"):
-        TOOLCHAIN.build(resolve(str(broken)), "F32", tmp_path / "artifact", silent)
+        TOOLCHAIN.build(source, "F32", tmp_path / "artifact", silent)
 
 
 BUILD_AND_SERVE = """

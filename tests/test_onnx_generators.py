@@ -35,10 +35,11 @@ def build(folder: Path) -> Any:
     path = asyncio.run(artifact())
 
     def load(**options: Any) -> Engine:
-        slots, own = options.pop("slots", SLOTS), {"prefill_chunk": 32, "path": "generator", **options}
-        return RUNTIME.load(Load("onnx", path, CONTEXT, slots, 2, 0, own), lambda fraction: None)
+        slots, place = options.pop("slots", SLOTS), options.pop("place", path)
+        own = {"prefill_chunk": 32, "path": "generator", **options}
+        return RUNTIME.load(Load("onnx", place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
 
-    load.runtime = "onnx"  # type: ignore[attr-defined]
+    load.runtime, load.path = "onnx", path  # type: ignore[attr-defined]
     return load
 
 
