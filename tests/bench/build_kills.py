@@ -83,7 +83,7 @@ def aftermath(folder: Path, model: dict[str, Any]) -> list[str]:
         reply = ask(served)
     wrong = [] if reply.status_code == 200 and "Paris" in reply.text else [f"not served: {reply.text}"]
     wrong += [f"left behind: {path.name}" for path in (folder / "cache" / "artifacts").glob(".*")]
-    return wrong + [reason for kept in store.contents() if (reason := store.verify(kept.name))]
+    return wrong + [reason for manifest in store.manifests() if (reason := store.verify(manifest.key))]
 
 
 def main(times: int, seed: int, runtimes: list[str]) -> None:
