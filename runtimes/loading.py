@@ -140,7 +140,8 @@ class Loader:
                 if broken:
                     log.warning("model '%s': %s; it is built anew", name, broken)
                 self._verified.add(artifact.key)
-            artifact = await self.prepare(name, source, candidate, gate)  # there, or broken, or pruned meanwhile
+            if await asyncio.to_thread(self._left_to_build, source, candidate):  # it was broken, or pruned meanwhile
+                artifact = await self.prepare(name, source, candidate, gate)
             return await self._start(name, source, candidate, artifact, use)
 
     async def _start(
