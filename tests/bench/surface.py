@@ -32,19 +32,22 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "numbers", "schema
 ANIMALS = ("fox", "bear", "owl", "frog", "mouse", "duck", "cat", "dog", "horse")
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "tools": {"tools": NAMED},
     "schema": {"response_format": FORMAT},
+    "as long as with tools": {},
+    "tools": {"tools": NAMED},
     "tools and schema": {"tools": NAMED, "response_format": FORMAT},
 }
+# The tools' share of a prompt, in words: what they cost beyond it is the surface's.
+FILLER = {kind: "paper silver lemon " * 250 if kind == "as long as with tools" else "" for kind in KINDS}
+LIKE = {"tools": "as long as with tools", "tools and schema": "as long as with tools"}  # to compare with, else plain
 
 
 async def speed(served: Served, requests: int, kind: str, seed: int) -> float:
     """Tokens of all answers per second after the first of each: prompts with tools are longer."""
 
     async def one(client: openai.AsyncOpenAI, number: int) -> tuple[float, float, int]:
-        messages: list[Any] = [
-            {"role": "user", "content": f"Tell me a story about a {ANIMALS[(seed + number) % len(ANIMALS)]}."}
-        ]
+        animal = ANIMALS[(seed + number) % len(ANIMALS)]
+        messages: list[Any] = [{"role": "user", "content": FILLER[kind] + f"Tell me a story about a {animal}."}]
         first = last = 0.0
         stream: Any = await client.chat.completions.create(
             model="model",
@@ -53,6 +56,7 @@ async def speed(served: Served, requests: int, kind: str, seed: int) -> float:
             max_tokens=TOKENS,
             stream=True,
             stream_options={"include_usage": True},
+            extra_body={} if KINDS[kind] else {"ignore_eos": True},
             **KINDS[kind],
         )
         tokens = 0
@@ -99,7 +103,9 @@ def main(source: str, names: list[str], rounds: int) -> None:
                         of_kind.append(asyncio.run(speed(served, requests, kind, seed)))
                 medians = {kind: statistics.median(of_kind) for kind, of_kind in speeds.items()}
                 cells = [
-                    f"{medians[kind]:.1f} ({medians[kind] / medians['plain']:.2f})" if kind in medians else "refused"
+                    f"{medians[kind]:.1f} ({medians[kind] / medians[LIKE.get(kind, 'plain')]:.2f})"
+                    if kind in medians
+                    else "refused"
                     for kind in KINDS
                 ]
                 print(f"| {name} | {requests} | {' | '.join(cells)} |", flush=True)
