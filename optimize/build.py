@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from optimize.adapter import Adapter, merge
-from optimize.child import end_with_parent, read_order, reports
+from optimize.child import begin
 from optimize.hub import fetch, fetch_adapter
 from optimize.memory import free_memory
 from optimize.quality import judge
@@ -79,13 +79,7 @@ Report = Progress | Fetched | Merged | Built | Failed
 
 
 def main() -> None:
-    send_line = reports()
-    order = msgspec.json.decode(read_order(), type=Order)
-    end_with_parent()
-
-    def send(report: Report) -> None:
-        send_line(msgspec.json.encode(report))
-
+    order, send = begin(Order)
     try:
         match order:
             case Fetch(source, revision, precision):

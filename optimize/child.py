@@ -3,6 +3,9 @@
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 
 def reports() -> Callable[[bytes], None]:
@@ -16,9 +19,13 @@ def reports() -> Callable[[bytes], None]:
     return send
 
 
-def read_order() -> bytes:
+def begin(order: Any) -> tuple[Any, Callable[[msgspec.Struct], None]]:
+    """The order of this type that came on stdin, and what sends structs to who gave it."""
+    send_line = reports()
     with os.fdopen(0, "rb", buffering=0, closefd=False) as orders:
-        return orders.readline()
+        given = msgspec.json.decode(orders.readline(), type=order)
+    end_with_parent()
+    return given, lambda report: send_line(msgspec.json.encode(report))
 
 
 def end_with_parent() -> None:

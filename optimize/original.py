@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
+from optimize.memory import free_memory
 from optimize.recipe import CannotBuild, Source
 from optimize.toolchains import toolchains
 
@@ -37,7 +36,7 @@ def no_transformers(source: Source) -> str | None:
     for module in ("torch", "transformers"):
         if importlib.util.find_spec(module) is None:
             return f"'{module}' is not installed; pip install 'enginehouse[optimize]'"
-    needed, free = 4 * (source.parameters or source.bytes // 2) + BESIDE_BYTES, psutil.virtual_memory().available
+    needed, free = 4 * (source.parameters or source.bytes // 2) + BESIDE_BYTES, free_memory()
     return None if needed < free else f"{needed >> 20} MiB of memory are needed, {free >> 20} MiB are free"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from optimize.child import end_with_parent, read_order, reports
+from optimize.child import begin
 from optimize.original import runner
 from optimize.recipe import CannotBuild, Quality, Source, Toolchain
 from optimize.references import MADE, Reference, blocks, load, log_softmax, make, making
@@ -102,13 +102,7 @@ def run(order: Order, report: Callable[[float], None]) -> Finished:
 
 
 def main() -> None:
-    send_line = reports()
-    order = msgspec.json.decode(read_order(), type=Order)
-    end_with_parent()
-
-    def send(report: Report) -> None:
-        send_line(msgspec.json.encode(report))
-
+    order, send = begin(Order)
     try:
         match order:
             case Refer(source, name, texts, work):

@@ -4,13 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.sandbox
 import msgspec
 
 from optimize.recipe import CannotBuild, Source
+from optimize.template import own_template, sandbox
 
 OURS = Path(__file__).parent / "quality.txt"
 BETWEEN = "\n%%%\n"  # passages of quality.txt
@@ -67,28 +67,14 @@ def conversations(folder: Path) -> list[Passage]:
 
 
 def chat_template(folder: Path) -> tuple[jinja2.Template, dict[str, str]]:
-    """With the settings that Hugging Face templates are written for, and the tokens they name."""
+    """And the tokens that templates name."""
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    file = folder / "chat_template.jinja"
-    text = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
-    if not isinstance(text, str):
+    text = own_template(folder, settings)
+    if not text:
         raise CannotBuild(f"'{folder}' has an eval.jsonl, but no chat template to render it with")
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: "1 January 2026"  # the same text every day
+    environment = sandbox(lambda form: "1 January 2026")  # the same text every day
     named = {name: token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
     return environment.from_string(text), named
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def token_text(token: Any) -> str:

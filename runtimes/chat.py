@@ -3,12 +3,13 @@
 import datetime
 import functools
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
 
+from optimize.template import sandbox
 from runtimes import formats
 from runtimes.calling import Format
 from runtimes.contract import Facts, Refused
@@ -108,23 +109,7 @@ def compiled(source: str) -> jinja2.Template:
 
 
 def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The settings are those Hugging Face templates are written for."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own tojson escapes for HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+    return sandbox(lambda form: datetime.datetime.now().strftime(form))
 
 
 def described(tool: dict[str, Any]) -> dict[str, Any]:

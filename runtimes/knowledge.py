@@ -127,17 +127,17 @@ class Knowledge:
         """The decision for a model with every number it was made from."""
         known, machine = await self.of(name, fresh=True), await self.host()
         at = await asyncio.to_thread(self._measurements, name, known.source, machine)
+        keys = [self._artifact_of(known.source, ranked.candidate.key) for ranked in known.decision.ranked]
+        qualities = await asyncio.to_thread(lambda: [self._store.quality(key) for key in keys])
         rows = [
             msgspec.to_builtins(ranked)
             | {
                 "key": ranked.candidate.key,
                 "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
                 "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
-                "quality": msgspec.to_builtins(
-                    self._store.quality(self._artifact_of(known.source, ranked.candidate.key))
-                ),
+                "quality": msgspec.to_builtins(quality),
             }
-            for ranked in known.decision.ranked
+            for ranked, quality in zip(known.decision.ranked, qualities, strict=True)
         ]
         return {
             "model": name,

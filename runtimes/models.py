@@ -270,8 +270,7 @@ class Models:
 
     def _drop(self, key: Key, loaded: Loaded) -> bool:
         """Ends a worker unless that was done already."""
-        load = self._loads.get(key)
-        if not (load and load.done() and not load.cancelled() and load.result() is loaded):
+        if (key, loaded) not in self._all():
             return False
         log.info("unloading '%s'", key[0])
         self.counts["unloads", key[0]] += 1
@@ -292,20 +291,18 @@ class Models:
         gone = routing.evictions(needed, budget - sum(self._reserved.values()), held)
         # Alone it may try: the estimate may be wrong, and nothing else would be lost.
         alone = not held and not self._reserved and artifact.bytes < budget
-        if gone is None or (gone and not evict):
-            if not alone:
-                busy = sum(one.bytes for one in held if one.busy)
-                raise Unavailable(
-                    f"model '{key[0]}' needs about {needed >> 20} MiB; memory_budget is {budget >> 20} MiB, of which "
-                    f"{busy >> 20} MiB are in use; raise it, or lower 'context' or 'slots'",
-                    "no_memory",
-                    RETRY_SECONDS if any(one.busy for one in held) else None,
-                )
-            gone = []
+        if (gone is None or (gone and not evict)) and not alone:
+            busy = sum(one.bytes for one in held if one.busy)
+            raise Unavailable(
+                f"model '{key[0]}' needs about {needed >> 20} MiB; memory_budget is {budget >> 20} MiB, of which "
+                f"{busy >> 20} MiB are in use; raise it, or lower 'context' or 'slots'",
+                "no_memory",
+                RETRY_SECONDS if any(one.busy for one in held) else None,
+            )
         self._reserved[key] = needed
         closing = []
         for other, loaded in self._all():
-            if other in gone:
+            if other in (gone or ()):
                 self._drop(other, loaded)
                 closing.append(loaded.worker.closed())
         await asyncio.gather(*closing)

@@ -11,6 +11,7 @@ from optimize.gguf.checkpoint import read_json
 from optimize.gguf.config import Config, Value
 from optimize.gguf.text import KEY, TextRules
 from optimize.recipe import CannotBuild
+from optimize.template import own_template
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 SPACE = "\u2581"  # SentencePiece writes blanks with it
@@ -72,7 +73,7 @@ def vocabulary(folder: Path, config: Config) -> dict[str, Value]:
     settings = read_json(folder / "tokenizer_config.json")
     keys = sentencepiece(tokenizer, config) if tokenizer.model.byte_fallback else byte_level(tokenizer, config)
     keys |= special_ids(folder, tokenizer, config, settings)
-    template = chat_template(folder, settings)
+    template = own_template(folder, settings)
     if template:
         keys["tokenizer.chat_template"] = template
     return keys
@@ -258,12 +259,3 @@ def added_around(tokenizer: Tokenizer, settings: dict[str, Any]) -> tuple[bool, 
             raise CannotBuild(f"tokenizer post-processor '{part['type']}' is not known to the gguf converter")
     told_before, told_after = settings.get("add_bos_token"), settings.get("add_eos_token")
     return before if told_before is None else bool(told_before), after if told_after is None else bool(told_after)
-
-
-def chat_template(folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    template = file.read_text("utf-8") if file.exists() else settings.get("chat_template") or ""
-    if isinstance(template, list):
-        by_name = {entry["name"]: entry["template"] for entry in template}
-        template = by_name.get("default") or next(iter(by_name.values()), "")
-    return str(template)

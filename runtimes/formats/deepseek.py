@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from runtimes.calling import Messages, Setting, tagged
+from runtimes.calling import Format, Messages, Setting, tagged
 from runtimes.incoming import Incoming, Reading
 from runtimes.shape import Repeat, Shape, chain, either
 
@@ -56,13 +56,10 @@ def as_text(function: dict[str, Any]) -> dict[str, Any]:
     return function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
 
 
-FORMAT = tagged(
-    "deepseek",
-    recognizes,
-    (BEGIN,),
-    read_calls,
-    after,
-    repeats=False,
-    marks=(BEGIN, END, CALL, NAME, END_CALL),
-    prepare=arguments_as_text,
-)
+def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[Setting], Shape]) -> Format:
+    """Versions differ in what stands within the marks."""
+    marks = (BEGIN, END, CALL, NAME, END_CALL)
+    return tagged(name, recognizes, (BEGIN,), read_calls, after, repeats=False, marks=marks, prepare=arguments_as_text)
+
+
+FORMAT = deepseek("deepseek", recognizes, after)

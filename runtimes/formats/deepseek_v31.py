@@ -1,7 +1,7 @@
 """DeepSeek V3.1: as before, with nothing but a mark between name and arguments."""
 
-from runtimes.calling import Setting, tagged
-from runtimes.formats.deepseek import BEGIN, CALL, END, END_CALL, NAME, arguments_as_text, read_calls
+from runtimes.calling import Setting
+from runtimes.formats.deepseek import BEGIN, CALL, END, END_CALL, NAME, deepseek
 from runtimes.shape import Repeat, Shape, chain, either
 
 
@@ -14,13 +14,4 @@ def after(setting: Setting) -> Shape:
     return chain(Repeat(one) if setting.parallel else one, END)
 
 
-FORMAT = tagged(
-    "deepseek-v3.1",
-    recognizes,
-    (BEGIN,),
-    read_calls,
-    after,
-    repeats=False,
-    marks=(BEGIN, END, CALL, NAME, END_CALL),
-    prepare=arguments_as_text,
-)
+FORMAT = deepseek("deepseek-v3.1", recognizes, after)

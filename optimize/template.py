@@ -1,0 +1,39 @@
+"""Chat templates: where a checkpoint keeps its own, and the sandbox whose settings Hugging Face's are written for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.sandbox
+
+
+def own_template(folder: Path, settings: dict[str, Any]) -> str:
+    """`settings`: tokenizer_config.json; "" where there is none."""
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template") or ""
+    if isinstance(template, list):
+        by_name = {entry["name"]: entry["template"] for entry in template}
+        template = by_name.get("default") or next(iter(by_name.values()), "")
+    return str(template)
+
+
+def sandbox(now: Callable[[str], str]) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """`now` is the time in a given form."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = now
+    return environment
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own tojson escapes for HTML, which no model was trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
