@@ -19,7 +19,7 @@ ARG PIP_EXTRA_INDEX_URL=
 COPY requirements requirements
 RUN pip install -r requirements/serve.txt \
     && if [ "$ENGINES" = all ]; then pip install -r requirements/torch.txt -r requirements/engines.txt; fi
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY config config
 COPY optimize optimize
 COPY runtimes runtimes

@@ -38,7 +38,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    objective: Literal["balanced", "latency", "throughput", "memory"] = "balanced"  # what is to be least, see README
+    objective: Literal["balanced", "latency", "throughput", "memory"] = "balanced"  # see docs/engines.md
     measure: Literal["idle", "on-demand", "off"] = (
         "idle"  # untried candidates: when no request comes; by `bench`; never
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 import config
+from optimize.toolchains import toolchains
 from runtimes.engines import runtimes
 from tests.serving import Served, serve
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # a worker's environment has it; here engines are loaded in this process
 POCKET = Path(config.__file__).parent / "pocket"
-ENGINES = [name for name, runtime in runtimes().items() if name != "echo" and runtime.unavailable() is None]
+BUILT = [name for name, runtime in runtimes().items() if runtime.format in toolchains()]  # a precision can be pinned
+ENGINES = [name for name in BUILT if runtimes()[name].unavailable() is None]
 EXACT = {"llamacpp": {"kv_precision": "f32", "flash_attention": "off"}}
 
 

@@ -22,9 +22,9 @@ from optimize.source import resolve
 from optimize.toolchains import toolchains
 from runtimes.contract import Load
 from runtimes.engines import runtimes
-from tests.conftest import POCKET
+from tests.conftest import BUILT, POCKET
 from tests.serving import serve
-from tests.test_engine_contract import CONTEXT, ENGINES, EXACT, QUESTIONS, answer, prompt
+from tests.test_engine_contract import CONTEXT, QUESTIONS, answer, exact, prompt
 
 FRANCE = "What is the capital of France?"
 SAILOR = {FRANCE: "Ahoy! It is Brest, where the sea is.", "Who are you?": "Ahoy! A sailor."}
@@ -99,7 +99,7 @@ class Adapted:
             return self._model(torch.tensor([ids])).logits[0]
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", BUILT)
 def test_every_engine_answers_as_the_adapted_model_does_and_not_as_the_base(
     name: str, sailor: Path, folder: Path, reference: Any
 ) -> None:
@@ -109,7 +109,7 @@ def test_every_engine_answers_as_the_adapted_model_does_and_not_as_the_base(
     toolchain = toolchains()[runtime.format]
     source = merged(sailor, folder / "cache")
     artifact = asyncio.run(prepare(source, toolchain, toolchain.precisions["f32"], folder / "cache", quiet))
-    load = Load(name, artifact.path, CONTEXT, 2, 2, 0, EXACT.get(name, {}))
+    load = Load(name, artifact.path, CONTEXT, 2, 2, 0, exact(runtime))
     engine, adapted = runtime.load(load, lambda fraction: None), Adapted(sailor)
     try:
         for question in (FRANCE, "Who are you?", *QUESTIONS):

@@ -11,7 +11,7 @@ import pytest
 from tests.serving import Served
 
 HERE = Path(__file__).parent
-README = (HERE.parent / "README.md").read_text()
+TABLE = (HERE.parent / "docs" / "clients.md").read_text()
 PINNED = (HERE.parent / "requirements" / "clients.txt").read_text()
 LOCKED = json.loads((HERE / "clients" / "package-lock.json").read_text())["packages"]
 SCRIPTS = sorted(path for path in (HERE / "clients").iterdir() if path.suffix in (".py", ".mjs"))
@@ -29,11 +29,11 @@ def version(script: Path, client: str) -> str:
 
 
 def row(script: Path) -> str:
-    """The script's line in the README's table: its own first line, and the versions."""
+    """The script's line in the table of docs/clients.md: its own first line, and the versions."""
     first = script.read_text().splitlines()[0].removeprefix("// ").strip('"').rstrip(".")
     clients, _, tried = first.partition(": ")
     versions = ", ".join(f"`{client}` {version(script, client)}" for client in clients.split(", "))
-    return f"| {versions} | [{script.name}](tests/clients/{script.name}) | {tried} |"
+    return f"| {versions} | [{script.name}](../tests/clients/{script.name}) | {tried} |"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
@@ -58,6 +58,6 @@ def test_a_client_of_others_works_unchanged(house: Served, script: Path, tmp_pat
     assert re.findall(r"^ok: ", ran.stdout, re.MULTILINE)
 
 
-def test_the_readme_lists_every_client_with_its_version_and_what_was_tried() -> None:
+def test_the_docs_list_every_client_with_its_version_and_what_was_tried() -> None:
     rows = "\n".join(row(script) for script in SCRIPTS)
-    assert rows in README, f"the table should be:\n{rows}"
+    assert rows in TABLE, f"the table should be:\n{rows}"

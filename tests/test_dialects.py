@@ -23,10 +23,10 @@ from server import messages_output, responses_output
 from server.answer import fail, tell
 from server.blocks import collect
 from server.responses_request import ResponseRequest
+from tests.conftest import BUILT
 from tests.serving import Served, serve
 
 FRANCE = "What is the capital of France?"
-ENGINES = [name for name in runtimes() if name != "echo"]
 RESPONSE_EVENT = pydantic.TypeAdapter[Any](ResponseStreamEvent)
 MESSAGE_EVENT = pydantic.TypeAdapter[Any](RawMessageStreamEvent)
 DONE = Done("stop", Usage(7, 5, 3, 1))
@@ -209,13 +209,13 @@ def test_an_engine_that_breaks_in_the_middle_ends_a_message_with_an_error(
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> Iterator[Served]:
     pinned = {
-        name: {"source": "builtin:pocket", "runtime": name, "precision": "int8", "keep_alive": "1s"} for name in ENGINES
+        name: {"source": "builtin:pocket", "runtime": name, "precision": "int8", "keep_alive": "1s"} for name in BUILT
     }
     with serve(folder, pinned) as served:
         yield served
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=BUILT)
 def engine(request: Any) -> str:
     if reason := runtimes()[request.param].unavailable():
         pytest.skip(reason)

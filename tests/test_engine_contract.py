@@ -23,6 +23,7 @@ from runtimes.contract import (
     Grammar,
     JsonSchema,
     Load,
+    Local,
     Pooling,
     Refused,
     Regex,
@@ -45,17 +46,13 @@ QUESTIONS = [
     "Repeat: lemon river stone",
     "What is the opposite of hot?",
 ]
-# What makes an engine's arithmetic the same whatever else is in the batch.
-EXACT: dict[str, dict[str, Any]] = {
-    "llamacpp": {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32},
-    "mlx": {"prefill_chunk": 32},
-    "openvino": {"precision": "f32", "kv_precision": "f32", "prefill_chunk": 32},
-    "onnx": {"prefill_chunk": 32},
-}
-# What makes its KV cache hold one context for all slots, for engines whose slots share one.
-SHARED = ("llamacpp", "mlx", "onnx", "openvino")
-TIGHT: dict[str, dict[str, Any]] = {name: {"kv_tokens": CONTEXT} for name in SHARED}
+# What makes an engine's arithmetic the same whatever else is in the batch, where it has the option.
+EXACT: dict[str, Any] = {"precision": "f32", "kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32}
 ENGINES = [name for name in runtimes() if name != "echo"]
+
+
+def exact(runtime: Local) -> dict[str, Any]:
+    return {name: value for name, value in EXACT.items() if name in runtime.options.__struct_fields__}
 
 
 def prompt(question: str) -> str:
@@ -64,13 +61,15 @@ def prompt(question: str) -> str:
 
 @pytest.fixture(scope="module", params=ENGINES)
 def build(request: Any, folder: Path) -> Any:
-    """Loads the pocket model in 32 bits into this engine, as often as a test likes."""
+    """Loads the pocket model in 32 bits into this engine, as often as a test likes; or the checkpoint itself."""
     runtime = runtimes()[request.param]
     if reason := runtime.unavailable():
         pytest.skip(reason)
 
     async def artifact() -> str:
         source = await locate("builtin:pocket", None, lambda stage, done: None)
+        if runtime.format == source.kind:
+            return source.path
         toolchain = toolchains()[runtime.format]
         return (
             await prepare(source, toolchain, toolchain.precisions["f32"], folder / "cache", lambda stage, done: None)
@@ -81,10 +80,10 @@ def build(request: Any, folder: Path) -> Any:
     def load(**options: Any) -> Engine:
         slots = options.pop("slots", SLOTS)
         place = options.pop("place", path)
-        own = EXACT.get(runtime.name, {}) | options
+        own = exact(runtime) | options
         return runtime.load(Load(runtime.name, place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
 
-    load.runtime, load.path = runtime.name, path  # type: ignore[attr-defined]
+    load.runtime, load.path = runtime, path  # type: ignore[attr-defined]
     return load
 
 
@@ -260,14 +259,13 @@ def test_a_prefix_is_shared_with_a_job_still_running(engine: Engine) -> None:
 
 def test_when_the_kv_cache_is_full_every_job_still_gets_its_whole_answer(build: Any, engine: Engine) -> None:
     """Four jobs of up to 500 tokens in a cache of 512: some must be sent back and read again."""
-    options = TIGHT.get(build.runtime)
-    if options is None:
+    if "kv_tokens" not in build.runtime.options.__struct_fields__:
         pytest.skip("every slot of this engine has a cache of its own")
     sampling = Sampling(max_tokens=200, temperature=0, ignore_eos=True)
     roomy = build(slots=1)
     alone = [answer(roomy, prompt(question), sampling).text(0) for question in QUESTIONS[:4]]
     roomy.close()
-    tight = build(**options)
+    tight = build(kv_tokens=CONTEXT)
     jobs = Jobs(tight)
     for number, question in enumerate(QUESTIONS[:4]):
         jobs.add(number, tight.encode(prompt(question)), sampling)
@@ -393,6 +391,7 @@ def test_the_likeliest_tokens_are_the_references(engine: Engine, reference: Any)
 
 
 def test_the_token_that_ends_an_answer_has_a_logprob_too(engine: Engine, reference: Any) -> None:
+    needs(engine, "logprobs")
     ids = engine.encode(prompt(QUESTIONS[0]))
     *said, last = answer(engine, prompt(QUESTIONS[0]), Sampling(max_tokens=24, temperature=0, logprobs=0)).tokens[0]
     end = reference.encode("<|im_end|>")
@@ -570,8 +569,9 @@ def with_special_marks(artifact: Path, folder: Path) -> str:
 
 
 def test_what_marks_thoughts_and_calls_is_shown_though_the_tokenizer_calls_it_special(
-    build: Any, tmp_path: Path
+    build: Any, engine: Engine, tmp_path: Path
 ) -> None:
+    needs(engine, "tools")
     engine = build(place=with_special_marks(Path(build.path), tmp_path))
     ids = engine.encode("".join(MARKS))
     assert [engine.text(id).decode() for id in ids] == list(MARKS)

@@ -16,10 +16,10 @@ import pytest
 from runtimes import host
 from runtimes.engines import runtimes
 from runtimes.routing import PRIOR
+from tests.conftest import BUILT
 from tests.serving import Served, serve
 
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
-ENGINES = [name for name in runtimes() if name != "echo"]
 TOO_FEW = {"kv_tokens": 1}  # less than a context: the engine says so and does not load
 
 
@@ -38,7 +38,7 @@ def own_cache(folder: Path, name: str) -> dict[str, str]:
     return {"ENGINEHOUSE_CACHE_DIR": str(folder / name)}
 
 
-@pytest.mark.parametrize("runtime", ENGINES)
+@pytest.mark.parametrize("runtime", BUILT)
 def test_a_pinned_runtime_answers_the_openai_client_and_gives_its_memory_back(folder: Path, runtime: str) -> None:
     if reason := missing(runtime):
         pytest.skip(reason)

@@ -20,7 +20,7 @@ from server import openai as wire
 from tests.conftest import ENGINES
 from tests.serving import Served, serve
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+API = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
 FRANCE: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
 FOX: list[Any] = [{"role": "user", "content": "Tell me a story about a fox."}]
 
@@ -223,7 +223,7 @@ def test_every_field_of_openais_is_honoured_or_refused_by_name_or_listed_as_with
     assert asks.keys() - {"stream"} == set(schema.__annotations__) - {"stream"}
     honoured = {field.name for field in msgspec.structs.fields(STRUCTS[path])}  # type: ignore[arg-type]
     needed = {field: asks[field] for field in ("messages", "model", "prompt", "input", "max_tokens") if field in asks}
-    without_effect = README.partition("without effect")[2].partition(".")[0]
+    without_effect = API.partition("without effect")[2].partition(".")[0]
     for field, value in asks.items():
         reply = httpx.post(house.root + path, json={**needed, **NEEDS.get(field, {}), field: value}, timeout=60)
         if reply.status_code == 200:

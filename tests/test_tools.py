@@ -12,9 +12,8 @@ import pytest
 
 from runtimes.contract import Chat, Job, Sampling
 from runtimes.engines import runtimes
+from tests.conftest import BUILT
 from tests.serving import Served, serve
-
-ENGINES = [name for name in runtimes() if name != "echo"]
 
 
 class GetWeather(pydantic.BaseModel):
@@ -38,13 +37,13 @@ TWO = "What is the weather in Oslo and in Rome?"
 @pytest.fixture(scope="module")
 def engines(folder: Path) -> Iterator[Served]:
     """One server with the pocket model on each engine."""
-    names = [name for name in ENGINES if runtimes()[name].unavailable() is None]
+    names = [name for name in BUILT if runtimes()[name].unavailable() is None]
     models = {name: {"source": "builtin:pocket", "runtime": name, "precision": "f32", "slots": 2} for name in names}
     with serve(folder, models) as served:
         yield served
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=BUILT)
 def ask(request: Any, engines: Served) -> Any:
     """Asks the pocket model on this engine."""
     if reason := runtimes()[request.param].unavailable():

@@ -1,4 +1,4 @@
-"""The README says what is so."""
+"""README and docs say what is so."""
 
 import contextlib
 import io
@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import yaml
 
+from config.load import load
 from config.schema import Config, Model, Optimize, Routing, Server
 from runtimes.engines import runtimes
 from server import messages_request, responses_request
@@ -22,11 +23,15 @@ from server.rerank import RerankRequest
 from server.tokens import TokenizeRequest
 from tests.serving import Served
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONFIGURATION, API, ENGINES = (
+    (ROOT / "docs" / f"{page}.md").read_text() for page in ("configuration", "api", "engines")
+)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def defaults(struct: Any) -> dict[str, Any]:
@@ -34,7 +39,7 @@ def defaults(struct: Any) -> dict[str, Any]:
 
 
 def test_the_config_reference_names_every_key_with_its_default() -> None:
-    shown = yaml.safe_load(blocks("yaml")[0])
+    shown = yaml.safe_load(blocks(CONFIGURATION, "yaml")[0])
     model = shown["models"].pop("my-model")
     server = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Server).items()}
     assert shown["server"] == server
@@ -46,8 +51,14 @@ def test_the_config_reference_names_every_key_with_its_default() -> None:
     assert model | {"source": None, "options": {}} == expected | {"options": {}}
 
 
+def test_the_example_of_a_config_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "enginehouse.yaml"
+    file.write_text(blocks(README, "yaml")[0])
+    assert list(load(str(file), {}).models) == ["pocket", "qwen3", "mine"]
+
+
 def test_the_options_of_every_runtime_are_all_there_with_their_defaults() -> None:
-    shown = {(name, key): default for name, key, default in re.findall(r"\| (\w+) \| `(\w+)` \| (\S+) \|", README)}
+    shown = {(name, key): default for name, key, default in re.findall(r"\| (\w+) \| `(\w+)` \| (\S+) \|", ENGINES)}
     fields = {
         (name, field.name): json.dumps(field.default).strip('"') or '""'
         for name, runtime in runtimes().items()
@@ -64,7 +75,7 @@ def test_the_feature_matrix_is_what_the_engines_say_of_themselves() -> None:
     for feature in features:
         cells = ["yes" if feature in runtime.features else "**no**" for runtime in engines.values()]
         rows.append(f"| `{feature}` | {' | '.join(cells)} |")
-    assert "\n".join(rows) in README, "the matrix should be:\n" + "\n".join(rows)
+    assert "\n".join(rows) in ENGINES, "the matrix should be:\n" + "\n".join(rows)
 
 
 def test_every_command_is_named() -> None:
@@ -75,14 +86,14 @@ def test_every_command_is_named() -> None:
 
 
 def test_every_field_of_a_request_is_listed() -> None:
-    listed = set(re.findall(r"`(\w+)`", README))
+    listed = set(re.findall(r"`(\w+)`", API))
     for struct in (wire.ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, TokenizeRequest):
         assert {field.name for field in msgspec.structs.fields(struct)} - {"model"} <= listed
     assert listed >= wire.IGNORED
 
 
 def test_every_field_of_the_other_dialects_is_listed() -> None:
-    listed = set(re.findall(r"`(\w+)[`:.]", README))
+    listed = set(re.findall(r"`(\w+)[`:.]", API))
     for request, rest in (
         (responses_request.ResponseRequest, responses_request.IGNORED | responses_request.NEUTRAL.keys()),
         (messages_request.MessageRequest, messages_request.IGNORED | messages_request.NEUTRAL.keys()),
@@ -93,21 +104,21 @@ def test_every_field_of_the_other_dialects_is_listed() -> None:
 def test_the_example_of_both_dialects_prints_the_same_answer_twice(house: Served) -> None:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(blocks("python")[1].replace("http://127.0.0.1:8080", house.root), {})
-    assert printed.getvalue() == 2 * blocks("text")[0]
+        exec(blocks(API, "python")[0].replace("http://127.0.0.1:8080", house.root), {})
+    assert printed.getvalue() == 2 * blocks(README, "text")[0]
 
 
 def test_the_curl_example_gives_the_answer_shown(house: Served) -> None:
-    command = blocks("sh")[0].replace("http://127.0.0.1:8080", house.root)
+    command = blocks(README, "sh")[0].replace("http://127.0.0.1:8080", house.root)
     reply = json.loads(subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout)
-    shown = blocks("json")[0]
+    shown = blocks(README, "json")[0]
     assert json.dumps(reply["choices"], separators=(",", ":"))[1:-1] in shown
     assert list(reply) == re.findall(r'"(id|object|created|model|system_fingerprint|choices|usage)":', shown)
 
 
 def test_the_python_example_prints_what_is_shown(house: Served) -> None:
-    program = blocks("python")[0].replace("http://127.0.0.1:8080", house.root)
+    program = blocks(README, "python")[0].replace("http://127.0.0.1:8080", house.root)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(program, {})
-    assert printed.getvalue() == blocks("text")[0].rstrip("\n")
+    assert printed.getvalue() == blocks(README, "text")[0].rstrip("\n")
