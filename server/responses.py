@@ -40,7 +40,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     asked = responses_request.read(await body.read(request))
     history = await history_of(state.responses, asked.previous_response_id)
     given = await given_items(state.responses, asked.input)
-    renderer = ResponseRenderer(asked, functools.partial(stored, state.responses, given))
+    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, given))
     job = responses_request.to_job(asked, history, given, renderer.id)
     with fields_named_here():
         return await answer(request, [job], renderer)
@@ -133,7 +133,7 @@ async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[F
     return [known[item["id"]] if item["id"] in referred else item for item in items]
 
 
-async def stored(store: ResponseStore, given: list[Fields], response: Fields) -> Fields:
+async def save(store: ResponseStore, given: list[Fields], response: Fields) -> Fields:
     """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
     stored."""
     if not response["store"]:

@@ -122,11 +122,11 @@ def usage_fields(usage: Usage) -> Fields:
 
 
 class ResponseRenderer:
-    """`store` keeps a response for later and gives it back as it is shown."""
+    """`save` stores a response, if it is to be, and gives it back as it is shown."""
 
-    def __init__(self, request: ResponseRequest, store: Callable[[Fields], Awaitable[Fields]]) -> None:
+    def __init__(self, request: ResponseRequest, save: Callable[[Fields], Awaitable[Fields]]) -> None:
         self.id = f"resp_{secrets.token_hex(16)}"
-        self._draft, self._store = draft(request, self.id, int(time.time())), store
+        self._draft, self._save = draft(request, self.id, int(time.time())), save
         self._numbers = itertools.count()
 
     async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
@@ -159,7 +159,7 @@ class ResponseRenderer:
     async def _finished(self, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
-        return await self._store(finished(self._draft, answer.content.blocks, answer.done))
+        return await self._save(finished(self._draft, answer.content.blocks, answer.done))
 
     def _opened(self, block: Block) -> bytes:
         """As it was when it opened: it may have grown since."""
@@ -179,7 +179,7 @@ class ResponseRenderer:
             case "thought":
                 return self._event("response.reasoning_text.delta", **place(block), delta=piece)
             case "text":
-                shown = scored(logprobs)
+                shown = scored(logprobs) if logprobs else []
                 return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
 
     def _closed(self, block: Block) -> bytes:
