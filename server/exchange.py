@@ -17,7 +17,7 @@ from runtimes.pool import Pool
 from server import waiting
 from server.blocks import Content, Step
 from server.sse import comment
-from server.waiting import Numbered, Parts, placed_headers, unless_client_leaves
+from server.waiting import FirstEvent, IndexedEvents, Parts, placed_headers, unless_client_leaves
 
 log = logging.getLogger("enginehouse.server")
 
@@ -74,15 +74,17 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
     if jobs[0].streamed:
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
         body = functools.partial(stream, renderer, answers)
-        return await waiting.stream(request, events, waiting_for, body, functools.partial(unbegun, renderer, answers))
+        return await waiting.stream_response(
+            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
+        )
     placed = await unless_client_leaves(request, collect(answers, events))
     return Response(
         await renderer.whole(placed, answers), headers=placed_headers(placed), media_type="application/json"
     )
 
 
-async def collect(answers: Sequence[Answer], events: Numbered) -> Placed:
-    """Waits until all answers are whole. Who was first to be asked for one."""
+async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Placed:
+    """Waits until all answers are whole; who was the first to give one."""
     index, first = await waiting.first_of(events)
     answers[index].take(first)
     async for index, event in events:
@@ -90,7 +92,7 @@ async def collect(answers: Sequence[Answer], events: Numbered) -> Placed:
     return first
 
 
-async def stream(renderer: Renderer, answers: Sequence[Answer], first: tuple[int, Placed], events: Numbered) -> Parts:
+async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvent, events: IndexedEvents) -> Parts:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     index, placed = first
     answers[index].take(placed)
@@ -108,12 +110,12 @@ async def stream(renderer: Renderer, answers: Sequence[Answer], first: tuple[int
             yield renderer.failure(answers, error)
 
 
-def unbegun(renderer: Renderer, answers: Sequence[Answer], error: Exception) -> bytes:
+def failed_start(renderer: Renderer, answers: Sequence[Answer], error: Exception) -> bytes:
     """The body where nobody came to answer, with the status out: clients want to see it begin all the same."""
     return renderer.start(None) + renderer.failure(answers, error)
 
 
-async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> Numbered:
+async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> IndexedEvents:
     """Events as they come, with the index of their answer. The first failure ends all."""
     if len(answers) == 1:
         async with aclosing(answers[0]) as events:

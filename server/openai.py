@@ -5,24 +5,17 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Refused
-from server.body import Count, Whole, accepted, convert, json_object
+from server.body import Count, accepted, convert, json_object
 from server.chunks import StreamOptions, check_stream_options
 from server.sampling import (
-    AnswerCount,
     JsonFormat,
-    LogitBias,
-    MinP,
     NamedSchema,
-    Penalty,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
+    SamplingFields,
     TextFormat,
     TopLogprobs,
-    TopP,
     copies,
     json_schema,
-    sampling,
+    sampling_of,
 )
 from server.tools import Tool, check_tools, tool_fields
 
@@ -109,36 +102,21 @@ class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_u
     json_schema: NamedSchema
 
 
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     model: str
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    temperature: Temperature = 1.0
-    top_p: TopP = 1.0
-    seed: Seed | None = None
-    stop: str | list[str] = []
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
-    logit_bias: LogitBias = {}
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
-    n: AnswerCount = 1
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     response_format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
-    tools: list[Tool] = []
+    tools: list[Tool] = msgspec.field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
-    # Extensions, named as other servers name them.
-    top_k: Whole = 0
-    min_p: MinP = 0.0
-    repetition_penalty: RepetitionPenalty = 1.0
-    min_tokens: Whole = 0
-    ignore_eos: bool = False
-    stop_token_ids: list[Whole] = []
-    chat_template_kwargs: dict[str, Any] = {}
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)  # an extension
 
 
 def read(body: bytes) -> ChatRequest:
@@ -212,13 +190,13 @@ def to_jobs(request: ChatRequest, id: str) -> list[Job]:
     limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
     if request.top_logprobs and not request.logprobs:
         raise Refused("'top_logprobs' needs 'logprobs': true", "top_logprobs", "invalid_value")
-    sampled = sampling(
+    sampling = sampling_of(
         request,
         max_tokens=min(limits, default=None),
         logprobs=request.top_logprobs if request.logprobs else None,
         constraint=constraint(request.response_format),
     )
-    return copies(Job(id, request.model, chat_of(request), sampled, request.stream), request.n)
+    return copies(Job(id, request.model, chat_of(request), sampling, request.stream), request.n)
 
 
 def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | None:

@@ -8,21 +8,38 @@ from runtimes.contract import Job, JsonSchema, Sampling
 from server.body import Whole
 
 MOST_ANSWERS = 128  # to one request, as OpenAI's
-# Fields that Sampling has under the same names.
-SAMPLED = (
-    "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "frequency_penalty",
-    "presence_penalty", "repetition_penalty", "logit_bias",
-)  # fmt: skip
-
-AnswerCount = Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWERS)]
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
-MinP = Annotated[float, msgspec.Meta(ge=0, le=1)]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
-RepetitionPenalty = Annotated[float, msgspec.Meta(ge=0.01, le=100)]
-LogitBias = dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]]
+
+
+class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What requests for a chat completion and for a text completion have in common."""
+
+    n: Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWERS)] = 1
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] = []
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    # Extensions, named as other servers name them.
+    top_k: Whole = 0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
+    min_tokens: Whole = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[Whole] = []
+
+
+def sampling_of(request: SamplingFields, **further: Any) -> Sampling:
+    """With `further` fields as given."""
+    alike = {name: getattr(request, name) for name in SamplingFields.__struct_fields__ if name != "n"}
+    alike["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    alike["stop_token_ids"] = tuple(request.stop_token_ids)
+    return Sampling(**alike, **further)
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text", frozen=True):
@@ -42,13 +59,6 @@ class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def json_schema(schema: dict[str, Any]) -> JsonSchema:
     return JsonSchema(msgspec.json.encode(schema).decode())
-
-
-def sampling(request: Any, **further: Any) -> Sampling:
-    """From the fields that a chat completion's request and a text completion's have in common; the others as given."""
-    alike = {name: getattr(request, name) for name in SAMPLED}
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    return Sampling(**alike, stop=stop, stop_token_ids=tuple(request.stop_token_ids), **further)
 
 
 def copies(job: Job, count: int) -> list[Job]:

@@ -15,19 +15,19 @@ from runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
 from server.sse import comment
 
 T = TypeVar("T")
-Numbered = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
-First = tuple[int, Placed]  # of them
+IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
+FirstEvent = tuple[int, Placed]  # of them
 Parts = AsyncGenerator[bytes, None]
-Body = Callable[[First, Numbered], Parts]
+Body = Callable[[FirstEvent, IndexedEvents], Parts]
 SILENT_SECONDS = 2.0  # before the first comment
 COMMENT_SECONDS = 1.0  # between two
 # The client is gone when this is sent; it only names what happened in the log of a proxy in between.
 CLIENT_CLOSED_REQUEST = 499
 
 
-async def stream(
+async def stream_response(
     request: Request[Any, Any, State],
-    events: Numbered,
+    events: IndexedEvents,
     waiting_for: Callable[[], str | None],
     body: Body,
     failure: Callable[[Exception], bytes],
@@ -50,14 +50,14 @@ async def stream(
     )
 
 
-async def first_of(events: Numbered) -> First:
+async def first_of(events: IndexedEvents) -> FirstEvent:
     """Every answer begins with who gives it, and so do all together."""
     index, placed = await anext(events)
     assert isinstance(placed, Placed)
     return index, placed
 
 
-async def first_or_loading(first: "asyncio.Task[First]", waiting_for: Callable[[], str | None]) -> None:
+async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Callable[[], str | None]) -> None:
     while not first.done():
         await asyncio.wait([first], timeout=SILENT_SECONDS)
         if waiting_for():
@@ -65,8 +65,8 @@ async def first_or_loading(first: "asyncio.Task[First]", waiting_for: Callable[[
 
 
 async def commented(
-    first: "asyncio.Task[First]",
-    events: Numbered,
+    first: "asyncio.Task[FirstEvent]",
+    events: IndexedEvents,
     waiting_for: Callable[[], str | None],
     body: Body,
     failure: Callable[[Exception], bytes],

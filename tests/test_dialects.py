@@ -38,7 +38,7 @@ from runtimes.engines import runtimes
 from server.chat_output import ChatRenderer
 from server.completions_output import CompletionRenderer
 from server.completions_request import CompletionRequest
-from server.exchange import Answer, Renderer, collect, merged, stream, unbegun
+from server.exchange import Answer, Renderer, collect, failed_start, merged, stream
 from server.messages_output import MessageRenderer
 from server.messages_request import Message, MessageRequest
 from server.openai import ChatRequest
@@ -277,7 +277,7 @@ def test_an_engine_that_breaks_in_the_middle_ends_a_response_as_failed() -> None
 def test_a_request_that_is_refused_while_its_stream_waits_for_a_model_fails_as_a_response(
     line: Line, openais: openai.OpenAI
 ) -> None:
-    line.body = unbegun(response_renderer(), [Answer(JOB)], Refused("it is too long"))
+    line.body = failed_start(response_renderer(), [Answer(JOB)], Refused("it is too long"))
     with openais.responses.stream(model="pocket", input="hello") as stream:
         last: Any = list(stream)[-1]
     assert (last.type, last.response.error.code) == ("response.failed", "invalid_prompt")
