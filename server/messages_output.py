@@ -163,8 +163,6 @@ def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
     if body.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # clients look for these words, and make it shorter
     fields: Fields = {"type": kind, "message": message}
-    if body.param == "thread":
-        fields["details"] = {
-            "error_code": "thread_unsupported_request"
-        }  # the tool runner then sends whole conversations
+    if body.param == "thread":  # the tool runner then sends whole conversations
+        fields["details"] = {"error_code": "thread_unsupported_request"}
     return status, {"type": "error", "error": fields}, headers
