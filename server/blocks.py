@@ -1,12 +1,12 @@
-"""An answer as blocks, each a thought, text or a tool call: how the newer dialects show it, whole and streamed."""
+"""An answer as blocks of content, each a thought, text or a tool call: what every API shows, whole and streamed."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from runtimes.contract import Delta, Done, Event, Logprob, Placed
+from runtimes.contract import Delta, Done, Logprob, Placed
 
 Kind = Literal["thought", "text", "call"]
 
@@ -14,11 +14,12 @@ Kind = Literal["thought", "text", "call"]
 class Block:
     """One block as it grows."""
 
-    def __init__(self, index: int, kind: Kind, name: str = "") -> None:
+    def __init__(self, index: int, kind: Kind, number: int, name: str = "") -> None:
         self.index, self.kind, self.name = index, kind, name
+        self.number = number  # among the blocks of its kind
         self.id = secrets.token_hex(12)
         self.pieces: list[str] = []  # of the thought, the text, or the call's arguments
-        self.logprobs: list[Logprob] = []  # of text alone
+        self.logprobs: list[Logprob] = []
         self.cut = False  # the answer ended for its length in here
 
     @property
@@ -26,86 +27,76 @@ class Block:
         return "".join(self.pieces)
 
 
-class Opened(msgspec.Struct, frozen=True):
+class BlockStart(msgspec.Struct, frozen=True):
     block: Block
+    logprobs: Sequence[Logprob]  # of a call's name
 
 
-class Grew(msgspec.Struct, frozen=True):
+class BlockDelta(msgspec.Struct, frozen=True):
     block: Block
     piece: str
-    logprobs: list[Logprob]
+    logprobs: Sequence[Logprob]
 
 
-class Closed(msgspec.Struct, frozen=True):
+class BlockStop(msgspec.Struct, frozen=True):
     block: Block
 
 
-Step = Opened | Grew | Closed
+class HiddenTokens(msgspec.Struct, frozen=True):
+    """Tokens that show in no block, such as the marks around a call."""
+
+    logprobs: Sequence[Logprob]
 
 
-class Blocks:
+Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | Placed | Done  # Placed: another engine goes on
+
+
+class Content:
     """The blocks of one answer. At most one is open, the last."""
 
     def __init__(self) -> None:
-        self.all: list[Block] = []
-        self._open = False
+        self.blocks: list[Block] = []
+        self.logprobs: list[Logprob] = []  # of all tokens
+        self._open: Block | None = None
+
+    def text(self, kind: Kind) -> str:
+        return "".join(block.text for block in self.blocks if block.kind == kind)
 
     def feed(self, delta: Delta) -> list[Step]:
-        steps: list[Step] = []
+        self.logprobs += delta.logprobs
         if call := delta.tool_call:
             if call.name:
-                self._begin("call", steps, call.name)
-            if call.arguments:
-                self._grow(call.arguments, [], steps)
-        elif delta.reasoning:
-            self._continue("thought", steps)
-            self._grow(delta.reasoning, [], steps)
-        elif delta.text:
-            self._continue("text", steps)
-            self._grow(delta.text, delta.logprobs, steps)
-        elif delta.logprobs and self._open and self.all[-1].kind == "text":
-            self._grow("", delta.logprobs, steps)
-        return steps
+                return self._begin("call", call.name, delta.logprobs)
+            return self._grow("call", call.arguments, delta.logprobs)
+        if delta.reasoning:
+            return self._grow("thought", delta.reasoning, delta.logprobs)
+        if delta.text or (delta.logprobs and self._open and self._open.kind == "text"):
+            return self._grow("text", delta.text, delta.logprobs)
+        return [HiddenTokens(delta.logprobs)]
 
     def end(self, done: Done) -> list[Step]:
+        if self._open:
+            self._open.cut = done.finish_reason == "length"
+        return [*self._close(), done]
+
+    def _grow(self, kind: Kind, piece: str, logprobs: list[Logprob]) -> list[Step]:
         steps: list[Step] = []
-        if self._open:
-            self.all[-1].cut = done.finish_reason == "length"
-            self._close(steps)
-        return steps
-
-    def _continue(self, kind: Kind, steps: list[Step]) -> None:
-        if not self._open or self.all[-1].kind != kind:
-            self._begin(kind, steps)
-
-    def _begin(self, kind: Kind, steps: list[Step], name: str = "") -> None:
-        if self._open:
-            self._close(steps)
-        self.all.append(Block(len(self.all), kind, name))
-        self._open = True
-        steps.append(Opened(self.all[-1]))
-
-    def _grow(self, piece: str, logprobs: list[Logprob], steps: list[Step]) -> None:
-        block = self.all[-1]
+        block = self._open
+        if block is None or block.kind != kind:
+            steps = self._begin(kind)
+            block = self.blocks[-1]
         block.pieces.append(piece)
         block.logprobs += logprobs
-        steps.append(Grew(block, piece, logprobs))
+        steps.append(BlockDelta(block, piece, logprobs))
+        return steps
 
-    def _close(self, steps: list[Step]) -> None:
-        self._open = False
-        steps.append(Closed(self.all[-1]))
+    def _begin(self, kind: Kind, name: str = "", logprobs: Sequence[Logprob] = ()) -> list[Step]:
+        steps = self._close()
+        number = sum(block.kind == kind for block in self.blocks)
+        self._open = Block(len(self.blocks), kind, number, name)
+        self.blocks.append(self._open)
+        return [*steps, BlockStart(self._open, logprobs)]
 
-
-async def collect(events: AsyncIterator[Event]) -> tuple[list[Block], Done]:
-    """The whole answer."""
-    blocks = Blocks()
-    async for event in events:
-        match event:
-            case Placed(again=True):
-                blocks = Blocks()
-            case Delta():
-                blocks.feed(event)
-            case Done():
-                done = event
-    blocks.end(done)
-    return blocks.all, done
+    def _close(self) -> list[Step]:
+        block, self._open = self._open, None
+        return [BlockStop(block)] if block else []

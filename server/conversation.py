@@ -2,10 +2,7 @@
 
 from typing import Any, Literal
 
-import msgspec
-
 from runtimes.contract import Refused
-from server import openai
 
 Role = Literal["system", "user", "assistant"]
 
@@ -47,21 +44,3 @@ class Conversation:
         if last.get("role") != "assistant" or last.keys() & set(taken):
             self.messages.append({"role": "assistant"})
         return self.messages[-1]
-
-
-def function_tool(
-    name: str, description: str | None, schema: dict[str, Any] | None, strict: bool | None
-) -> dict[str, Any]:
-    """A function as `Chat.tools` has it."""
-    given = {"name": name, "description": description, "parameters": schema, "strict": strict}
-    function = {key: value for key, value in given.items() if value is not None}
-    fields: dict[str, Any] = msgspec.to_builtins(
-        openai.convert({"type": "function", "function": function}, openai.Tool)
-    )
-    return fields
-
-
-def checked(tools: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The functions of `Chat.tools`, None where there are none; raises Refused for what no model could tell apart."""
-    openai.check_tools(msgspec.convert(tools, list[openai.Tool]))
-    return tools or None

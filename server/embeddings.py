@@ -11,9 +11,8 @@ from litestar.datastructures import State
 
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
-from server import openai, replies
-from server.chat import check_content_type
-from server.completions import Texts, texts_of
+from server import body, replies
+from server.body import Texts
 from server.schema import Body, described
 from server.waiting import placed_headers, unless_client_leaves
 
@@ -36,10 +35,9 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 )
 async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A vector of length 1 for each text, from the hidden states of the model's last layer."""
-    check_content_type(request)
-    asked = openai.decode(await request.body(), EmbeddingRequest)
+    asked = body.parse(await body.read(request), EmbeddingRequest)
     pool: Pool = state.pool
-    texts = texts_of(asked.input, "input")
+    texts = body.texts_of(asked.input, "input")
     if len(texts) > MOST_TEXTS:
         raise Refused(f"'input' takes {MOST_TEXTS} texts at most", "input", "invalid_value")
     placed, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
@@ -49,8 +47,8 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
         for index, vector in enumerate(vectors)
     ]
     usage = replies.PromptUsage(embedded.tokens, embedded.tokens)
-    body = replies.EmbeddingList("list", data, asked.model, usage)
-    return Response(body, headers=placed_headers(placed), media_type="application/json")
+    listed = replies.EmbeddingList("list", data, asked.model, usage)
+    return Response(listed, headers=placed_headers(placed), media_type="application/json")
 
 
 def shortened(vector: list[float], dimensions: int | None) -> list[float]:

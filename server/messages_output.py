@@ -1,14 +1,18 @@
 """A message as Anthropic's clients read it: the object, the events of its stream, the shape of its errors."""
 
+import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from litestar import Request, Response
 
-from runtimes.contract import Done, Usage
+from runtimes.contract import Done, Placed, Usage
 from server import errors
-from server.answer import frame
-from server.blocks import Block, Closed, Grew, Opened, Step
+from server.blocks import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
+from server.exchange import Answer
+from server.messages_request import MessageRequest
+from server.sse import event
 
 Fields = dict[str, Any]
 SIGNATURE = "unsigned"  # nothing here checks it; clients want one to pass back
@@ -24,7 +28,7 @@ BLOCKS = {"thought": "thinking", "text": "text", "call": "tool_use"}
 
 
 def draft(id: str, model: str) -> Fields:
-    """A message that nothing was said in yet. How long its prompt is comes out with its end."""
+    """An empty message. How long its prompt is comes out with its end."""
     return {
         "id": id,
         "type": "message",
@@ -92,34 +96,44 @@ def usage_fields(usage: Usage) -> Fields:
     }
 
 
-class Events:
-    """Tells one message, event by event."""
+class MessageRenderer:
+    def __init__(self, request: MessageRequest) -> None:
+        self.id = f"msg_{secrets.token_hex(12)}"
+        self._draft = draft(self.id, request.model)
+        self._max_tokens, self._omit_thinking = request.max_tokens, request.thinking.display == "omitted"
 
-    def __init__(self, draft: Fields, max_tokens: int, omit_thinking: bool) -> None:
-        self._draft, self._max_tokens, self._omit_thinking = draft, max_tokens, omit_thinking
+    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
+        (answer,) = answers
+        assert answer.done
+        return finished(self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking)
 
-    def opening(self) -> bytes:
-        return frame("message_start", {"message": self._draft}) + frame("ping", {})
+    def start(self, placed: Placed | None) -> bytes:
+        return event("message_start", {"message": self._draft}) + event("ping", {})
 
-    def step(self, step: Step) -> bytes:
+    def step(self, index: int, step: Step) -> bytes:
         match step:
-            case Opened(block):
-                return frame("content_block_start", {"index": block.index, "content_block": empty(block)})
-            case Grew(block, piece):
-                return b"" if block.kind == "thought" and self._omit_thinking else delta(block, piece)
-            case Closed(block):
+            case BlockDelta():
+                hidden = self._omit_thinking and step.block.kind == "thought"
+                return b"" if hidden else delta(step.block, step.piece)
+            case BlockStart(block):
+                return event("content_block_start", {"index": block.index, "content_block": empty(block)})
+            case BlockStop(block):
                 signed = b""
                 if block.kind == "thought":
                     signed = block_delta(block, {"type": "signature_delta", "signature": SIGNATURE})
-                return signed + frame("content_block_stop", {"index": block.index})
+                return signed + event("content_block_stop", {"index": block.index})
+            case Done():
+                fields = {"delta": stop_fields(step, self._max_tokens), "usage": usage_fields(step.usage)}
+                return event("message_delta", fields) + event("message_stop", {})
+            case HiddenTokens() | Placed():
+                return b""
 
-    async def closing(self, blocks: list[Block], done: Done) -> bytes:
-        fields = {"delta": stop_fields(done, self._max_tokens), "usage": usage_fields(done.usage)}
-        return frame("message_delta", fields) + frame("message_stop", {})
+    async def end(self, answers: Sequence[Answer]) -> bytes:
+        return b""
 
-    def failure(self, blocks: list[Block], error: Exception) -> bytes:
+    def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         _, body, _ = described(error)
-        return frame("error", body)
+        return event("error", body)
 
 
 def delta(block: Block, piece: str) -> bytes:
@@ -133,7 +147,7 @@ def delta(block: Block, piece: str) -> bytes:
 
 
 def block_delta(block: Block, fields: Fields) -> bytes:
-    return frame("content_block_delta", {"index": block.index, "delta": fields})
+    return event("content_block_delta", {"index": block.index, "delta": fields})
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[Fields]:
@@ -148,7 +162,7 @@ def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
     message = body.message
     if body.code == "context_length_exceeded":
         message = f"prompt is too long: {message}"  # clients look for these words, and make it shorter
-    told: Fields = {"type": kind, "message": message}
-    if body.param == "thread":
-        told["details"] = {"error_code": "thread_unsupported_request"}  # the tool runner then sends whole conversations
-    return status, {"type": "error", "error": told}, headers
+    fields: Fields = {"type": kind, "message": message}
+    if body.param == "thread":  # the tool runner then sends whole conversations
+        fields["details"] = {"error_code": "thread_unsupported_request"}
+    return status, {"type": "error", "error": fields}, headers

@@ -4,10 +4,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runtimes.contract import Chat, Job, JsonSchema, Refused, Sampling
-from server import openai
-from server.conversation import Conversation, checked, function_tool
-from server.openai import Count, Whole
+from runtimes.contract import Chat, Job, Refused, Sampling
+from server.body import Count, Whole, parse
+from server.conversation import Conversation
+from server.sampling import TopP, json_schema
+from server.tools import check_tools, function_tool, tool_fields
 
 # Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
 IGNORED = {
@@ -108,24 +109,24 @@ class MessageRequest(CountRequest, kw_only=True, forbid_unknown_fields=True, fro
     stream: bool = False
     stop_sequences: list[str] = []
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
+    top_p: TopP = 1.0
     top_k: Whole = 0
 
 
 def read(body: bytes) -> MessageRequest:
     """A request for a message, or Refused with the field's name."""
-    request = openai.convert(openai.accepted(openai.json_object(body), IGNORED, NEUTRAL), MessageRequest)
-    check_tools(request)
+    request = parse(body, MessageRequest, IGNORED, NEUTRAL)
+    check_choice(request)
     return request
 
 
 def read_count(body: bytes) -> CountRequest:
-    request = openai.convert(openai.accepted(openai.json_object(body), IGNORED, NEUTRAL), CountRequest)
-    check_tools(request)
+    request = parse(body, CountRequest, IGNORED, NEUTRAL)
+    check_choice(request)
     return request
 
 
-def check_tools(request: CountRequest) -> None:
+def check_choice(request: CountRequest) -> None:
     for index, tool in enumerate(request.tools):
         if tool.type not in (None, "custom"):
             raise Refused(f"tools of type '{tool.type}' are not known here; only 'custom' tools", f"tools[{index}]")
@@ -150,7 +151,7 @@ def to_job(request: MessageRequest, id: str) -> Job:
             top_p=request.top_p,
             top_k=request.top_k,
             stop=tuple(request.stop_sequences),
-            constraint=JsonSchema(msgspec.json.encode(form.schema).decode()) if form else None,
+            constraint=json_schema(form.schema) if form else None,
         ),
         request.stream,
     )
@@ -166,17 +167,16 @@ def to_chat(request: CountRequest) -> Chat:
     if not talk.messages:
         raise Refused("'messages' says nothing", "messages", "invalid_value")
     choice = request.tool_choice
+    tools = request.tools if choice.type != "none" else []
+    functions = [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in tools]
+    check_tools(functions)
     thinks = request.thinking.type != "disabled"
     options: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}  # templates have one or the other
     if request.output_config.effort:
         options["reasoning_effort"] = request.output_config.effort
     return Chat(
         talk.messages,
-        checked(
-            [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in request.tools]
-            if choice.type != "none"
-            else []
-        ),
+        tool_fields(functions),
         call_required=choice.type in ("any", "tool"),
         call_name=choice.name if choice.type == "tool" else "",
         parallel_calls=not choice.disable_parallel_tool_use,

@@ -9,10 +9,9 @@ from litestar.datastructures import State
 
 from runtimes.contract import Pooling, Refused
 from runtimes.pool import Pool
-from server import openai, replies
-from server.chat import check_content_type
+from server import body, replies
+from server.body import Count
 from server.embeddings import MOST_TEXTS
-from server.openai import Count
 from server.replies import Document
 from server.schema import Body, described
 from server.waiting import placed_headers, unless_client_leaves
@@ -32,8 +31,7 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 @post("/v1/rerank", status_code=200, operation_class=described(replies.Reranking, Body(RerankRequest), placed=True))
 async def rerank(request: Request[Any, Any, State], state: State) -> Response[replies.Reranking]:
     """The documents nearest to the query first; the score is the cosine of the angle between embeddings."""
-    check_content_type(request)
-    asked = openai.decode(await request.body(), RerankRequest)
+    asked = body.parse(await body.read(request), RerankRequest)
     documents = [text if isinstance(text, str) else text.text for text in asked.documents]
     if not all(documents):
         raise Refused("'documents' holds an empty text", "documents", "invalid_value")

@@ -2,10 +2,9 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
-import secrets
 import sqlite3
-import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -13,11 +12,10 @@ from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 
 from runtimes.contract import Refused
-from server import responses_request
-from server.answer import streamed, whole
-from server.chat import check_content_type
+from server import body, responses_request
 from server.errors import UnknownResponse
-from server.responses_output import Events, Fields, draft, finished
+from server.exchange import answer
+from server.responses_output import Fields, ResponseRenderer
 from server.responses_store import ResponseStore
 from server.schema import JSON, Body, described
 from server.waiting import unless_client_leaves
@@ -39,29 +37,19 @@ BODY = Body(responses_request.ResponseRequest, frozenset(responses_request.IGNOR
 @post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, placed=True))
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; the README lists the fields."""
-    check_content_type(request)
-    asked = responses_request.read(await request.body())
-    store: ResponseStore = state.responses
-    history = await history_of(store, asked.previous_response_id)
-    given = await given_items(store, asked.input)
-    job = responses_request.to_job(asked, history, given, f"resp_{secrets.token_hex(16)}")
-    begun = draft(asked, job.id, int(time.time()))
-
-    async def keep(response: Fields) -> Fields:
-        return await kept(store, response, given)
-
+    asked = responses_request.read(await body.read(request))
+    history = await history_of(state.responses, asked.previous_response_id)
+    given = await given_items(state.responses, asked.input)
+    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, given))
+    job = responses_request.to_job(asked, history, given, renderer.id)
     with fields_named_here():
-        if asked.stream:
-            return await streamed(request, job, Events(begun, keep))
-        blocks, done, headers = await whole(request, job)
-    return Response(await keep(finished(begun, blocks, done)), headers=headers, media_type="application/json")
+        return await answer(request, [job], renderer)
 
 
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY))
 async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
-    check_content_type(request)
-    asked = responses_request.read(await request.body())
+    asked = responses_request.read(await body.read(request))
     history = await history_of(state.responses, asked.previous_response_id)
     given = await given_items(state.responses, asked.input)
     prompt = responses_request.to_job(asked, history, given, "count").prompt
@@ -145,7 +133,7 @@ async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[F
     return [known[item["id"]] if item["id"] in referred else item for item in items]
 
 
-async def kept(store: ResponseStore, response: Fields, given: list[Fields]) -> Fields:
+async def save(store: ResponseStore, given: list[Fields], response: Fields) -> Fields:
     """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
     stored."""
     if not response["store"]:

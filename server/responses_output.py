@@ -1,17 +1,18 @@
 """A response as OpenAI's clients read it: the object, its items, and the events of its stream."""
 
 import itertools
+import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from runtimes.contract import Done, Logprob, Usage
-from server import replies
-from server.answer import frame
-from server.blocks import Block, Closed, Grew, Opened, Step
+from runtimes.contract import Done, Logprob, Placed, Usage
+from server import replies, sse
+from server.blocks import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from server.errors import describe
+from server.exchange import Answer
 from server.responses_request import ResponseRequest
 
 Fields = dict[str, Any]
@@ -20,7 +21,7 @@ FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
 def draft(request: ResponseRequest, id: str, created: int) -> Fields:
-    """A response that nothing was said in yet."""
+    """An empty response."""
     return {
         "id": id,
         "object": "response",
@@ -91,8 +92,8 @@ def item(block: Block, status: str = "") -> Fields:
                 "content": [part(block)],
             }
         case "text":
-            said = {"role": "assistant", "content": [part(block)]}
-            return {"id": item_id(block), "type": "message", "status": status} | said
+            message = {"role": "assistant", "content": [part(block)]}
+            return {"id": item_id(block), "type": "message", "status": status} | message
 
 
 def item_id(block: Block) -> str:
@@ -105,7 +106,7 @@ def part(block: Block) -> Fields:
     return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": scored(block.logprobs)}
 
 
-def scored(logprobs: list[Logprob]) -> list[Fields]:
+def scored(logprobs: Sequence[Logprob]) -> list[Fields]:
     fields: list[Fields] = msgspec.to_builtins(replies.logprobs_of(logprobs).content)
     return fields
 
@@ -120,33 +121,45 @@ def usage_fields(usage: Usage) -> Fields:
     }
 
 
-class Events:
-    """Tells one response, event by event. `keep` stores the response and gives it back."""
+class ResponseRenderer:
+    """`save` stores a response, if it is to be, and gives it back as it is shown."""
 
-    def __init__(self, draft: Fields, keep: Callable[[Fields], Awaitable[Fields]]) -> None:
-        self._draft, self._keep = draft, keep
+    def __init__(self, request: ResponseRequest, save: Callable[[Fields], Awaitable[Fields]]) -> None:
+        self.id = f"resp_{secrets.token_hex(16)}"
+        self._draft, self._save = draft(request, self.id, int(time.time())), save
         self._numbers = itertools.count()
 
-    def opening(self) -> bytes:
+    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
+        return await self._finished(answers)
+
+    def start(self, placed: Placed | None) -> bytes:
         return self._event("response.created", response=self._draft) + self._event(
             "response.in_progress", response=self._draft
         )
 
-    def step(self, step: Step) -> bytes:
+    def step(self, index: int, step: Step) -> bytes:
         match step:
-            case Opened(block):
+            case BlockDelta():
+                return self._grew(step.block, step.piece, step.logprobs)
+            case BlockStart(block):
                 return self._opened(block)
-            case Grew(block, piece, logprobs):
-                return self._grew(block, piece, logprobs)
-            case Closed(block):
+            case BlockStop(block):
                 return self._closed(block)
+            case HiddenTokens() | Placed() | Done():
+                return b""
 
-    async def closing(self, blocks: list[Block], done: Done) -> bytes:
-        response = await self._keep(finished(self._draft, blocks, done))
+    async def end(self, answers: Sequence[Answer]) -> bytes:
+        response = await self._finished(answers)
         return self._event(f"response.{response['status']}", response=response)
 
-    def failure(self, blocks: list[Block], error: Exception) -> bytes:
-        return self._event("response.failed", response=failed(self._draft, blocks, error))
+    def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
+        (answer,) = answers
+        return self._event("response.failed", response=failed(self._draft, answer.content.blocks, error))
+
+    async def _finished(self, answers: Sequence[Answer]) -> Fields:
+        (answer,) = answers
+        assert answer.done
+        return await self._save(finished(self._draft, answer.content.blocks, answer.done))
 
     def _opened(self, block: Block) -> bytes:
         """As it was when it opened: it may have grown since."""
@@ -159,14 +172,14 @@ class Events:
         blank = {"text": ""} if block.kind == "thought" else {"text": "", "logprobs": []}
         return added + self._event("response.content_part.added", **place(block), part=part(block) | blank)
 
-    def _grew(self, block: Block, piece: str, logprobs: list[Logprob]) -> bytes:
+    def _grew(self, block: Block, piece: str, logprobs: Sequence[Logprob]) -> bytes:
         match block.kind:
             case "call":
                 return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
             case "thought":
                 return self._event("response.reasoning_text.delta", **place(block), delta=piece)
             case "text":
-                shown = scored(logprobs)
+                shown = scored(logprobs) if logprobs else []
                 return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
 
     def _closed(self, block: Block) -> bytes:
@@ -181,13 +194,13 @@ class Events:
                 named = {"name": block.name, "arguments": text}
                 return self._event("response.function_call_arguments.done", **where, **named)
             case "thought":
-                told = self._event("response.reasoning_text.done", **where, text=text)
+                done = self._event("response.reasoning_text.done", **where, text=text)
             case "text":
-                told = self._event("response.output_text.done", **where, text=text, logprobs=scored(block.logprobs))
-        return told + self._event("response.content_part.done", **where, part=part(block))
+                done = self._event("response.output_text.done", **where, text=text, logprobs=scored(block.logprobs))
+        return done + self._event("response.content_part.done", **where, part=part(block))
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        return frame(kind, {"sequence_number": next(self._numbers), **fields})
+        return sse.event(kind, {"sequence_number": next(self._numbers), **fields})
 
 
 def place(block: Block) -> Fields:

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, JsonSchema, Refused, Sampling
-from server import openai
-from server.conversation import Conversation, checked, function_tool
-from server.openai import Count, JsonFormat, NamedSchema, TextFormat
+from runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Refused, Sampling
+from server.body import Count, convert, parse
+from server.conversation import Conversation
+from server.sampling import JsonFormat, NamedSchema, Temperature, TextFormat, TopLogprobs, TopP, json_schema
+from server.tools import Tool, check_tools, function_tool, tool_fields
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
 IGNORED = {
@@ -135,9 +136,9 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     stream_options: StreamOptions | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []  # the latter: no effect
     max_output_tokens: Count | None = None
-    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] = 1.0
-    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_logprobs: TopLogprobs | None = None
     text: TextConfig = TextConfig()
     reasoning: Reasoning = Reasoning()
     tools: list[FunctionTool] = []
@@ -148,7 +149,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def read(body: bytes) -> ResponseRequest:
     """A request for a response, or Refused with the field's name."""
-    request = openai.convert(openai.accepted(openai.json_object(body), IGNORED, NEUTRAL), ResponseRequest)
+    request = parse(body, ResponseRequest, IGNORED, NEUTRAL)
     for index, tool in enumerate(request.tools):
         if tool.type != "function":
             raise Refused(
@@ -165,7 +166,7 @@ def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The input as items in full, each with an id, as they are listed and stored."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
-    openai.convert({"input": given}, SentItems)
+    convert({"input": given}, SentItems)
     return [item_of(item, f"input[{index}]") for index, item in enumerate(given)]
 
 
@@ -189,18 +190,20 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
         talk.say("system", request.instructions)
     for item in msgspec.convert(history, list[Item]):
         add(talk, item, "previous_response_id")
-    for index, item in enumerate(openai.convert({"input": given}, Items).input):
+    for index, item in enumerate(convert({"input": given}, Items).input):
         add(talk, item, f"input[{index}]")
     if not talk.messages:
         raise Refused("'input' is empty", "input", "invalid_value")
     choice = request.tool_choice
-    tools = tools_of(request)
+    offered = tools_of(request)
+    tools = offered if choice != "none" else []
+    check_tools(tools)
     return Job(
         id,
         request.model,
         Chat(
             talk.messages,
-            checked(tools if choice != "none" else []),
+            tool_fields(tools),
             call_required=choice == "required"
             or isinstance(choice, NamedChoice)
             or (isinstance(choice, AllowedChoice) and choice.mode == "required"),
@@ -241,8 +244,8 @@ def text_of(content: str | list[Part], where: str) -> str:
     return "".join(part.text or part.refusal for part in content)
 
 
-def tools_of(request: ResponseRequest) -> list[dict[str, Any]]:
-    """Those the answer may call, as chat has them."""
+def tools_of(request: ResponseRequest) -> list[Tool]:
+    """Those the answer may call."""
     choice = request.tool_choice
     names = {tool.name for tool in request.tools}
     named = {choice.name} if isinstance(choice, NamedChoice) else set()
@@ -272,4 +275,4 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
         case JsonFormat():
             return JSON_OBJECT
         case SchemaFormat():
-            return JsonSchema(msgspec.json.encode(form.schema).decode())
+            return json_schema(form.schema)

@@ -12,7 +12,7 @@ import msgspec
 
 log = logging.getLogger("enginehouse.server")
 FILE = "responses-1.sqlite"  # the number goes up with every change to the tables
-KEPT_SECONDS = 30 * 24 * 3600.0  # as OpenAI keeps them, so that what works there works here
+RETENTION_SECONDS = 30 * 24 * 3600.0  # as OpenAI keeps them, so that what works there works here
 
 SCHEMA = """
 create table if not exists responses (id text primary key, previous text, at real, body blob);
@@ -46,7 +46,7 @@ class ResponseStore:
         now, id = time.time(), response["id"]
         items = [(item, True) for item in given] + [(item, False) for item in response["output"]]
         with self._open() as db:
-            db.execute("delete from responses where at < ?", (now - KEPT_SECONDS,))
+            db.execute("delete from responses where at < ?", (now - RETENTION_SECONDS,))
             body = msgspec.json.encode(response)
             db.execute("insert into responses values (?, ?, ?, ?)", (id, response["previous_response_id"], now, body))
             db.executemany(

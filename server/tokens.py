@@ -8,10 +8,11 @@ from litestar.datastructures import State
 
 from runtimes.contract import Chat, Prompt, Refused, Text
 from runtimes.pool import Pool
-from server import openai, replies
-from server.chat import check_content_type
-from server.openai import Message, Tool, Whole
+from server import body, openai, replies
+from server.body import Whole
+from server.openai import Message
 from server.schema import Body, described
+from server.tools import Tool, tool_fields
 from server.waiting import placed_headers, unless_client_leaves
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
@@ -40,10 +41,9 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 )
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[replies.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
-    check_content_type(request)
-    fields = openai.accepted(openai.json_object(await request.body()), set(), NEUTRAL)
+    fields = body.accepted(body.json_object(await body.read(request)), (), NEUTRAL)
     openai.check_parts(fields.get("messages"))
-    asked = openai.convert(fields, TokenizeRequest)
+    asked = body.convert(fields, TokenizeRequest)
     pool: Pool = state.pool
     placed, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
     context = pool.status(pool.resolve(asked.model))["context_length"]
@@ -58,8 +58,7 @@ async def tokenize(request: Request[Any, Any, State], state: State) -> Response[
 )
 async def detokenize(request: Request[Any, Any, State], state: State) -> Response[replies.Prompt]:
     """The text of token ids; special tokens show none."""
-    check_content_type(request)
-    asked = openai.decode(await request.body(), DetokenizeRequest)
+    asked = body.parse(await body.read(request), DetokenizeRequest)
     pool: Pool = state.pool
     placed, text = await unless_client_leaves(request, pool.detokenize(asked.model, asked.tokens))
     return Response(replies.Prompt(text), headers=placed_headers(placed))
@@ -72,5 +71,4 @@ def prompt_of(asked: TokenizeRequest) -> Prompt:
         return Text(asked.prompt or "", asked.add_special_tokens)
     openai.check_messages(asked.messages)
     messages = [openai.message_fields(message) for message in asked.messages]
-    tools = [msgspec.to_builtins(tool) for tool in asked.tools] or None
-    return Chat(messages, tools, template_options=asked.chat_template_kwargs)
+    return Chat(messages, tool_fields(asked.tools), template_options=asked.chat_template_kwargs)

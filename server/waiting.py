@@ -1,5 +1,5 @@
 """Waiting for the first event of an answer: it decides the status, unless a model must be made ready first and the
-client streams: then it is told how far that is, in comments, and errors come as events."""
+client streams: then comments say how far that is, and errors come as events."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -12,78 +12,80 @@ from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
 from runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
+from server.sse import comment
 
 T = TypeVar("T")
-Events = AsyncGenerator[Event, None]
-E = TypeVar("E", Event, tuple[int, Event])  # with the index of its answer, where there are several
+IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
+FirstEvent = tuple[int, Placed]  # of them
 Parts = AsyncGenerator[bytes, None]
+Body = Callable[[FirstEvent, IndexedEvents], Parts]
 SILENT_SECONDS = 2.0  # before the first comment
 COMMENT_SECONDS = 1.0  # between two
 # The client is gone when this is sent; it only names what happened in the log of a proxy in between.
 CLIENT_CLOSED_REQUEST = 499
 
 
-async def stream(
+async def stream_response(
     request: Request[Any, Any, State],
-    events: AsyncGenerator[E, None],
+    events: IndexedEvents,
     waiting_for: Callable[[], str | None],
-    body: Callable[[AsyncGenerator[E, None]], Parts],
+    body: Body,
     failure: Callable[[Exception], bytes],
 ) -> Stream:
     """The response to a streaming client. `waiting_for`: what is being made ready, None when nothing is; `body`
-    renders the events after the first, `failure` what went wrong before it, once the status is out."""
-    first = asyncio.ensure_future(anext(events))
+    renders the events, `failure` what went wrong before the first, once the status is out."""
+    first = asyncio.create_task(first_of(events))
     try:
-        await unless_client_leaves(request, begun(first, waiting_for))
+        await unless_client_leaves(request, first_or_loading(first, waiting_for))
     except BaseException:
         first.cancel()
         raise
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     if not first.done():
-        return Stream(told(first, events, waiting_for, body, failure), media_type="text/event-stream", headers=headers)
-    placed = placed_by(first.result())
-    return Stream(body(events), media_type="text/event-stream", headers=headers | placed_headers(placed))
+        parts = commented(first, events, waiting_for, body, failure)
+        return Stream(parts, media_type="text/event-stream", headers=headers)
+    _, placed = first.result()
+    return Stream(
+        body(first.result(), events), media_type="text/event-stream", headers=headers | placed_headers(placed)
+    )
 
 
-def placed_by(first: Event | tuple[int, Event]) -> Placed:
-    placed = first[1] if isinstance(first, tuple) else first
+async def first_of(events: IndexedEvents) -> FirstEvent:
+    """Every answer begins with who gives it, and so do all together."""
+    index, placed = await anext(events)
     assert isinstance(placed, Placed)
-    return placed
+    return index, placed
 
 
-async def placed_first(events: AsyncGenerator[tuple[int, Event], None]) -> Placed:
-    return placed_by(await anext(events))
-
-
-async def begun(first: "asyncio.Future[E]", waiting_for: Callable[[], str | None]) -> None:
+async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Callable[[], str | None]) -> None:
     while not first.done():
         await asyncio.wait([first], timeout=SILENT_SECONDS)
         if waiting_for():
             return
 
 
-async def told(
-    first: "asyncio.Future[E]",
-    events: AsyncGenerator[E, None],
+async def commented(
+    first: "asyncio.Task[FirstEvent]",
+    events: IndexedEvents,
     waiting_for: Callable[[], str | None],
-    body: Callable[[AsyncGenerator[E, None]], Parts],
+    body: Body,
     failure: Callable[[Exception], bytes],
 ) -> Parts:
     try:
         while not first.done():
-            yield f": {waiting_for() or 'reading the prompt'}\n\n".encode()
+            yield comment(waiting_for() or "reading the prompt")
             await asyncio.wait([first], timeout=COMMENT_SECONDS)
     except BaseException:
         first.cancel()  # and the events end with it
         raise
     async with aclosing(events):
         try:
-            placed = placed_by(first.result())
+            _, placed = first.result()
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
-        yield f": {placed.runtime} {placed.precision} answers: {placed.reason}\n\n".encode()
-        async with aclosing(body(events)) as parts:
+        yield comment(f"{placed.runtime} {placed.precision} answers: {placed.reason}")
+        async with aclosing(body(first.result(), events)) as parts:
             async for part in parts:
                 yield part
 

@@ -1,29 +1,52 @@
-"""What the two newer dialects have in common: any answer becomes a stream that their clients put together again."""
+"""What the renderers have in common: any answer becomes a stream that its API's clients put together again."""
 
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx2
+import msgspec
 import openai
 import pydantic
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
+from anthropic.types import Message as AnthropicMessage
+from anthropic.types import RawMessageStreamEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Logprob, Refused, Scored, ToolCall, Usage
+from runtimes.contract import (
+    Delta,
+    Done,
+    EngineFailed,
+    Event,
+    Job,
+    Logprob,
+    Placed,
+    Refused,
+    Scored,
+    Text,
+    ToolCall,
+    Usage,
+)
 from runtimes.engines import runtimes
-from server import messages_output, responses_output
-from server.answer import fail, tell
-from server.blocks import collect
+from server.chat_output import ChatRenderer
+from server.completions_output import CompletionRenderer
+from server.completions_request import CompletionRequest
+from server.exchange import Answer, Renderer, collect, failed_start, merged, stream
+from server.messages_output import MessageRenderer
+from server.messages_request import Message, MessageRequest
+from server.openai import ChatRequest
+from server.openai import Message as ChatMessage
+from server.responses_output import ResponseRenderer
 from server.responses_request import ResponseRequest
 from tests.conftest import BUILT
+from server.waiting import first_of
 from tests.serving import Served, serve
 
 FRANCE = "What is the capital of France?"
@@ -31,6 +54,7 @@ RESPONSE_EVENT = pydantic.TypeAdapter[Any](ResponseStreamEvent)
 MESSAGE_EVENT = pydantic.TypeAdapter[Any](RawMessageStreamEvent)
 DONE = Done("stop", Usage(7, 5, 3, 1))
 MAX_TOKENS = 5
+JOB, PLACED = Job("job", "pocket", Text("hello")), Placed("echo", "echo", "cpu", "because", "fp_1")
 
 pieces = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=4)
 scored = st.builds(Logprob, st.builds(Scored, st.just(5), st.binary(max_size=3), st.floats(-20, 0)))
@@ -53,19 +77,33 @@ def halves(text: str) -> list[str]:
     return [text[: len(text) // 2], text[len(text) // 2 :]]
 
 
-async def told(deltas: list[Delta], end: Done | Exception) -> AsyncGenerator[Event, None]:
-    for delta in deltas:
-        yield delta
+async def events_of(changes: Sequence[Event], end: Done | Exception) -> AsyncGenerator[Event, None]:
+    yield PLACED
+    for change in changes:
+        yield change
     if isinstance(end, Exception):
         raise end
     yield end
 
 
-def body_of(events: AsyncGenerator[Event, None], teller: Any) -> bytes:
-    async def whole() -> bytes:
-        return b"".join([piece async for piece in tell(teller, events)])
+def streamed(renderer: Renderer, changes: Sequence[Event], end: Done | Exception) -> bytes:
+    async def body() -> bytes:
+        events = merged([events_of(changes, end)])
+        return b"".join([part async for part in stream(renderer, [Answer(JOB)], await first_of(events), events)])
 
-    return asyncio.run(whole())
+    return asyncio.run(body())
+
+
+def collected(changes: Sequence[Event], end: Done) -> Answer:
+    answer = Answer(JOB)
+    asyncio.run(collect([answer], merged([events_of(changes, end)])))
+    return answer
+
+
+def whole(renderer: Renderer, changes: Sequence[Event], end: Done) -> Any:
+    """The body, as a client reads it."""
+    body = asyncio.run(renderer.whole(PLACED, [collected(changes, end)]))
+    return json.loads(msgspec.json.encode(body))
 
 
 def data_of(body: bytes) -> list[dict[str, Any]]:
@@ -104,17 +142,94 @@ def nameless(value: Any) -> Any:
     return [nameless(one) for one in value] if isinstance(value, list) else value
 
 
+# --- OpenAI's chat and text completions ---
+
+
+def chat_renderer() -> ChatRenderer:
+    return ChatRenderer(ChatRequest("pocket", [ChatMessage("user", "hello")]))
+
+
+def chunks_of(body: bytes) -> list[dict[str, Any]]:
+    assert body.endswith(b"data: [DONE]\n\n")
+    return data_of(body.removesuffix(b"data: [DONE]\n\n"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(deltas=answers, end=ends | cuts)
+def test_any_answer_is_a_stream_of_valid_chunks_that_add_up_to_the_whole_chat_completion(
+    deltas: list[Delta], end: Done
+) -> None:
+    renderer = chat_renderer()
+    chunks = chunks_of(streamed(renderer, deltas, end))
+    for chunk in chunks:
+        ChatCompletionChunk.model_validate(chunk)
+    message = whole(renderer, deltas, end)
+    ChatCompletion.model_validate(message)
+    (choice,) = message["choices"]
+    pieces = [chunk["choices"][0] for chunk in chunks]
+    given = [piece["delta"] for piece in pieces]
+    text = "".join(piece.get("content") or "" for piece in given)
+    calls = [call for piece in given for call in piece.get("tool_calls", [])]
+    assert text == (choice["message"]["content"] or "")
+    assert "".join(piece.get("reasoning_content", "") for piece in given) == choice["message"].get(
+        "reasoning_content", ""
+    )
+    assert [
+        (
+            call["function"]["name"],
+            "".join(more["function"]["arguments"] for more in calls if more["index"] == call["index"]),
+        )
+        for call in calls
+        if "id" in call
+    ] == [(call["function"]["name"], call["function"]["arguments"]) for call in choice["message"].get("tool_calls", [])]
+    logprobs = [one for piece in pieces if piece.get("logprobs") for one in piece["logprobs"]["content"]]
+    assert logprobs == (choice["logprobs"] or {"content": []})["content"]
+    assert [piece["finish_reason"] for piece in pieces if piece["finish_reason"]] == [choice["finish_reason"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(deltas=texts, end=ends | cuts)
+def test_a_text_completions_chunks_add_up_to_the_whole_one(deltas: list[Delta], end: Done) -> None:
+    renderer = CompletionRenderer(CompletionRequest("pocket", "hello"))
+    pieces = [chunk["choices"][0] for chunk in chunks_of(streamed(renderer, deltas, end))]
+    (choice,) = whole(renderer, deltas, end)["choices"]
+    assert "".join(piece["text"] for piece in pieces) == choice["text"]
+    for field in ("tokens", "token_logprobs", "text_offset") if choice["logprobs"] else ():
+        assert [one for piece in pieces if piece["logprobs"] for one in piece["logprobs"][field]] == choice["logprobs"][
+            field
+        ]
+
+
+@pytest.mark.parametrize(
+    "renderer", [chat_renderer(), CompletionRenderer(CompletionRequest("pocket", "hello"))], ids=["chat", "text"]
+)
+def test_chunks_bear_the_fingerprint_of_the_engine_that_goes_on(renderer: Renderer) -> None:
+    other = Placed("other", "int4", "cpu", "the first one died", "fp_2")
+    before, after = streamed(renderer, [Delta("one "), other, Delta("two")], DONE).split(
+        b": its engine died; other int4 goes on\n\n"
+    )
+    assert {chunk["system_fingerprint"] for chunk in data_of(before)} == {"fp_1"}
+    assert {chunk["system_fingerprint"] for chunk in chunks_of(after)} == {"fp_2"}
+
+
+def test_what_was_sent_to_no_client_is_void_when_another_engine_begins_anew() -> None:
+    again = Placed("other", "int4", "cpu", "the first one died", "fp_2", again=True)
+    (choice,) = whole(chat_renderer(), [Delta("one "), again, Delta("two")], DONE)["choices"]
+    assert choice["message"]["content"] == "two"
+    goes_on = msgspec.structs.replace(again, again=False)
+    (choice,) = whole(chat_renderer(), [Delta("one "), goes_on, Delta("two")], DONE)["choices"]
+    assert choice["message"]["content"] == "one two"
+
+
 # --- OpenAI's responses ---
 
-DRAFT = responses_output.draft(ResponseRequest("pocket", "hello"), "resp_1", 1)
 
-
-async def keep(response: dict[str, Any]) -> dict[str, Any]:
+async def unsaved(response: dict[str, Any]) -> dict[str, Any]:
     return response
 
 
-def response_events(deltas: list[Delta], end: Done | Exception) -> bytes:
-    return body_of(told(deltas, end), responses_output.Events(DRAFT, keep))
+def response_renderer() -> ResponseRenderer:
+    return ResponseRenderer(ResponseRequest("pocket", "hello"), unsaved)
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,14 +237,14 @@ def response_events(deltas: list[Delta], end: Done | Exception) -> bytes:
 def test_any_answer_is_a_valid_stream_of_a_response_that_adds_up_to_the_whole_one(
     deltas: list[Delta], end: Done
 ) -> None:
-    events = data_of(response_events(deltas, end))
+    renderer = response_renderer()
+    events = data_of(streamed(renderer, deltas, end))
     for event in events:
         assert RESPONSE_EVENT.validate_python(event).type == event["type"]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    blocks, done = asyncio.run(collect(told(deltas, end)))
-    whole = responses_output.finished(DRAFT, blocks, done)
-    Response.model_validate(whole)
-    assert nameless(events[-1]["response"]) == nameless(whole)
+    response = whole(renderer, deltas, end)
+    Response.model_validate(response)
+    assert nameless(events[-1]["response"]) == nameless(response)
     assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == events[-1][
         "response"
     ]["output"]
@@ -140,18 +255,19 @@ def test_any_answer_is_a_valid_stream_of_a_response_that_adds_up_to_the_whole_on
 def test_openais_client_puts_a_response_together_from_its_deltas(
     line: Line, openais: openai.OpenAI, deltas: list[Delta]
 ) -> None:
-    line.body = response_events(deltas, DONE)
+    renderer = response_renderer()
+    line.body = streamed(renderer, deltas, DONE)
     with openais.responses.stream(model="pocket", input="hello") as stream:
         snapshots = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
         final = stream.get_final_response()
-    blocks, done = asyncio.run(collect(told(deltas, DONE)))
-    assert nameless(final.to_dict()["output"]) == nameless(responses_output.finished(DRAFT, blocks, done)["output"])
+    assert nameless(final.to_dict()["output"]) == nameless(whole(renderer, deltas, DONE)["output"])
     if snapshots:
+        blocks = collected(deltas, DONE).content.blocks
         assert snapshots[-1] == [block.text for block in blocks if block.kind == "text"][-1]
 
 
 def test_an_engine_that_breaks_in_the_middle_ends_a_response_as_failed() -> None:
-    *_, last = data_of(response_events([Delta("one ")], EngineFailed("it broke")))
+    *_, last = data_of(streamed(response_renderer(), [Delta("one ")], EngineFailed("it broke")))
     assert (last["type"], last["response"]["status"]) == ("response.failed", "failed")
     assert last["response"]["error"] == {"code": "server_error", "message": "it broke"}
     assert last["response"]["output"][0]["content"][0]["text"] == "one "
@@ -161,7 +277,7 @@ def test_an_engine_that_breaks_in_the_middle_ends_a_response_as_failed() -> None
 def test_a_request_that_is_refused_while_its_stream_waits_for_a_model_fails_as_a_response(
     line: Line, openais: openai.OpenAI
 ) -> None:
-    line.body = fail(responses_output.Events(DRAFT, keep), Refused("it is too long"))
+    line.body = failed_start(response_renderer(), [Answer(JOB)], Refused("it is too long"))
     with openais.responses.stream(model="pocket", input="hello") as stream:
         last: Any = list(stream)[-1]
     assert (last.type, last.response.error.code) == ("response.failed", "invalid_prompt")
@@ -169,12 +285,11 @@ def test_a_request_that_is_refused_while_its_stream_waits_for_a_model_fails_as_a
 
 # --- Anthropic's messages ---
 
-MESSAGE = messages_output.draft("msg_1", "pocket")
 messages: list[Any] = [{"role": "user", "content": "hello"}]
 
 
-def message_events(deltas: list[Delta], end: Done | Exception) -> bytes:
-    return body_of(told(deltas, end), messages_output.Events(MESSAGE, MAX_TOKENS, omit_thinking=False))
+def message_renderer() -> MessageRenderer:
+    return MessageRenderer(MessageRequest("pocket", [Message("user", "hello")], max_tokens=MAX_TOKENS))
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,21 +297,20 @@ def message_events(deltas: list[Delta], end: Done | Exception) -> bytes:
 def test_any_answer_is_a_valid_stream_of_a_message_that_adds_up_to_the_whole_one(
     line: Line, anthropics: anthropic.Anthropic, deltas: list[Delta], end: Done
 ) -> None:
-    line.body = message_events(deltas, end)
+    line.body = streamed(message_renderer(), deltas, end)
     for event in data_of(line.body):
         assert event["type"] == "ping" or MESSAGE_EVENT.validate_python(event).type == event["type"]
     with anthropics.messages.stream(model="pocket", messages=messages, max_tokens=MAX_TOKENS) as stream:
         final = stream.get_final_message().to_dict()
-    blocks, done = asyncio.run(collect(told(deltas, end)))
-    whole = messages_output.finished(MESSAGE, blocks, done, MAX_TOKENS, omit_thinking=False)
-    Message.model_validate(whole)
-    assert nameless(final) == nameless(whole)
+    message = whole(message_renderer(), deltas, end)
+    AnthropicMessage.model_validate(message)
+    assert nameless(final) == nameless(message)
 
 
 def test_an_engine_that_breaks_in_the_middle_ends_a_message_with_an_error(
     line: Line, anthropics: anthropic.Anthropic
 ) -> None:
-    line.body = message_events([Delta("one ")], EngineFailed("it broke"))
+    line.body = streamed(message_renderer(), [Delta("one ")], EngineFailed("it broke"))
     with pytest.raises(anthropic.APIStatusError) as caught:
         with anthropics.messages.stream(model="pocket", messages=messages, max_tokens=MAX_TOKENS) as stream:
             stream.until_done()

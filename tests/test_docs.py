@@ -17,7 +17,7 @@ from runtimes.engines import runtimes
 from server import messages_request, responses_request
 from server import openai as wire
 from server.cli import parser
-from server.completions import CompletionRequest
+from server.completions_request import CompletionRequest
 from server.embeddings import EmbeddingRequest
 from server.rerank import RerankRequest
 from server.tokens import TokenizeRequest

@@ -14,10 +14,10 @@ import pytest
 from openai.types.responses import ResponseItemList, response_create_params
 
 from server import responses_request
-from server.responses import kept
+from server.responses import save
 from server.responses_output import draft
 from server.responses_request import ResponseRequest
-from server.responses_store import FILE, KEPT_SECONDS, ResponseStore
+from server.responses_store import FILE, RETENTION_SECONDS, ResponseStore
 from tests.serving import Served
 from tests.test_dialects import nameless
 
@@ -256,7 +256,7 @@ def test_responses_older_than_thirty_days_go_when_one_is_stored(tmp_path: Path) 
     store.save(stored("resp_old"), responses_request.items_of("a"))
     store.save(stored("resp_young"), [])
     with sqlite3.connect(tmp_path / FILE) as db:
-        db.execute("update responses set at = at - ? where id = 'resp_old'", (KEPT_SECONDS + 1,))
+        db.execute("update responses set at = at - ? where id = 'resp_old'", (RETENTION_SECONDS + 1,))
     store.save(stored("resp_new"), [])
     assert [bool(store.response(f"resp_{name}")) for name in ("old", "young", "new")] == [False, True, True]
     assert store.given("resp_old") == []
@@ -264,7 +264,7 @@ def test_responses_older_than_thirty_days_go_when_one_is_stored(tmp_path: Path) 
 
 def test_an_answer_that_cannot_be_stored_is_given_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    response = asyncio.run(kept(ResponseStore(str(tmp_path / "file")), stored("resp_1"), []))
+    response = asyncio.run(save(ResponseStore(str(tmp_path / "file")), [], stored("resp_1")))
     assert response["store"] is False
 
 

@@ -15,7 +15,7 @@ from openai.types import completion_create_params as text_params
 from openai.types import embedding_create_params as embedding_params
 from openai.types.chat import completion_create_params as chat_params
 
-from server import completions, embeddings
+from server import completions_request, embeddings
 from server import openai as wire
 from tests.conftest import ENGINES
 from tests.serving import Served, serve
@@ -206,12 +206,18 @@ EMBEDDING: dict[str, Any] = {
 NEEDS: dict[str, dict[str, Any]] = {"top_logprobs": {"logprobs": True}, "stream_options": {"stream": True}}
 SCHEMAS: list[tuple[str, Any, dict[str, Any], set[str], Any]] = [
     ("/v1/chat/completions", chat_params.CompletionCreateParamsBase, CHAT, wire.IGNORED, wire.NEUTRAL),
-    ("/v1/completions", text_params.CompletionCreateParamsBase, TEXT, completions.IGNORED, completions.NEUTRAL),
+    (
+        "/v1/completions",
+        text_params.CompletionCreateParamsBase,
+        TEXT,
+        completions_request.IGNORED,
+        completions_request.NEUTRAL,
+    ),
     ("/v1/embeddings", embedding_params.EmbeddingCreateParams, EMBEDDING, {"user"}, {}),
 ]
 STRUCTS = {
     "/v1/chat/completions": wire.ChatRequest,
-    "/v1/completions": completions.CompletionRequest,
+    "/v1/completions": completions_request.CompletionRequest,
     "/v1/embeddings": embeddings.EmbeddingRequest,
 }
 

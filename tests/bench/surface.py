@@ -1,7 +1,9 @@
-"""What the surface costs: tokens per second with tools, with a schema and with both, against plain, in turn.
+"""What the surface costs: tokens per second with tools, with a schema and with both, against plain, in turn; and what
+an API's renderer and the pipeline before it take for each delta of a stream.
 
 `python -m tests.bench.surface [SOURCE] [--runtimes llamacpp ...] [--rounds 3]`; without a source, the shape of
-Qwen3 0.6B, whose template knows no tools. Figures to quote are the ratios.
+Qwen3 0.6B, whose template knows no tools. Figures to quote are the ratios. `--deltas` measures the renderers alone, in
+microseconds of processor time: seconds, and no model.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import asyncio
 import statistics
 import tempfile
 import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,25 @@ import openai
 
 from optimize.prepare import locate, prepare
 from optimize.toolchains import toolchains
+from runtimes.contract import Delta, Done, Event, Job, Placed, Text, Usage
 from runtimes.engines import runtimes
+from server.chat_output import ChatRenderer
+from server.completions_output import CompletionRenderer
+from server.completions_request import CompletionRequest
+from server.exchange import Answer, Renderer, merged, stream
+from server.messages_output import MessageRenderer
+from server.messages_request import Message, MessageRequest
+from server.openai import ChatRequest
+from server.openai import Message as ChatMessage
+from server.responses_output import ResponseRenderer
+from server.responses_request import ResponseRequest
+from server.waiting import first_of
 from tests.bench.http import HOME
 from tests.bench.shape import make
 from tests.serving import Served, serve
 
 TOKENS, SLOTS, TOOLS = 64, 8, 12
+DELTAS, DELTA_ROUNDS = 20_000, 15
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 NAMED: list[Any] = [
     {"type": "function", "function": {"name": f"tool_{n}", "description": "Tells.", "parameters": PARAMETERS}}
@@ -40,6 +56,53 @@ KINDS: dict[str, dict[str, Any]] = {
 # The tools' share of a prompt, in words: what they cost beyond it is the surface's.
 FILLER = {kind: "paper silver lemon " * 250 if kind == "as long as with tools" else "" for kind in KINDS}
 LIKE = {"tools": "as long as with tools", "tools and schema": "as long as with tools"}  # to compare with, else plain
+
+
+async def unsaved(response: dict[str, Any]) -> dict[str, Any]:
+    return response
+
+
+RENDERERS: dict[str, Callable[[], Renderer]] = {
+    "chat": lambda: ChatRenderer(ChatRequest("model", [ChatMessage("user", "a")])),
+    "completions": lambda: CompletionRenderer(CompletionRequest("model", "a")),
+    "responses": lambda: ResponseRenderer(ResponseRequest("model", "a"), unsaved),
+    "messages": lambda: MessageRenderer(MessageRequest("model", [Message("user", "a")], max_tokens=DELTAS)),
+}
+
+
+async def events() -> AsyncGenerator[Event, None]:
+    yield Placed("echo", "echo", "cpu", "because", "fp_1")
+    for _ in range(DELTAS):
+        yield Delta("word ")
+    yield Done("stop", Usage(1, DELTAS))
+
+
+async def render(renderer: Renderer) -> None:
+    arriving = merged([events()])
+    async for _ in stream(renderer, [Answer(Job("job", "model", Text("a")))], await first_of(arriving), arriving):
+        pass
+
+
+async def drain() -> None:
+    async for _ in events():
+        pass
+
+
+def deltas() -> None:
+    """Microseconds from an event of the pool's to its bytes in the body, less what it takes to make the event."""
+    costs: dict[str, list[float]] = {name: [] for name in RENDERERS}
+
+    def timed(work: Coroutine[Any, Any, None]) -> float:
+        began = time.process_time()
+        asyncio.run(work)
+        return (time.process_time() - began) / DELTAS * 1e6
+
+    for _ in range(DELTA_ROUNDS):
+        for name, renderer in RENDERERS.items():
+            costs[name].append(timed(render(renderer())) - timed(drain()))
+    print("| renderer | us per delta, median | least |\n|---|---|---|")
+    for name, cost in costs.items():
+        print(f"| {name} | {statistics.median(cost):.2f} | {min(cost):.2f} |", flush=True)
 
 
 async def speed(served: Served, requests: int, kind: str, seed: int) -> float:
@@ -116,5 +179,9 @@ if __name__ == "__main__":
     parser.add_argument("source", nargs="?")
     parser.add_argument("--runtimes", nargs="+", default=["llamacpp", "onnx", "openvino"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--deltas", action="store_true")
     arguments = parser.parse_args()
+    deltas()
+    if arguments.deltas:
+        raise SystemExit
     main(arguments.source or str(make(HOME / "qwen3-0.6b-shape")), arguments.runtimes, arguments.rounds)

@@ -1,0 +1,93 @@
+"""A request's body: read, refused by the name of the field at fault, and the kinds of fields that every API has."""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from litestar import Request
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+
+from runtimes.contract import Refused
+
+T = TypeVar("T")
+LARGEST = 2**31 - 1  # what engines count with
+Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
+Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
+
+PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
+UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
+
+
+async def read(request: Request[Any, Any, State]) -> bytes:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(detail=f"content-type '{kind}' is not read here; send application/json", status_code=415)
+    return await request.body()
+
+
+def parse(
+    body: bytes, to: type[T], ignored: Collection[str] = (), neutral: Mapping[str, tuple[Any, ...]] | None = None
+) -> T:
+    """A request, or Refused with the field's name."""
+    return convert(accepted(json_object(body), ignored, neutral or {}), to)
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"the body is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise Refused("the body must be a JSON object")
+    return raw
+
+
+def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The fields that say something; null is as good as not there. Raises Refused for those that ask for what is not
+    to be had here."""
+    fields = {key: value for key, value in raw.items() if value is not None and key not in ignored}
+    for key in fields.keys() & neutral.keys():
+        value = fields.pop(key)
+        if not any(value == allowed and type(value) is type(allowed) for allowed in neutral[key]):
+            allowed = " or ".join(msgspec.json.encode(value).decode() for value in neutral[key])
+            remedy = f"leave it out or send {allowed}" if allowed else "leave it out"
+            raise Refused(f"'{key}' is not supported here with that value; {remedy}", key, "unsupported_parameter")
+    return fields
+
+
+def convert(fields: dict[str, Any], to: type[T]) -> T:
+    try:
+        return msgspec.convert(fields, to, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise refusal(str(error)) from error
+
+
+def refusal(message: str) -> Refused:
+    match = PLACE.match(message)
+    assert match
+    what, place = match[1], match[2] or ""
+    if unknown := UNKNOWN.match(what):
+        name = f"{place}.{unknown[1]}" if place else unknown[1]
+        return Refused(f"unknown field '{name}'", name, "unknown_parameter")
+    if place == "tool_choice":
+        forms = '"auto", "none", "required", {"type": "function", …} and {"type": "allowed_tools", …}'
+        return Refused(f"'tool_choice' may be {forms}", place, "invalid_value")
+    if missing := re.match(r"Object missing required field `(.+?)`", what):
+        place = f"{place}.{missing[1]}" if place else missing[1]
+    return Refused(f"'{place}': {what[0].lower()}{what[1:]}" if place else what, place or None, "invalid_value")
+
+
+def texts_of(given: Texts, field: str) -> list[str | list[int]]:
+    """OpenAI's four forms of a field as a list of texts or of token ids, none of them empty."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        given = [given]  # type: ignore[list-item]
+    try:
+        texts = msgspec.convert(given, list[str | list[int]])
+    except msgspec.ValidationError as error:
+        raise Refused(f"'{field}' must be a text, texts, token ids or lists of them: {error}", field) from error
+    if not texts or not all(texts):
+        raise Refused(f"'{field}' holds nothing, or an empty text", field, "invalid_value")
+    return texts

@@ -1,0 +1,177 @@
+"""One exchange: the jobs of a request run together, and a renderer shows their answers in the client's API, as they
+come or when all is there."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from litestar import Request, Response
+from litestar.datastructures import State
+
+from runtimes.contract import Delta, Done, EngineFailed, Event, Job, Placed, Refused, Unavailable, Usage
+from runtimes.pool import Pool
+from server import waiting
+from server.blocks import Content, Step
+from server.sse import comment
+from server.waiting import FirstEvent, IndexedEvents, Parts, placed_headers, unless_client_leaves
+
+log = logging.getLogger("enginehouse.server")
+
+
+class Answer:
+    """One of the answers to a request, as far as it has come."""
+
+    def __init__(self, job: Job) -> None:
+        self.content = Content()
+        self.placed: Placed | None = None  # who gives it
+        self.done: Done | None = None
+        self._job, self._began = job, time.monotonic()
+
+    def take(self, event: Event) -> list[Step]:
+        """What the event changes. One line in the log when the answer is complete."""
+        match event:
+            case Delta():
+                return self.content.feed(event)
+            case Done():
+                self.done = event
+                log_done(self._job, self.placed, event, time.monotonic() - self._began)
+                return self.content.end(event)
+            case Placed():
+                handed_over, self.placed = self.placed is not None, event
+                if event.again:
+                    self.content = Content()
+                return [event] if handed_over else []
+
+
+class Renderer(Protocol):
+    """Shows the answers to one request."""
+
+    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Any:
+        """The body, when all have ended."""
+
+    def start(self, placed: Placed | None) -> bytes:
+        """The beginning of a stream; None: it failed before anyone could answer."""
+
+    def step(self, index: int, step: Step) -> bytes:
+        """What is new in the answer of that index."""
+
+    async def end(self, answers: Sequence[Answer]) -> bytes:
+        """The end of a stream, when all have ended."""
+
+    def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
+        """The end of a stream that broke: its status is out."""
+
+
+async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Response[Any]:
+    """The response to a request that is these jobs."""
+    pool: Pool = request.app.state.pool
+    answers = [Answer(job) for job in jobs]
+    events = merged([pool.run(job) for job in jobs])
+    if jobs[0].streamed:
+        waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
+        body = functools.partial(stream, renderer, answers)
+        return await waiting.stream_response(
+            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
+        )
+    placed = await unless_client_leaves(request, collect(answers, events))
+    return Response(
+        await renderer.whole(placed, answers), headers=placed_headers(placed), media_type="application/json"
+    )
+
+
+async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Placed:
+    """Waits until all answers are whole; who was the first to give one."""
+    index, first = await waiting.first_of(events)
+    answers[index].take(first)
+    async for index, event in events:
+        answers[index].take(event)
+    return first
+
+
+async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvent, events: IndexedEvents) -> Parts:
+    """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
+    index, placed = first
+    answers[index].take(placed)
+    async with aclosing(events):
+        yield renderer.start(placed)
+        try:
+            async for index, event in events:
+                if isinstance(event, Placed) and answers[index].placed:
+                    yield comment(f"its engine died; {event.runtime} {event.precision} goes on")
+                for step in answers[index].take(event):
+                    if part := renderer.step(index, step):
+                        yield part
+            yield await renderer.end(answers)
+        except (EngineFailed, Refused, Unavailable) as error:
+            yield renderer.failure(answers, error)
+
+
+def failed_start(renderer: Renderer, answers: Sequence[Answer], error: Exception) -> bytes:
+    """The body where nobody came to answer, with the status out: clients want to see it begin all the same."""
+    return renderer.start(None) + renderer.failure(answers, error)
+
+
+async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> IndexedEvents:
+    """Events as they come, with the index of their answer. The first failure ends all."""
+    if len(answers) == 1:
+        async with aclosing(answers[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
+    arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+    tasks = [asyncio.create_task(pass_on(index, events, arrived)) for index, events in enumerate(answers)]
+    running = len(tasks)
+    try:
+        while running:
+            index, came = await arrived.get()
+            if isinstance(came, Exception):
+                raise came
+            running -= isinstance(came, Done)
+            yield index, came
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def pass_on(
+    index: int, events: AsyncGenerator[Event, None], to: "asyncio.Queue[tuple[int, Event | Exception]]"
+) -> None:
+    try:
+        async with aclosing(events):
+            async for event in events:
+                to.put_nowait((index, event))
+    except Exception as error:  # whatever it is, the request's own task is to raise it
+        to.put_nowait((index, error))
+
+
+def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
+    """Of all answers; a prompt counts once, however many there are to it."""
+    usages = [one.done.usage for one in answers if one.done]
+    prompts = usages[::per_prompt]
+    return Usage(
+        sum(usage.prompt_tokens for usage in prompts),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in prompts),
+        sum(usage.reasoning_tokens for usage in usages),
+    )
+
+
+def log_done(job: Job, placed: Placed | None, done: Done, seconds: float) -> None:
+    assert placed
+    log.info(
+        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
+        job.id,
+        job.model,
+        placed.runtime,
+        placed.precision,
+        done.usage.prompt_tokens,
+        done.usage.cached_tokens,
+        done.usage.completion_tokens,
+        done.finish_reason,
+        seconds,
+        done.prefill_seconds,
+    )
