@@ -156,12 +156,11 @@ class BatchedEngine(Generic[R]):
 
     def _end(self, running: Running[Sampler[R]]) -> None:
         self._jobs.end(running)
+        self._jobs.hold = False
         running.state.close()
         for slot in self._slots:
             if slot.running is running:
                 slot.running, slot.last_used = None, self._clock
-                return
-        self._jobs.waiting.remove(running)
 
     def _sampler(self, running: Running[Sampler[R]]) -> Sampler[R]:
         """Kept when its job is sent back, so that a seed goes on where it was."""

@@ -80,4 +80,5 @@ class Jobs(Generic[S]):
 
     def end(self, running: Running[S]) -> None:
         del self.all[running.job]
-        self.hold = False
+        if running in self.waiting:
+            self.waiting.remove(running)
