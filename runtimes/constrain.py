@@ -26,6 +26,8 @@ class Guides:
         """`pieces`: the text of each id; `special`: ids that show none; `ends`: ids that end an answer."""
         import llguidance
 
+        if not ends:
+            raise Refused("this model has no token that ends an answer, which a constraint needs", PARAM)
         self._lib = llguidance
         wrapped = llguidance.TokenizerWrapper(Wrapped(pieces, special, ends, encode))
         self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=list(ends))

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtimes.decoding.batching import Chunk
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 class Generators:
     """They take turns: nothing is shared between sequences, and a step costs as much as there are."""
 
-    copies = False
+    shares = False
 
     def __init__(self, folder: Path, provider: str, threads: int, slots: int, context: int) -> None:
         import onnxruntime_genai
@@ -27,8 +29,12 @@ class Generators:
         self._model = onnxruntime_genai.Model(config)
         self._generators: dict[int, Any] = {}
 
-    def read(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Appends to a sequence; the logits after its last token: float32, (vocabulary,)."""
+    def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
+        """Logits are float32, (vocabulary,)."""
+        rows = [self._append(chunk.slot, chunk.tokens) for chunk in chunks]
+        return [row for row, chunk in zip(rows, chunks, strict=True) if chunk.sampled]
+
+    def _append(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         import numpy as np
 
         generator = self._generators.get(slot)
@@ -40,12 +46,11 @@ class Generators:
         logits: np.ndarray[Any, Any] = np.array(generator.get_logits()[0, -1], np.float32)
         return logits
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "list[np.ndarray[Any, Any]]":
-        """Appends one token to each of these sequences; the logits after it, each float32, (vocabulary,)."""
-        return [self.read(slot, [token]) for slot, token in zip(slots, tokens, strict=True)]
+    def reusable(self, slot: int, length: int) -> bool:
+        return True
 
-    def cut(self, slot: int, length: int, expected: int) -> int:
-        """Forgets what follows the first `length` tokens; how many are left: caches with a window keep none."""
+    def truncate(self, slot: int, length: int, expected: int) -> int:
+        """Nothing is left of caches with a window."""
         generator = self._generators.get(slot)
         if not generator or generator.token_count() <= length:
             return length if generator else 0
@@ -56,7 +61,7 @@ class Generators:
             return 0
         return length
 
-    def copy(self, source: int, target: int, length: int) -> None:
+    def copy(self, source: int, target: int, length: int) -> int:
         raise NotImplementedError("a Generator cannot be copied")
 
     def close(self) -> None:

@@ -3,10 +3,13 @@
 import json
 import mmap
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from runtimes.decoding.batching import CacheFull, Chunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,13 +52,14 @@ class Slots:
     """Each slot holds one sequence and may be copied into another. Row r of every layer's keys and values is a slot's;
     which one changes, so that the rows of a decode are always the first ones."""
 
-    copies = True
+    shares = True
 
-    def __init__(self, session: Any, graph: Graph, slots: int, context: int) -> None:
+    def __init__(self, session: Any, graph: Graph, slots: int, context: int, cells: int) -> None:
+        """`context`: tokens of one slot; `cells`: of all together."""
         import numpy as np
 
         self._session, self._graph = session, graph
-        self.slots, self._context = slots, context
+        self.slots, self._cells = slots, cells
         inputs = {value.name: value for value in session.get_inputs()}
         self._positions = "position_ids" in inputs
         self._element = np.dtype(ELEMENTS[inputs[f"{PAST}0.key"].type])
@@ -70,13 +74,21 @@ class Slots:
         self._bindings: dict[tuple[int, int], Any] = {}
         self._out = np.zeros((slots, 1, graph.vocabulary), self._logits_element)
 
-    def read(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Appends to a sequence; the logits after its last token: float32, (vocabulary,)."""
-        logits: np.ndarray[Any, Any] = self._append(slot, tokens)[-1].astype("float32", copy=False)
-        return logits
+    def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
+        """Logits are float32, (vocabulary,)."""
+        if sum(self._length) + sum(len(chunk.tokens) for chunk in chunks) > self._cells:
+            raise CacheFull
+        answering = list(takewhile(lambda chunk: chunk.sampled and len(chunk.tokens) == 1, chunks))
+        rows = self._decode(answering) if answering else []
+        for chunk in chunks[len(answering) :]:
+            logits = self._append(chunk.slot, chunk.tokens)[-1]
+            if chunk.sampled:
+                rows.append(logits.astype("float32", copy=False))
+        return rows
 
     def read_all(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """The same after each of them, where the graph gives that: float32, (tokens, vocabulary)."""
+        """Appends to a sequence; the logits after each token, where the graph gives that: float32, (tokens,
+        vocabulary)."""
         return self._append(slot, tokens).astype("float32", copy=False)
 
     def _append(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
@@ -90,35 +102,41 @@ class Slots:
         self._length[slot] += len(tokens)
         return logits
 
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> "list[np.ndarray[Any, Any]]":
-        """Appends one token to each of these sequences; the logits after it, each float32, (vocabulary,)."""
+    def _decode(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
+        """One token for each."""
         import numpy as np
 
-        count = len(slots)
+        count, slots = len(chunks), [chunk.slot for chunk in chunks]
         self._gather(slots)
         rows = [self._row[slot] for slot in slots]
         ids, lengths = np.zeros((count, 1), np.int64), np.zeros((count, 1), np.int64)
-        ids[rows, 0] = tokens
-        lengths[rows, 0] = [self._length[slot] for slot in slots]
+        ids[rows, 0] = [chunk.tokens[0] for chunk in chunks]
+        lengths[rows, 0] = [chunk.start for chunk in chunks]
         mask = (np.arange(int(lengths.max()) + 1)[None] <= lengths).astype(np.int64)
         logits = self._run(0, count, ids, mask, lengths)[:, -1].astype("float32", copy=False)
         for slot in slots:
             self._length[slot] += 1
         return [logits[row] for row in rows]
 
-    def cut(self, slot: int, length: int, expected: int) -> int:
-        """Forgets what follows the first `length` tokens, but keeps the memory of `expected`; how many are left."""
+    def reusable(self, slot: int, length: int) -> bool:
+        return True
+
+    def truncate(self, slot: int, length: int, expected: int) -> int:
+        """Keeps the memory of `expected` tokens."""
         if max(length, expected) < self._length[slot]:
             for cache in self._caches:
                 cache.release(self._row[slot], max(length, expected), self._length[slot])
         self._length[slot] = length
         return length
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Makes `target`, an empty slot, begin with the first `length` tokens of `source`."""
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Nothing where that would leave no room to go on."""
+        if sum(self._length) + length >= self._cells:
+            return 0
         for cache in self._caches:
             cache.rows[self._row[target], :, :length] = cache.rows[self._row[source], :, :length]
         self._length[target] = length
+        return length
 
     def close(self) -> None:
         self._bindings.clear()

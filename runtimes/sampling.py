@@ -22,6 +22,9 @@ class Choice:
     def __init__(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
         self.token, self.logprob, self.top = token, logprob, top
 
+    def alternatives(self, text: Callable[[int], bytes]) -> tuple[Scored, ...]:
+        return tuple(Scored(token, text(token), logprob) for token, logprob in self.top)
+
 
 class Sampler:
     """One answer's way of choosing. The order is the reference implementation's: bias and penalties, constraint,
@@ -51,7 +54,7 @@ class Sampler:
         return Choice(token, logprob_of(float(raw[token])) if logprob_of else None, top)
 
     def accept(self, token: int) -> bool:
-        """Notes that `token` was said; True when a constraint admits nothing more."""
+        """Notes a token of the answer; True when a constraint admits nothing more."""
         self._generated += 1
         if self._s.frequency_penalty or self._s.presence_penalty:
             self._counts[token] = self._counts.get(token, 0) + 1
@@ -60,6 +63,8 @@ class Sampler:
 
             self._seen = np.append(self._seen, token)
         return self._guide.accept(token) if self._guide else False
+
+    def close(self) -> None: ...
 
     def _adjusted(self, logits: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         import numpy as np

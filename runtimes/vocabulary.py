@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes import formats
+from runtimes.constrain import Guides
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "\u2581"  # SentencePiece writes blanks with it
@@ -43,6 +44,11 @@ class Vocabulary:
             text = self.bos + text
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def guides(self, width: int) -> Guides:
+        """For logits of this width."""
+        pieces = [*self.pieces[:width], *[b""] * (width - len(self.pieces))]
+        return Guides(pieces, [id for id in sorted(self.special) if id < width], self.ends, self.encode)
 
     def _pieces(self, added: dict[int, Any]) -> list[bytes]:
         """b"" for a special token that marks nothing in an answer, and for ids without text."""

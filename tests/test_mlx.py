@@ -13,7 +13,9 @@ from optimize.recipe import CannotBuild
 from optimize.source import resolve
 from optimize.toolchains.mlx import PLANS, TOOLCHAIN
 from runtimes.contract import Engine, Load, Refused, Regex, Sampling, Token
-from runtimes.engines.mlx import RUNTIME, Running, choosing
+from runtimes.decoding.jobs import Running
+from runtimes.engines.mlx import RUNTIME
+from runtimes.mlx_sampling import State, choosing
 from runtimes.sampling import Sampler
 from tests.serving import serve
 
@@ -335,7 +337,8 @@ def test_tokens_are_drawn_as_the_sampler_of_the_other_engines_draws_them(samplin
     expected = counts * draws / sure
     drawn = np.zeros(size)
     for seed in range(draws):
-        running = Running(0, [0], msgspec.structs.replace(sampling, seed=seed), 0)
+        running = Running[State](0, [0], msgspec.structs.replace(sampling, seed=seed), frozenset(), 0)
+        running.state = State(seed, None)
         choose, (adjust,) = choosing(running, size)
         row = adjust(mx.array([0]), mx.array(logits[None]))
         drawn[choose(row - mx.logsumexp(row, -1, keepdims=True)).item()] += 1

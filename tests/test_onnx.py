@@ -229,14 +229,15 @@ import sys
 from pathlib import Path
 from optimize.source import resolve
 from optimize.toolchains.onnx import TOOLCHAIN
-from runtimes.contract import Load
+from runtimes.contract import Load, Sampling
 from runtimes.engines.onnx import load
 if sys.argv[1] == "build":
     TOOLCHAIN.build(resolve(sys.argv[2]), "INT4_B32", Path(sys.argv[3]), lambda stage, fraction: None)
 else:
     for path in ("slots", "generator"):
         engine = load(Load("onnx", sys.argv[3], 64, 2, 1, 0, {"path": path}), lambda fraction: None)
-        logits = engine._sequences.read(0, [1, 2, 3])
+        engine.add(0, [1, 2, 3], Sampling(max_tokens=2))
+        engine.step()
 """
 
 

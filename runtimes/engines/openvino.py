@@ -6,7 +6,6 @@ import math
 import random
 import sys
 import tempfile
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from runtimes import ebnf_shape, kv
-from runtimes.constrain import ConstraintFailed, Guide, Guides, param_of
+from runtimes import kv
+from runtimes.constrain import ConstraintFailed, Guide
 from runtimes.contract import (
-    Constraint,
     Device,
     Engine,
     Facts,
-    JsonSchema,
     Load,
     Local,
     Logprob,
@@ -33,16 +30,19 @@ from runtimes.contract import (
     Token,
     check_tokens,
 )
-from runtimes.ebnf import NotEnforceable, grammar
+from runtimes.decoding.jobs import Jobs, Running
+from runtimes.openvino_constraints import Structures
+from runtimes.openvino_graphs import MODEL, last_line, save_detokenizer, without_head
+from runtimes.openvino_prefixes import Prefixes
 from runtimes.pooling import pooled
-from runtimes.sampling import GREEDY_BELOW, scored
+from runtimes.sampling import GREEDY_BELOW, Choice, scored
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
 
 ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
-MODEL, TOKENIZER, DETOKENIZER = "openvino_model.xml", "tokenizer.json", "openvino_detokenizer.xml"
+TOKENIZER, DETOKENIZER = "tokenizer.json", "openvino_detokenizer.xml"
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
 EMBEDDING_ROWS = 512  # tokens of a text read at a time
 SCORED_ROWS = 64  # the same where each gives logits
@@ -70,25 +70,15 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefix_caching: bool = True
 
 
-class Running:
-    """A job that was admitted or waits for a slot."""
+class State:
+    """What is kept for a job beside its tokens."""
 
-    def __init__(self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], allowed: int) -> None:
-        self.job, self.sampling, self.ends = job, sampling, ends
-        self.allowed = allowed  # tokens it may generate
-        self.tokens = list(ids)  # prompt, then what was generated
-        self.prompt = len(self.tokens)
-        self.config: Any = None
+    def __init__(self, config: Any, guide: Guide | None) -> None:
+        self.config = config
+        self.guide = guide
         self.handle: Any = None
         self.attempts = 0  # how often the KV cache was too full to go on
         self.stepped = False  # whether the pipeline may have read a part of it
-        self.cached: int | None = None  # prompt tokens reused, of the first admission
-        # With min_tokens GenAI goes on where the constraint leaves nothing to say, and takes a token that it forbids.
-        self.guide: Guide | None = None
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt
 
 
 class OpenVino:
@@ -120,15 +110,9 @@ class OpenVino:
         self._pipeline = self._new_pipeline(folder, options, load, blocks)
         self._prefixes = Prefixes(self._block, blocks if options.prefix_caching else 0)
         self._slots = load.slots
-        self._waiting: deque[Running] = deque()
-        self._running: list[Running] = []
-        self._leaving: list[Running] = []  # removed while their prompt is read: see remove()
-        self._jobs: dict[int, Running] = {}
-        self._hold = False  # after the KV cache was full, one at a time until someone ends
+        self._running: list[Running[State]] = []
+        self._leaving: list[Running[State]] = []  # removed while their prompt is read: see remove()
         self._requests = 0
-        self._guides: Guides | None = None
-        self._structures: dict[Constraint, Any] = {}
-        self._trial: Any = None  # a pipeline over no model, in which constraints are compiled first
         self._hidden: Any = None  # an infer request for embeddings, made when the first text comes
         self._whole: Any = None  # the same for scores: GenAI's own `echo` is wrong where a prefix is in its cache
         self.facts = Facts(
@@ -141,6 +125,8 @@ class OpenVino:
             device=self._device.partition(".")[0].lower(),
             features=FEATURES,
         )
+        self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.guides(width), self._state)
+        self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.guide)
 
     # --- the contract ---
 
@@ -148,18 +134,9 @@ class OpenVino:
         return self._vocabulary.encode(text)
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        check_tokens(ids, sampling, self.facts.vocabulary)
-        ends = frozenset(sampling.stop_token_ids)
-        if not sampling.ignore_eos or sampling.constraint:  # a constraint that is met can only be followed by the end
-            ends |= frozenset(self._vocabulary.ends)
-        room = self.facts.context_length - len(ids)
-        allowed = min(sampling.max_tokens or room, room)
-        running = Running(job, ids, sampling, ends, allowed)
-        running.config = self._generation_config(sampling, ends, allowed)
-        if sampling.constraint and sampling.min_tokens and self._guides:
-            running.guide = self._guides.guide(sampling.constraint)
-        self._jobs[job] = running
-        self._waiting.append(running)
+        # A constraint that is met can only be followed by the end.
+        ends = () if sampling.ignore_eos and not sampling.constraint else self._vocabulary.ends
+        self._jobs.add(job, ids, sampling, ends)
 
     def step(self) -> list[Token]:
         self._admit()
@@ -167,11 +144,12 @@ class OpenVino:
             return []
         self._pipeline.step()
         for running in self._running:
-            running.stepped = True
+            running.state.stepped = True
         out = [token for running in list(self._running) for token in self._read(running)]
         for leaving in list(self._leaving):
-            if leaving.handle.can_read() or leaving.handle.get_status() != self._genai.GenerationStatus.RUNNING:
-                leaving.handle.cancel()
+            handle = leaving.state.handle
+            if handle.can_read() or handle.get_status() != self._genai.GenerationStatus.RUNNING:
+                handle.cancel()
                 self._leaving.remove(leaving)
         return out
 
@@ -181,22 +159,21 @@ class OpenVino:
     def remove(self, job: int) -> None:
         """A prompt of which a part is read is read to its end in silence: GenAI marks a half-filled page of the KV
         cache as holding the whole text when it is begun, and would give it to the next prompt that starts alike."""
-        running = self._jobs.pop(job, None)
+        running = self._jobs.all.get(job)
         if running is None:
             return
-        if running.handle is None:
-            self._waiting.remove(running)
+        self._jobs.end(running)
+        if running.state.handle is None:
             return
         self._running.remove(running)
-        if running.stepped and not running.generated and self._prefixes.capacity:
+        if running.state.stepped and not running.generated and self._prefixes.capacity:
             self._leaving.append(running)
         else:
-            running.handle.cancel()
+            running.state.handle.cancel()
             if running.generated:
                 self._prefixes.keep(running.tokens[:-1])
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-
         for text in ids:
             check_tokens(text, Sampling(), self.facts.vocabulary)
         if self._hidden is None:
@@ -210,77 +187,67 @@ class OpenVino:
         return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
 
     def close(self) -> None:
-        for job in list(self._jobs):
+        for job in list(self._jobs.all):
             self.remove(job)
         self._leaving.clear()
-        self._pipeline = self._trial = self._hidden = self._whole = self._tokenizer = None
+        self._structures.close()
+        self._pipeline = self._hidden = self._whole = self._tokenizer = None
 
     # --- one step ---
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self._slots:
-            if self._hold and self._running:
+        while self._jobs.waiting and len(self._running) < self._slots:
+            if self._jobs.hold and self._running:
                 return
-            running = self._waiting.popleft()
-            cached = self._prefixes.reuse(running.tokens)
+            running = self._jobs.waiting.popleft()
+            state, cached = running.state, self._prefixes.reuse(running.tokens)
             if running.cached is None:
                 running.cached = cached
-            running.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), running.config)
+            state.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), state.config)
             self._requests += 1
             self._running.append(running)
 
-    def _read(self, running: Running) -> Iterator[Token]:
-        while running.handle.can_read():
-            for output in running.handle.read().values():
+    def _read(self, running: Running[State]) -> Iterator[Token]:
+        handle = running.state.handle
+        while handle.can_read():
+            for output in handle.read().values():
                 for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                     yield self._next(running, int(token), float(logprob))
-        status = running.handle.get_status()
-        if status == self._genai.GenerationStatus.IGNORED and running in self._running:
+        if handle.get_status() == self._genai.GenerationStatus.IGNORED and running in self._running:
             yield from self._send_back(running)
 
-    def _next(self, running: Running, token: int, logprob: float) -> Token:
-        cached = running.cached or 0
+    def _next(self, running: Running[State], id: int, logprob: float) -> Token:
         if not running.generated:
             self._prefixes.keep(running.tokens[: running.prompt // self._block * self._block])
-        running.tokens.append(token)
+        guide = running.state.guide
         try:
-            complete = running.guide is not None and running.guide.accept(token)
+            complete = guide is not None and guide.accept(id)
         except ConstraintFailed as error:
-            self._end(running)
-            running.handle.cancel()
-            return Token(running.job, -1, b"", failure=str(error))
-        asked = running.sampling.logprobs is not None
-        if token in running.ends:
-            self._end(running)
-            return Token(running.job, -1, b"", "stop", cached, logprob if asked else None)
-        full = running.generated == running.allowed
-        if full or complete:
-            self._end(running)
-            running.handle.cancel()
-        finish = "stop" if complete else "length" if full else None
-        return Token(running.job, token, self.text(token), finish, cached, logprob if asked else None)
-
-    def _end(self, running: Running) -> None:
-        self._hold = False
-        del self._jobs[running.job]
-        self._running.remove(running)
-        self._prefixes.keep(running.tokens[:-1])
-
-    def _send_back(self, running: Running) -> Iterator[Token]:
-        """GenAI gave it up because no page of the KV cache was free; it goes on when there is more room."""
-        running.attempts += 1
-        if running.attempts > ATTEMPTS or (running.sampling.constraint and running.generated):
-            del self._jobs[running.job]
+            token = running.failed(str(error))
+        else:
+            asked = running.sampling.logprobs is not None
+            token = self._jobs.token(running, Choice(id, logprob if asked else None, []), complete)
+        if token.finish or token.failure:
+            self._jobs.end(running)
+            self._jobs.hold = False
             self._running.remove(running)
-            full = "the KV cache is full; raise options.openvino.kv_tokens, or lower 'slots'"
-            yield Token(running.job, -1, b"", failure=full)
+            self._prefixes.keep(running.tokens[:-1] if token.id >= 0 else running.tokens)
+            if token.id >= 0 or token.failure:  # else the pipeline has ended it itself
+                running.state.handle.cancel()
+        return token
+
+    def _send_back(self, running: Running[State]) -> Iterator[Token]:
+        """GenAI gave it up because no page of the KV cache was free; it goes on when there is more room."""
+        running.state.attempts += 1
+        if running.state.attempts > ATTEMPTS or (running.sampling.constraint and running.generated):
+            self._jobs.end(running)
+            self._running.remove(running)
+            yield running.failed("the KV cache is full; raise options.openvino.kv_tokens, or lower 'slots'")
             return
         self._running.remove(running)
-        running.handle, running.stepped = None, False
-        allowed = running.allowed - running.generated
-        running.config = self._generation_config(running.sampling, running.ends, allowed, running.generated)
-        self._waiting.appendleft(running)
-        self._hold = True
+        running.state.handle, running.state.stepped = None, False
+        running.state.config = self._generation_config(running)
+        self._jobs.send_back(running)
 
     def _tensor(self, ids: Sequence[int]) -> Any:
         import numpy as np
@@ -289,15 +256,24 @@ class OpenVino:
 
     # --- sampling ---
 
-    def _generation_config(self, sampling: Sampling, ends: frozenset[int], allowed: int, generated: int = 0) -> Any:
-        """`ends` that end the answer, `allowed` tokens at most; `generated`: tokens said before it was sent back."""
+    def _state(self, running: Running[State]) -> State:
+        config, sampling = self._generation_config(running), running.sampling
+        # With min_tokens GenAI goes on where the constraint leaves nothing to say, and takes a token that it forbids.
+        watched = sampling.constraint if sampling.min_tokens else None
+        return State(config, self._jobs.guide(watched) if watched else None)
+
+    def _generation_config(self, running: Running[State]) -> Any:
+        """Of what is left of a job to do."""
+        sampling, ends = running.sampling, running.ends
+        room = self.facts.context_length - running.prompt
+        allowed = min(sampling.max_tokens or room, room) - running.generated
         config = self._genai.GenerationConfig()
         config.max_new_tokens = allowed
         config.ignore_eos = not ends  # it ignores stop_token_ids too
         # An end of one's own must always be named: GenAI adds the model's to stop_token_ids where there is none.
         config.stop_token_ids = set(ends) or {0}
         config.eos_token_id = min(ends, default=0)
-        config.min_new_tokens = min(max(sampling.min_tokens - generated, 0), allowed) if ends else 0
+        config.min_new_tokens = min(max(sampling.min_tokens - running.generated, 0), allowed) if ends else 0
         config.repetition_penalty = sampling.repetition_penalty
         config.logprobs = 0 if sampling.logprobs is None else 1
         if sampling.temperature < GREEDY_BELOW:
@@ -313,46 +289,12 @@ class OpenVino:
             if sampling.min_tokens and not isinstance(sampling.constraint, Regex):
                 combined = "tools" if isinstance(sampling.constraint, Shaped) else "a schema"
                 raise Refused(f"'min_tokens' cannot be combined with {combined} on this model's engine", "min_tokens")
-            config.structured_output_config = self._structure(sampling.constraint)
+            config.structured_output_config = self._structures.of(sampling.constraint)
         try:
             config.validate()
         except RuntimeError as error:
             raise Refused(last_line(error)) from error
         return config
-
-    def _structure(self, constraint: Constraint) -> Any:
-        """Raises Refused for what cannot be enforced: an exception inside step() would cost every job its answer."""
-        if constraint not in self._structures:
-            if self._guides is None:
-                v = self._vocabulary
-                self._guides = Guides(self._pieces, sorted(v.special), v.ends, self.encode)
-            self._guides.guide(constraint)  # reads it strictly; xgrammar ignores what it does not know
-            structure = self._genai.StructuredOutputConfig()
-            match constraint:
-                case Regex(pattern):
-                    structure.regex = pattern
-                case _:
-                    structure.grammar = ebnf(constraint)
-            self._compile(structure, param_of(constraint))
-            if len(self._structures) >= 64:
-                self._structures.clear()
-            self._structures[constraint] = structure
-        return self._structures[constraint]
-
-    def _compile(self, structure: Any, param: str) -> None:
-        """In a pipeline that nobody else uses: its tokenizer, and so its compiled grammars, are the real one's."""
-        config = self._genai.GenerationConfig()
-        config.max_new_tokens = 1
-        config.stop_token_ids, config.eos_token_id = {0}, 0
-        config.structured_output_config = structure
-        if self._trial is None:
-            self._trial = trial_pipeline(self._ov, self._genai, self._tokenizer, self.facts.vocabulary)
-        try:
-            self._trial.generate(self._tensor([0]), config)
-        except RuntimeError as error:
-            self._trial = None
-            reason = f"the constraint cannot be enforced: {last_line(error)}"
-            raise Refused(reason, param, "invalid_constraint") from error
 
     # --- embeddings and scores ---
 
@@ -445,109 +387,6 @@ class OpenVino:
             raise ValueError(f"OpenVINO cannot load '{folder}': {last_line(error)}") from error
 
 
-class Prefixes:
-    """Which beginnings of texts the pipeline's KV cache holds, in its own pages; it does not tell how many tokens of
-    a prompt it reused. Exact while everything fits; when it drops pages, the longest unused ones, nearly so."""
-
-    def __init__(self, block: int, capacity: int) -> None:
-        self._block, self.capacity = block, capacity
-        self._pages: OrderedDict[int, None] = OrderedDict()  # hash of all tokens to the end of a page
-
-    def reuse(self, tokens: Sequence[int]) -> int:
-        """How many of these it has. As block_manager.hpp looks it up: whole pages, then the shortest begun one, which
-        is taken away, for it is written on; one token is always computed."""
-        if not self.capacity:
-            return 0
-        count, before = 0, 0
-        for start in range(0, len(tokens), self._block):
-            page = tokens[start : start + self._block]
-            whole = key(before, page)
-            if len(page) == self._block and whole in self._pages:
-                self._pages.move_to_end(whole)
-                before, count = whole, count + len(page)
-                continue
-            sizes = [len(page), *range(1, len(page))]
-            begun = next((size for size in sizes if key(before, page[:size]) in self._pages), 0)
-            self._pages.pop(key(before, page[:begun]), None)
-            count += begun
-            break
-        return min(count, len(tokens) - 1)
-
-    def keep(self, tokens: Sequence[int]) -> None:
-        before = 0
-        for start in range(0, len(tokens), self._block):
-            before = key(before, tokens[start : start + self._block])
-            self._pages[before] = None
-            self._pages.move_to_end(before)
-        while len(self._pages) > self.capacity:
-            self._pages.popitem(last=False)
-
-
-def key(before: int, page: Sequence[int]) -> int:
-    return hash((before, *page))
-
-
-def ebnf(constraint: Constraint) -> str:
-    try:
-        match constraint:
-            case JsonSchema(schema):
-                return grammar(json.loads(schema))
-            case Shaped(shape):
-                return ebnf_shape.grammar(shape)
-    except NotEnforceable as error:
-        reason = f"this model's engine cannot enforce {error}"
-        raise Refused(reason, param_of(constraint), "invalid_constraint") from error
-    raise Refused("a grammar is not honoured by this model's engine", param_of(constraint), "invalid_constraint")
-
-
-def without_head(ov: Any, model: Any) -> Any:
-    """The model up to what enters its last matrix product: the normalised hidden states."""
-    node = model.output("logits").get_node().input_value(0).get_node()
-    while node.get_type_name() != "MatMul":  # a head may scale or cap its logits
-        node = node.input_value(0).get_node()
-    hidden = ov.opset15.result(node.input_value(0), name="hidden_states")
-    return ov.Model([hidden], model.get_sinks(), model.get_parameters(), "hidden states")
-
-
-def trial_pipeline(ov: Any, genai: Any, tokenizer: Any, vocabulary: int) -> Any:
-    """Over a model that gives every token the same logit."""
-    import numpy as np
-
-    op = ov.opset15
-    ids = op.parameter([-1, -1], ov.Type.i64, name="input_ids")
-    mask = op.parameter([-1, -1], ov.Type.i64, name="attention_mask")
-    beam = op.parameter([-1], ov.Type.i32, name="beam_idx")
-    for port in (ids, mask, beam):
-        port.output(0).set_names({port.get_friendly_name()})
-    shape = op.concat([op.shape_of(ids), op.constant(np.array([vocabulary], np.int64))], 0)
-    used = op.convert(mask, "f32"), op.convert(beam, "f32")  # an input that nothing uses is dropped
-    same = op.add(*(op.reduce_sum(port, np.arange(rank), False) for port, rank in zip(used, (2, 1), strict=True)))
-    logits = op.broadcast(same, shape)
-    logits.output(0).set_names({"logits"})
-    model = ov.Model([op.result(logits)], [ids, mask, beam], "trial")
-    with tempfile.TemporaryDirectory() as folder:
-        ov.save_model(model, f"{folder}/{MODEL}")
-        return genai.LLMPipeline(folder, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
-
-
-def save_detokenizer(ov: Any, pieces: Sequence[bytes], file: Path) -> None:
-    """An IR in which GenAI finds the bytes of every id."""
-    import numpy as np
-    from openvino_tokenizers import _get_factory, _get_opset_factory
-
-    op = ov.opset15
-    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int32)
-    begins = np.concatenate([np.zeros(1, np.int32), ends[:-1]])
-    ids = op.parameter([-1, -1], ov.Type.i64)
-    skipped = np.zeros(1, np.int32)  # one id, for GenAI slices it and the slice of nothing fails
-    constants = [begins, ends, np.frombuffer(b"".join(pieces), np.uint8), skipped]
-    texts = _get_factory().create("VocabDecoder", [op.convert(ids, "i32"), *map(op.constant, constants)]).outputs()
-    whole = _get_factory().create("FuzeRagged", texts[:4], {}).outputs()
-    string = _get_opset_factory("opset15").create("StringTensorPack", [*whole, texts[4]])
-    string.output(0).set_names({"string_output"})
-    ov.save_model(ov.Model([op.result(string.output(0))], [ids], "detokenizer"), file)
-
-
 def check_folder(folder: Path) -> None:
     for name, remedy in (
         (MODEL, "give the folder of an OpenVINO IR"),
@@ -565,12 +404,6 @@ def check_memory(model: Any, tokens: int, properties: dict[str, Any], free: int)
         values += math.prod(size.get_length() for size in islice(shape, 1, None) if size.is_static)
     needed = int(tokens * values * KV_BYTES[properties["KV_CACHE_PRECISION"]])
     kv.check_room("openvino", tokens, needed, free)
-
-
-def last_line(error: Exception) -> str:
-    """OpenVINO's messages begin with the place in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def unavailable() -> str | None:

@@ -1,0 +1,222 @@
+"""Continuous batching for engines that give the arithmetic alone: slots, chunked prefill, prefix reuse, preemption."""
+
+from collections.abc import Iterator, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+
+from runtimes import kv
+from runtimes.constrain import ConstraintFailed, Guide, Guides
+from runtimes.contract import Facts, Logprob, Pooling, Sampling, Token
+from runtimes.decoding.jobs import Jobs, Running
+from runtimes.sampling import Choice
+
+R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
+C = TypeVar("C", contravariant=True)  # the same, taken
+
+
+class CacheFull(Exception):
+    """The KV cache has no room for this step; nothing was changed."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Tokens that a sequence goes on with."""
+
+    slot: int
+    start: int  # tokens that it holds already
+    tokens: list[int]
+    sampled: bool  # the logits after the last one are wanted
+
+
+class Sampler(Protocol[C]):
+    """One answer's way of choosing."""
+
+    def choose(self, row: C) -> Choice:
+        """Raises ConstraintFailed where nothing may follow."""
+
+    def accept(self, token: int) -> bool:
+        """Notes a token of the answer; True when a constraint admits nothing more."""
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol[R]):
+    """A model with numbered sequences in its KV cache: what an engine file supplies."""
+
+    facts: Facts
+    ends: Sequence[int]  # ids that end an answer
+    shares: bool  # a sequence, a busy one too, can be copied into another
+
+    def encode(self, text: str) -> list[int]: ...
+    def text(self, token: int) -> bytes: ...
+    def guides(self) -> Guides: ...
+    def sampler(
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+    ) -> Sampler[R]:
+        """`ends`: barred until min_tokens."""
+
+    def forward(self, chunks: Sequence[Chunk]) -> Sequence[R]:
+        """Appends to these sequences, of which those that answer come first, with one token each. A row for each that
+        is sampled, in their order. Raises CacheFull."""
+
+    def reusable(self, slot: int, length: int) -> bool:
+        """Whether the first `length` tokens of a sequence still are all that it takes to go on from there: a recurrent
+        state is that of its last token, and a sliding window moves on."""
+
+    def truncate(self, slot: int, length: int, expected: int) -> int:
+        """Forgets what follows the first `length` tokens; how many are left. `expected`: it will soon hold so many."""
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        """Makes an empty sequence begin as another does; how many tokens it holds then."""
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]: ...
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]: ...
+    def close(self) -> None: ...
+
+
+class Slot(Generic[R]):
+    """One sequence. Its KV outlives its job, for the next prompt that begins alike."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.kv: list[int] = []  # the tokens whose keys and values the cache holds
+        self.running: Running[Sampler[R]] | None = None
+        self.last_used = 0
+
+
+class BatchedEngine(Generic[R]):
+    """An engine over a model: admits, plans a step, runs it, chooses."""
+
+    def __init__(self, model: Model[R], prefill_chunk: int) -> None:
+        self._model, self._prefill_chunk = model, prefill_chunk
+        self.facts = model.facts
+        self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
+        self._jobs = Jobs(model.facts, model.text, model.guides, self._sampler)
+        self._slots = [Slot[R](index) for index in range(self.facts.slots)]
+        self._clock = 0
+
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+        self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends)
+
+    def step(self) -> list[Token]:
+        self._admit()
+        self._clock += 1
+        while chunks := self._plan():
+            try:
+                rows = iter(self._model.forward(chunks))
+            except CacheFull:
+                self._make_room()
+                continue
+            return [token for chunk in chunks if (token := self._advance(chunk, rows))]
+        return []
+
+    def remove(self, job: int) -> None:
+        if running := self._jobs.all.get(job):
+            self._end(running)
+
+    def close(self) -> None:
+        for job in list(self._jobs.all):
+            self.remove(job)
+        self._model.close()
+
+    # --- one step ---
+
+    def _plan(self) -> list[Chunk]:
+        """A token for everyone who answers, then chunks of the prompts, oldest job first, up to the chunk size."""
+        answering, reading, room = list[Chunk](), list[Chunk](), self._prefill_chunk
+        for slot, running in sorted(self._busy(), key=lambda pair: pair[1].order):
+            start = len(slot.kv)
+            unread = len(running.tokens) - start
+            if unread == 1:
+                answering.append(Chunk(slot.index, start, running.tokens[-1:], True))
+            elif room:
+                tokens = running.tokens[start : start + room]
+                reading.append(Chunk(slot.index, start, tokens, len(tokens) == unread))
+                room -= len(tokens)
+        return answering + reading
+
+    def _advance(self, chunk: Chunk, rows: Iterator[R]) -> Token | None:
+        slot = self._slots[chunk.slot]
+        slot.kv += chunk.tokens
+        assert slot.running
+        return self._next(slot.running, next(rows)) if chunk.sampled else None
+
+    def _next(self, running: Running[Sampler[R]], row: R) -> Token:
+        sampler = running.state
+        try:
+            choice = sampler.choose(row)
+            complete = choice.token not in running.ends and sampler.accept(choice.token)
+        except ConstraintFailed as error:
+            self._end(running)
+            return running.failed(str(error))
+        token = self._jobs.token(running, choice, complete)
+        if token.finish:
+            self._end(running)
+        return token
+
+    def _end(self, running: Running[Sampler[R]]) -> None:
+        self._jobs.end(running)
+        self._jobs.hold = False
+        running.state.close()
+        for slot in self._slots:
+            if slot.running is running:
+                slot.running, slot.last_used = None, self._clock
+
+    def _sampler(self, running: Running[Sampler[R]]) -> Sampler[R]:
+        """Kept when its job is sent back, so that a seed goes on where it was."""
+        sampling = running.sampling
+        guide = self._jobs.guide(sampling.constraint) if sampling.constraint else None
+        return self._model.sampler(sampling, running.tokens, sorted(running.ends), guide)
+
+    # --- slots and the KV cache ---
+
+    def _busy(self) -> list[tuple[Slot[R], Running[Sampler[R]]]]:
+        return [(slot, slot.running) for slot in self._slots if slot.running]
+
+    def _admit(self) -> None:
+        while self._jobs.waiting:
+            free = [slot for slot in self._slots if not slot.running]
+            if not free or (self._jobs.hold and len(free) < len(self._slots)):
+                return
+            running = self._jobs.waiting.popleft()
+            slot = self._place(running.tokens, free)
+            slot.running = running
+            if running.cached is None:
+                running.cached = len(slot.kv)
+
+    def _place(self, tokens: list[int], free: list[Slot[R]]) -> Slot[R]:
+        """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
+        givers = self._slots if self._model.shares else free
+        common = {slot.index: self._common(slot, tokens) for slot in givers}
+        source = max(givers, key=lambda slot: (common[slot.index], slot in free))
+        keep = common[source.index]
+        # Overwrite what is least worth keeping, unless a free slot already holds the best beginning and little else.
+        target = min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
+        if keep and source in free and (not self._model.shares or 2 * keep >= len(source.kv)):
+            target = source
+        self._truncate(target, keep if target is source else 0, len(tokens))
+        if keep and target is not source:
+            target.kv = tokens[: self._model.copy(source.index, target.index, keep)]
+        return target
+
+    def _common(self, slot: Slot[R], tokens: list[int]) -> int:
+        """How many tokens of a prompt the slot can give. The last one is always computed: it gives the logits."""
+        length = min(kv.common_prefix(slot.kv, tokens), len(tokens) - 1)
+        return length if length and self._model.reusable(slot.index, length) else 0
+
+    def _truncate(self, slot: Slot[R], length: int, expected: int = 0) -> None:
+        if length < len(slot.kv):
+            slot.kv = slot.kv[: self._model.truncate(slot.index, length, expected)]
+
+    def _make_room(self) -> None:
+        """Drops the idle KV used longest ago, else sends the youngest job back to wait, to be read again."""
+        if idle := [slot for slot in self._slots if not slot.running and slot.kv]:
+            self._truncate(min(idle, key=lambda slot: slot.last_used), 0)
+            return
+        busy = self._busy()
+        if len(busy) == 1:
+            raise RuntimeError("the KV cache cannot hold one sequence; raise kv_tokens")
+        slot, running = max(busy, key=lambda pair: pair[1].order)
+        self._jobs.send_back(running)
+        slot.running = None
+        self._truncate(slot, 0)

@@ -1,0 +1,84 @@
+"""The jobs of an engine: what each has said so far, what ends it, and who waits for a slot."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar
+
+from runtimes.constrain import Guide, Guides
+from runtimes.contract import Constraint, Facts, Sampling, Token, check_tokens
+from runtimes.sampling import Choice
+
+S = TypeVar("S")  # what an engine keeps for a job
+
+
+class Running(Generic[S]):
+    """A job that was admitted or waits for a slot."""
+
+    state: S
+    cached: int | None = None  # prompt tokens reused, of the first admission
+
+    def __init__(self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], order: int) -> None:
+        self.job, self.sampling, self.ends, self.order = job, sampling, ends, order
+        self.tokens = list(ids)  # prompt, then what was generated
+        self.prompt = len(self.tokens)
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    def failed(self, reason: str) -> Token:
+        return Token(self.job, -1, b"", cached=self.cached or 0, failure=reason)
+
+
+class Jobs(Generic[S]):
+    """All of them by number; those that wait, the next one first."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        text: Callable[[int], bytes],
+        guides: Callable[[], Guides],
+        state: Callable[[Running[S]], S],
+    ) -> None:
+        """`state`: of a new job; raises Refused for what the engine cannot honour."""
+        self._facts, self._text, self._new_guides, self._state = facts, text, guides, state
+        self.all: dict[int, Running[S]] = {}
+        self.waiting: deque[Running[S]] = deque()
+        # After a preemption nobody is admitted until someone ends: else they preempt in turns for ever.
+        self.hold = False
+        self._order = 0
+        self._guides: Guides | None = None
+
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int]) -> None:
+        """`ends`: ids that end this answer beside those that were asked for."""
+        check_tokens(ids, sampling, self._facts.vocabulary)
+        self._order += 1
+        running = Running[S](job, ids, sampling, frozenset((*sampling.stop_token_ids, *ends)), self._order)
+        running.state = self._state(running)
+        self.all[job] = running
+        self.waiting.append(running)
+
+    def guide(self, constraint: Constraint) -> Guide:
+        if self._guides is None:
+            self._guides = self._new_guides()
+        return self._guides.guide(constraint)
+
+    def token(self, running: Running[S], choice: Choice, complete: bool) -> Token:
+        """What a job says next. `complete`: nothing may follow it."""
+        cached, top = running.cached or 0, choice.alternatives(self._text)
+        if choice.token in running.ends:
+            return Token(running.job, -1, b"", "stop", cached, choice.logprob, top)
+        running.tokens.append(choice.token)
+        full = running.generated == running.sampling.max_tokens or len(running.tokens) >= self._facts.context_length
+        finish = "stop" if complete else "length" if full else None
+        return Token(running.job, choice.token, self._text(choice.token), finish, cached, choice.logprob, top)
+
+    def send_back(self, running: Running[S]) -> None:
+        """To be read again, first of all, once there is more room."""
+        self.waiting.appendleft(running)
+        self.hold = True
+
+    def end(self, running: Running[S]) -> None:
+        del self.all[running.job]
+        if running in self.waiting:
+            self.waiting.remove(running)
