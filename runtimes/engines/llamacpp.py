@@ -241,7 +241,8 @@ class LlamaCpp:
     def _check_memory(self, cells: int, precision: str, free: int) -> None:
         """llama.cpp does not ask whether the KV cache fits: the kernel kills the process instead."""
         layers = self.lib.llama_model_n_layer(self._model)
-        width = self.lib.llama_model_n_embd(self._model) // self.lib.llama_model_n_head(self._model)
+        heads = max(1, self.lib.llama_model_n_head(self._model))  # a recurrent model may have none
+        width = self.lib.llama_model_n_embd(self._model) // heads
         architecture = self._metadata("general.architecture")
         key = int(self._metadata(f"{architecture}.attention.key_length") or width)
         value = int(self._metadata(f"{architecture}.attention.value_length") or width)
