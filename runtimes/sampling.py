@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from runtimes.constrain import ConstraintFailed, Guide
 from runtimes.contract import Logprob, Sampling, Scored
 
@@ -14,16 +16,12 @@ GREEDY_BELOW = 1e-5  # temperature; dividing by less overflows 32-bit logits
 NEGLIGIBLE = 30.0  # a logit so far below the best has e^-30 of its weight; a vocabulary of them adds up to nothing
 
 
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """What was chosen, and the log-probabilities asked for."""
 
-    __slots__ = ("logprob", "token", "top")
-
-    def __init__(self, token: int, logprob: float | None, top: list[tuple[int, float]]) -> None:
-        self.token, self.logprob, self.top = token, logprob, top
-
-    def alternatives(self, text: Callable[[int], bytes]) -> tuple[Scored, ...]:
-        return tuple(Scored(token, text(token), logprob) for token, logprob in self.top)
+    token: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
 
 
 class Sampler:
@@ -47,11 +45,11 @@ class Sampler:
 
     def choose(self, logits: "np.ndarray[Any, Any]") -> Choice:
         """`logits`: float32, (vocabulary,); overwritten. Raises ConstraintFailed where nothing may follow."""
-        logprob_of = log_probabilities(logits) if self._s.logprobs is not None else None
-        top = likeliest(logits, self._s.logprobs, logprob_of) if self._s.logprobs and logprob_of else []
-        raw = logits.copy() if logprob_of else logits
-        token = self._pick(self._adjusted(logits))
-        return Choice(token, logprob_of(float(raw[token])) if logprob_of else None, top)
+        count = self._s.logprobs
+        if count is None:
+            return Choice(self._pick(self._adjusted(logits)))
+        raw = logits.copy()
+        return with_logprobs(self._pick(self._adjusted(logits)), raw, count)
 
     def accept(self, token: int) -> bool:
         """Notes a token of the answer; True when a constraint admits nothing more."""
@@ -112,6 +110,13 @@ class Sampler:
         return int(ids[min(int(np.searchsorted(total, self._random.random() * total[-1], "right")), len(ids) - 1)])
 
 
+def with_logprobs(token: int, logits: "np.ndarray[Any, Any]", count: int) -> Choice:
+    """What was chosen, by the logits as the model gave them, with the `count` likeliest."""
+    logprob_of = log_probabilities(logits)
+    top = likeliest(logits, count, logprob_of) if count else ()
+    return Choice(token, float(logprob_of(float(logits[token]))), top)
+
+
 def log_probabilities(logits: "np.ndarray[Any, Any]") -> Any:
     """A function from a logit of this row to its log-probability."""
     import numpy as np
@@ -127,10 +132,10 @@ def scored(
     """How likely each token was by the logits before it, float32 (tokens, vocabulary), and the `count` likeliest."""
     out = []
     for row, token in zip(logits, tokens, strict=True):
-        logprob_of = log_probabilities(row)
-        top = likeliest(row, count, logprob_of) if count else []
-        own = Scored(token, text(token), float(logprob_of(float(row[token]))))
-        out.append(Logprob(own, tuple(Scored(id, text(id), logprob) for id, logprob in top)))
+        one = with_logprobs(token, row, count)
+        assert one.logprob is not None
+        own = Scored(token, text(token), one.logprob)
+        out.append(Logprob(own, tuple(Scored(id, text(id), logprob) for id, logprob in one.top)))
     return out
 
 

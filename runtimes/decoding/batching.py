@@ -103,11 +103,11 @@ class BatchedEngine(Generic[R]):
         self._clock += 1
         while chunks := self._plan():
             try:
-                rows = iter(self._model.forward(chunks))
+                rows = self._model.forward(chunks)
             except CacheFull:
                 self._make_room()
                 continue
-            return [token for chunk in chunks if (token := self._advance(chunk, rows))]
+            return self._advance(chunks, iter(rows))
         return []
 
     def remove(self, job: int) -> None:
@@ -135,11 +135,15 @@ class BatchedEngine(Generic[R]):
                 room -= len(tokens)
         return answering + reading
 
-    def _advance(self, chunk: Chunk, rows: Iterator[R]) -> Token | None:
-        slot = self._slots[chunk.slot]
-        slot.kv += chunk.tokens
-        assert slot.running
-        return self._next(slot.running, next(rows)) if chunk.sampled else None
+    def _advance(self, chunks: list[Chunk], rows: Iterator[R]) -> list[Token]:
+        tokens = []
+        for chunk in chunks:
+            slot = self._slots[chunk.slot]
+            slot.kv += chunk.tokens
+            if chunk.sampled:
+                assert slot.running
+                tokens.append(self._next(slot.running, next(rows)))
+        return tokens
 
     def _next(self, running: Running[Sampler[R]], row: R) -> Token:
         sampler = running.state

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from runtimes.constrain import Guide, Guides
-from runtimes.contract import Constraint, Facts, Sampling, Token, check_tokens
+from runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
 from runtimes.sampling import Choice
 
 S = TypeVar("S")  # what an engine keeps for a job
@@ -41,7 +41,8 @@ class Jobs(Generic[S]):
         state: Callable[[Running[S]], S],
     ) -> None:
         """`state`: of a new job; raises Refused for what the engine cannot honour."""
-        self._facts, self._text, self._new_guides, self._state = facts, text, guides, state
+        self._vocabulary, self._context_length = facts.vocabulary, facts.context_length
+        self._text, self._new_guides, self._state = text, guides, state
         self.all: dict[int, Running[S]] = {}
         self.waiting: deque[Running[S]] = deque()
         # After a preemption nobody is admitted until someone ends: else they preempt in turns for ever.
@@ -51,7 +52,7 @@ class Jobs(Generic[S]):
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int]) -> None:
         """`ends`: ids that end this answer beside those that were asked for."""
-        check_tokens(ids, sampling, self._facts.vocabulary)
+        check_tokens(ids, sampling, self._vocabulary)
         self._order += 1
         running = Running[S](job, ids, sampling, frozenset((*sampling.stop_token_ids, *ends)), self._order)
         running.state = self._state(running)
@@ -65,13 +66,15 @@ class Jobs(Generic[S]):
 
     def token(self, running: Running[S], choice: Choice, complete: bool) -> Token:
         """What a job says next. `complete`: nothing may follow it."""
-        cached, top = running.cached or 0, choice.alternatives(self._text)
-        if choice.token in running.ends:
+        id, cached, tokens = choice.token, running.cached or 0, running.tokens
+        top = tuple([Scored(other, self._text(other), logprob) for other, logprob in choice.top]) if choice.top else ()
+        if id in running.ends:
             return Token(running.job, -1, b"", "stop", cached, choice.logprob, top)
-        running.tokens.append(choice.token)
-        full = running.generated == running.sampling.max_tokens or len(running.tokens) >= self._facts.context_length
+        tokens.append(id)
+        length = len(tokens)
+        full = length - running.prompt == running.sampling.max_tokens or length >= self._context_length
         finish = "stop" if complete else "length" if full else None
-        return Token(running.job, choice.token, self._text(choice.token), finish, cached, choice.logprob, top)
+        return Token(running.job, id, self._text(id), finish, cached, choice.logprob, top)
 
     def send_back(self, running: Running[S]) -> None:
         """To be read again, first of all, once there is more room."""

@@ -26,7 +26,7 @@ from runtimes.contract import (
 )
 from runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from runtimes.pooling import pooled
-from runtimes.sampling import GREEDY_BELOW, Choice, likeliest, log_probabilities, scored
+from runtimes.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,13 +106,17 @@ class LlamaCpp:
     def forward(self, chunks: Sequence[Chunk]) -> list[int]:
         """The rows of the batch where the logits are."""
         self._batch.clear()
-        rows = [self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.sampled) for chunk in chunks]
+        rows = []
+        for chunk in chunks:
+            row = self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.sampled)
+            if chunk.sampled:
+                rows.append(row)
         code = self.lib.llama_decode(self.context, self._batch.struct)
         if code == 1:  # no room in the KV cache; nothing was changed
             raise CacheFull
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}: {self._log.reason}")
-        return [row for row, chunk in zip(rows, chunks, strict=True) if chunk.sampled]
+        return rows
 
     def reusable(self, slot: int, length: int) -> bool:
         oldest: int = self.lib.llama_memory_seq_pos_min(self._memory, slot)  # position that all layers still know
@@ -241,7 +245,8 @@ class LlamaCpp:
     def _check_memory(self, cells: int, precision: str, free: int) -> None:
         """llama.cpp does not ask whether the KV cache fits: the kernel kills the process instead."""
         layers = self.lib.llama_model_n_layer(self._model)
-        width = self.lib.llama_model_n_embd(self._model) // self.lib.llama_model_n_head(self._model)
+        heads = max(1, self.lib.llama_model_n_head(self._model))  # a recurrent model may have none
+        width = self.lib.llama_model_n_embd(self._model) // heads
         architecture = self._metadata("general.architecture")
         key = int(self._metadata(f"{architecture}.attention.key_length") or width)
         value = int(self._metadata(f"{architecture}.attention.value_length") or width)
@@ -306,15 +311,11 @@ class Chain:
 
     def choose(self, row: int) -> Choice:
         model, count = self._model, self._sampling.logprobs
-        logprob_of, top = None, list[tuple[int, float]]()
-        if count is not None:
-            raw = model.logits(row).copy()
-            logprob_of = log_probabilities(raw)
-            top = likeliest(raw, count, logprob_of) if count else []
+        raw = None if count is None else model.logits(row).copy()
         if self._guide:
             self._guide.forbid(model.logits(row))
         token = model.lib.llama_sampler_sample(self._chain, model.context, row)
-        return Choice(token, float(logprob_of(float(raw[token]))) if logprob_of else None, top)
+        return Choice(token) if raw is None else with_logprobs(token, raw, count or 0)
 
     def accept(self, token: int) -> bool:
         self._generated += 1

@@ -28,7 +28,7 @@ from runtimes.contract import (
 from runtimes.decoding.jobs import Jobs, Running
 from runtimes.mlx_sampling import State, choosing
 from runtimes.pooling import pooled
-from runtimes.sampling import Choice, likeliest, log_probabilities, scored
+from runtimes.sampling import Choice, scored, with_logprobs
 from runtimes.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -170,13 +170,10 @@ class Mlx:
     def _choice(self, running: Running[State], token: int) -> Choice:
         count = running.sampling.logprobs
         if count is None:
-            return Choice(token, None, [])
+            return Choice(token)
         import numpy as np
 
-        logits = np.array(running.state.rows.pop(running.generated))[0]
-        logprob_of = log_probabilities(logits)
-        top = likeliest(logits, count, logprob_of) if count else []
-        return Choice(token, float(logprob_of(float(logits[token]))), top)
+        return with_logprobs(token, np.array(running.state.rows.pop(running.generated))[0], count)
 
     def _end(self, ended: list[Running[State]]) -> None:
         for running in ended:

@@ -226,7 +226,7 @@ class OpenVino:
             token = running.failed(str(error))
         else:
             asked = running.sampling.logprobs is not None
-            token = self._jobs.token(running, Choice(id, logprob if asked else None, []), complete)
+            token = self._jobs.token(running, Choice(id, logprob if asked else None), complete)
         if token.finish or token.failure:
             self._jobs.end(running)
             self._jobs.hold = False
