@@ -7,7 +7,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/enginehouse
 ENV PATH=/opt/enginehouse/bin:$PATH
 # One library for each instruction set, the best of which is chosen where the container runs.
-COPY runtimes/engines/llamacpp.cmake .
+COPY runtimes/engines/llamacpp/llamacpp.cmake .
 RUN CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON \
         -DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_PROJECT_llama.cpp_INCLUDE=/source/llamacpp.cmake" \
     SKBUILD_WHEEL_EXCLUDE="lib/**;include/**" \
@@ -20,6 +20,7 @@ COPY requirements requirements
 RUN pip install -r requirements/serve.txt \
     && if [ "$ENGINES" = all ]; then pip install -r requirements/torch.txt -r requirements/engines.txt; fi
 COPY pyproject.toml README.md LICENSE ./
+COPY src src
 COPY config config
 COPY optimize optimize
 COPY runtimes runtimes

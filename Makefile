@@ -54,12 +54,12 @@ $(WHEEL):
 	$(PYTHON) -m venv $(VENV)
 	@echo "compiling llama.cpp for this machine, once: a few minutes"
 	rm -rf $@.part
-	CMAKE_ARGS="$(LLAMACPP_CMAKE) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/runtimes/engines/llamacpp.cmake" \
+	CMAKE_ARGS="$(LLAMACPP_CMAKE) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/runtimes/engines/llamacpp/llamacpp.cmake" \
 	SKBUILD_WHEEL_EXCLUDE="lib/**;include/**" \
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@
 
-# About 1.7 GB. With them `make test` also runs tests/test_clients.py.
+# About 1.7 GB. With them `make test` also runs tests/server/test_clients.py.
 clients: $(CLIENTS)/.python $(CLIENTS)/.node
 
 $(CLIENTS)/.python: requirements/clients.txt

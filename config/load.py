@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from config.schema import Config, Model, Server
+from enginehouse.config.schema import Config, Model, Server
 
 BUILTIN = Path(__file__).with_name("default.yaml")
 UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?")

@@ -46,7 +46,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The bar of the quality gate; see `Quality` in optimize/recipe.py. Argued in DECISIONS.md."""
+    """The bar of the quality gate; see `Quality` in optimize/artifact.py. Argued in DECISIONS.md."""
 
     divergence: Annotated[float, msgspec.Meta(gt=0)]  # at most
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)]  # at least

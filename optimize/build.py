@@ -1,4 +1,6 @@
-"""`python -m optimize.build`: one fetch or conversion in its own process; orders on stdin, reports on stdout."""
+"""`python -m enginehouse.optimize.build`: one fetch or conversion in its own process.
+
+Orders on stdin, reports on stdout."""
 
 import errno
 import os
@@ -11,17 +13,17 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.adapter import Adapter, merge
-from optimize.child import begin
-from optimize.hub import fetch, fetch_adapter
-from optimize.memory import free_memory
-from optimize.quality import judge
-from optimize.recipe import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
-from optimize.recipe import Report as ReportStage
-from optimize.source import resolve
-from optimize.store import Store, digest, size
-from optimize.toolchains import toolchains
-from optimize.weights import check_finite
+from enginehouse.optimize.artifact import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
+from enginehouse.optimize.artifact import Report as ReportStage
+from enginehouse.optimize.child_process import begin
+from enginehouse.optimize.memory import free_memory
+from enginehouse.optimize.quality.gate import judge
+from enginehouse.optimize.sources.adapter import Adapter, merge
+from enginehouse.optimize.sources.hub import fetch, fetch_adapter
+from enginehouse.optimize.sources.resolve import resolve
+from enginehouse.optimize.sources.weights import check_finite
+from enginehouse.optimize.store import Store, digest, size
+from enginehouse.optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -9,11 +9,23 @@ from pathlib import Path
 
 import msgspec
 
-from optimize.adapter import find_adapter, folder_of
-from optimize.build import Build, Built, Failed, Fetch, FetchAdapter, Fetched, Merge, Merged, Order, Progress, Report
-from optimize.recipe import Artifact, CannotBuild, Source, Toolchain
-from optimize.source import is_hub_id, resolve
-from optimize.store import Store
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Source, Toolchain
+from enginehouse.optimize.build import (
+    Build,
+    Built,
+    Failed,
+    Fetch,
+    FetchAdapter,
+    Fetched,
+    Merge,
+    Merged,
+    Order,
+    Progress,
+    Report,
+)
+from enginehouse.optimize.sources.adapter import find_adapter, folder_of
+from enginehouse.optimize.sources.resolve import is_hub_id, resolve
+from enginehouse.optimize.store import Store
 
 log = logging.getLogger("enginehouse.optimize")
 Reporter = Callable[[str, float], None]
@@ -89,7 +101,7 @@ async def run(order: Order, report: Reporter) -> Fetched | Merged | Built:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "optimize.build",
+        "enginehouse.optimize.build",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is the server's to answer

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from optimize.recipe import Manifest, Source, Toolchain
+from enginehouse.optimize.artifact import Manifest, Source, Toolchain
 
 STAGES = ("fetch", "convert", "quantize", "check", "load")
 # Before anything is known of the source: the share of each stage, in seconds of a small model.

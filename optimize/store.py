@@ -11,7 +11,7 @@ from typing import IO
 
 import msgspec
 
-from optimize.recipe import Artifact, CannotBuild, Manifest, Quality
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Manifest, Quality
 
 MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
-from runtimes.shape import Shape
+from enginehouse.runtimes.structure import Shape
 
 FinishReason = str  # "stop" | "length" | "tool_calls"
 Pooling = Literal["mean", "last", "cls"]

@@ -10,19 +10,21 @@ from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
 
-from config.schema import Config
-from runtimes.pool import Pool
-from server import messages, responses, schema
-from server.auth import guard
-from server.chat import chat_completions
-from server.completions import completions
-from server.embeddings import embeddings
-from server.errors import respond
-from server.metrics import metrics
-from server.models import get_model, health, list_models, ready
-from server.rerank import rerank
-from server.responses_store import ResponseStore
-from server.tokens import detokenize, tokenize
+from enginehouse.config.schema import Config
+from enginehouse.runtimes.pool.pool import Pool
+from enginehouse.server import openapi
+from enginehouse.server.api.chat.routes import chat_completions
+from enginehouse.server.api.completions.routes import completions
+from enginehouse.server.api.embeddings import embeddings
+from enginehouse.server.api.messages import routes as messages
+from enginehouse.server.api.metrics import metrics
+from enginehouse.server.api.models import get_model, health, list_models, ready
+from enginehouse.server.api.rerank import rerank
+from enginehouse.server.api.responses import routes as responses
+from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.api.tokenize import detokenize, tokenize
+from enginehouse.server.auth import guard
+from enginehouse.server.errors import respond
 
 LARGEST_BODY_BYTES = 10 << 20
 
@@ -72,5 +74,5 @@ def create(config: Config) -> Litestar:
         logging_config=None,
     )
     handlers = [*guarded, messages.create_message, messages.count_tokens, health, ready]
-    app.openapi_schema.components.schemas = schema.components([handler.operation_class for handler in handlers])
+    app.openapi_schema.components.schemas = openapi.components([handler.operation_class for handler in handlers])
     return app

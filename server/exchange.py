@@ -12,12 +12,12 @@ from typing import Any, Protocol
 from litestar import Request, Response
 from litestar.datastructures import State
 
-from runtimes.contract import Delta, Done, EngineFailed, Event, Job, Placed, Refused, Unavailable, Usage
-from runtimes.pool import Pool
-from server import waiting
-from server.blocks import Content, Step
-from server.sse import comment
-from server.waiting import FirstEvent, IndexedEvents, Parts, placed_headers, unless_client_leaves
+from enginehouse.runtimes.contract import Delta, Done, EngineFailed, Event, Job, Placed, Refused, Unavailable, Usage
+from enginehouse.runtimes.pool.pool import Pool
+from enginehouse.server import keepalive
+from enginehouse.server.content import Content, Step
+from enginehouse.server.keepalive import FirstEvent, IndexedEvents, Parts, placed_headers, unless_client_leaves
+from enginehouse.server.sse import comment
 
 log = logging.getLogger("enginehouse.server")
 
@@ -74,7 +74,7 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
     if jobs[0].streamed:
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
         body = functools.partial(stream, renderer, answers)
-        return await waiting.stream_response(
+        return await keepalive.stream_response(
             request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
         )
     placed = await unless_client_leaves(request, collect(answers, events))
@@ -85,7 +85,7 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
 
 async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Placed:
     """Waits until all answers are whole; who was the first to give one."""
-    index, first = await waiting.first_of(events)
+    index, first = await keepalive.first_of(events)
     answers[index].take(first)
     async for index, event in events:
         answers[index].take(event)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-import config
+from enginehouse import config
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog; it's the 3rd time in 2024, they'll say we're done.\n",

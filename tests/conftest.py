@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-import config
-from optimize.toolchains import toolchains
-from runtimes.engines import runtimes
+from enginehouse import config
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.engines import runtimes
 from tests.serving import Served, serve
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # a worker's environment has it; here engines are loaded in this process

@@ -57,7 +57,7 @@ class Served:
         return found
 
     def worker(self) -> psutil.Process:
-        return next(child for child in self.children() if "runtimes.worker" in child.cmdline())
+        return next(child for child in self.children() if "enginehouse.runtimes.worker" in child.cmdline())
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def serve(
     sections["optimize"] = {"first_load": "wait"} | (optimize or {})
     config.write_text(json.dumps({**sections, "cache_dir": str(folder / "cache"), "models": models}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", "--config", str(config)],
+        [sys.executable, "-m", "enginehouse.server.cli.main", "serve", "--config", str(config)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},

@@ -11,16 +11,17 @@ from typing import Any
 import msgspec
 import yaml
 
-from config.load import load
-from config.schema import Config, Model, Optimize, Routing, Server
-from runtimes.engines import runtimes
-from server import messages_request, responses_request
-from server import openai as wire
-from server.cli import parser
-from server.completions_request import CompletionRequest
-from server.embeddings import EmbeddingRequest
-from server.rerank import RerankRequest
-from server.tokens import TokenizeRequest
+from enginehouse.config.load import load
+from enginehouse.config.schema import Config, Model, Optimize, Routing, Server
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.server.api.chat import protocol as wire
+from enginehouse.server.api.completions.protocol import CompletionRequest
+from enginehouse.server.api.embeddings import EmbeddingRequest
+from enginehouse.server.api.messages import protocol as messages_request
+from enginehouse.server.api.rerank import RerankRequest
+from enginehouse.server.api.responses import protocol as responses_request
+from enginehouse.server.api.tokenize import TokenizeRequest
+from enginehouse.server.cli.main import parser
 from tests.serving import Served
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from runtimes.wire import ToServer, ToWorker
+from enginehouse.runtimes.worker.protocol import ToServer, ToWorker
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "config").rglob("*.md")])

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from optimize.recipe import Toolchain
+from enginehouse.optimize.artifact import Toolchain
 
 
 def toolchains() -> dict[str, Toolchain]:

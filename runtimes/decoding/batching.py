@@ -5,11 +5,11 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from runtimes import kv
-from runtimes.constrain import ConstraintFailed, Guide, Guides
-from runtimes.contract import Facts, Logprob, Pooling, Sampling, Token
-from runtimes.decoding.jobs import Jobs, Running
-from runtimes.sampling import Choice
+from enginehouse.runtimes.contract import Facts, Logprob, Pooling, Sampling, Token
+from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.jobs import Jobs, Running
+from enginehouse.runtimes.decoding.sampling import Choice
+from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide, Guides
 
 R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken
@@ -205,7 +205,7 @@ class BatchedEngine(Generic[R]):
 
     def _common(self, slot: Slot[R], tokens: list[int]) -> int:
         """How many tokens of a prompt the slot can give. The last one is always computed: it gives the logits."""
-        length = min(kv.common_prefix(slot.kv, tokens), len(tokens) - 1)
+        length = min(kv_cache.common_prefix(slot.kv, tokens), len(tokens) - 1)
         return length if length and self._model.reusable(slot.index, length) else 0
 
     def _truncate(self, slot: Slot[R], length: int, expected: int = 0) -> None:

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from runtimes.constrain import Guide, Guides
-from runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
-from runtimes.sampling import Choice
+from enginehouse.runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
+from enginehouse.runtimes.decoding.sampling import Choice
+from enginehouse.runtimes.grammar.matcher import Guide, Guides
 
 S = TypeVar("S")  # what an engine keeps for a job
 

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from runtimes.contract import Local
+from enginehouse.runtimes.contract import Local
 
 
 def runtimes() -> dict[str, Local]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token
+from enginehouse.runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token
 
 TEMPLATE = "{{ messages[-1].content }}"
 FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all

@@ -6,8 +6,8 @@ import random
 import sys
 import time
 
-from runtimes.contract import Load, Sampling
-from runtimes.engines import runtimes
+from enginehouse.runtimes.contract import Load, Sampling
+from enginehouse.runtimes.engines import runtimes
 
 
 def main(path: str, threads: int, slots: int) -> None:

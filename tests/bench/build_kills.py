@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from optimize.store import Store
+from enginehouse.optimize.store import Store
 from tests.serving import Served, serve
 
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
@@ -68,7 +68,7 @@ def disturb(folder: Path, model: dict[str, Any], victim: str, after: float) -> s
             assert not alive, f"outlived the server: {alive}"
             killed = "the server"
         else:
-            builds = [child for child in served.children() if "optimize.build" in child.cmdline()]
+            builds = [child for child in served.children() if "enginehouse.optimize.build" in child.cmdline()]
             for child in builds:
                 os.kill(child.pid, signal.SIGKILL)
             killed = "the build" if builds else "no build: it had ended"

@@ -7,16 +7,16 @@ import argparse
 import asyncio
 from pathlib import Path
 
-from optimize.prepare import locate, prepare
-from optimize.recipe import Artifact, CannotBuild, Recipe
-from optimize.store import Store
-from optimize.toolchains import toolchains
-from runtimes import host
-from runtimes.contract import EngineFailed, Load, Local, Unavailable
-from runtimes.engines import runtimes
-from runtimes.measure import measure
-from runtimes.process import Worker
-from runtimes.routing import Figures
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Recipe
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.store import Store
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool import host
+from enginehouse.runtimes.pool.benchmark import measure
+from enginehouse.runtimes.pool.routing import Figures
+from enginehouse.runtimes.worker.client import Worker
 from tests.bench.http import HOME
 from tests.bench.shape import make
 

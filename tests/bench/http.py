@@ -18,10 +18,10 @@ from pathlib import Path
 import httpx
 import psutil
 
-from optimize.prepare import locate, prepare
-from optimize.toolchains import toolchains
-from runtimes import host
-from runtimes.engines import runtimes
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool import host
 from tests.bench.shape import LETTERS, make
 from tests.serving import Served, free_port, serve
 
@@ -71,10 +71,19 @@ async def http_seconds(served: Served, requests: int, seed: int) -> float:
 def start_figures() -> tuple[float, float]:
     """Seconds from the command to an answer on /health, and MiB resident then, with no model loaded."""
     port = free_port()
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--log-level", "error"]
+    command = [
+        sys.executable,
+        "-m",
+        "enginehouse.server.cli.main",
+        "serve",
+        "--port",
+        str(port),
+        "--log-level",
+        "error",
+    ]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+        process = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path.cwd() / "src")})
         while True:
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health", timeout=1)

@@ -2,7 +2,7 @@
 
 `nice -n 19 python -m tests.bench.larger FOLDER [--minutes 35]` grows pocket without changing what it says (twice as
 wide, two layers more), then trains it on pocket's conversations. What grows draws from a seed; how many steps the
-minutes hold depends on the machine. `python -m config.pocket.evaluate --model FOLDER` scores it.
+minutes hold depends on the machine. `python -m enginehouse.config.pocket.training.evaluate --model FOLDER` scores it.
 """
 
 import argparse
@@ -18,9 +18,16 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from config.pocket.evaluate import EVAL
-from config.pocket.render import FOLDER
-from config.pocket.train import STEPS_PER_CHUNK, add_up, answer_loss, batches, export, make_optimizers
+from enginehouse.config.pocket.training.evaluate import EVAL
+from enginehouse.config.pocket.training.render import FOLDER
+from enginehouse.config.pocket.training.train import (
+    STEPS_PER_CHUNK,
+    add_up,
+    answer_loss,
+    batches,
+    export,
+    make_optimizers,
+)
 
 LAYERS = ((0, True), (1, True), (2, True), (2, False), (3, True), (4, True), (4, False), (5, True))
 """From which of pocket's layers each is made, and whether it speaks: a silent one adds nothing until it has learnt."""

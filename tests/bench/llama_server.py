@@ -18,9 +18,9 @@ from pathlib import Path
 
 import httpx
 
-from optimize.prepare import locate, prepare
-from optimize.toolchains import toolchains
-from runtimes import host
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.pool import host
 from tests.bench.http import HOME
 from tests.bench.shape import LETTERS, make
 from tests.serving import free_port, serve

@@ -8,9 +8,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from optimize.prepare import locate, prepare
-from optimize.recipe import Artifact, CannotBuild, Source
-from optimize.toolchains import toolchains
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Source
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.toolchains import toolchains
 
 SPREAD = {
     "gguf": "Q4_0 Q4_K_S Q4_K_M Q5_K_M Q6_K Q8_0 BF16",

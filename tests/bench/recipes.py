@@ -12,12 +12,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from config.pocket.evaluate import EVAL, Item, ask_server, is_right
-from optimize.prepare import locate, prepare
-from optimize.recipe import Artifact
-from optimize.toolchains import toolchains
-from runtimes.engines import runtimes
-from runtimes.routing import Figures
+from enginehouse.config.pocket.training.evaluate import EVAL, Item, ask_server, is_right
+from enginehouse.optimize.artifact import Artifact
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool.routing import Figures
 from tests.bench.engines import figures_of
 from tests.bench.http import HOME
 from tests.serving import serve

@@ -22,8 +22,8 @@ FIGURES = ("decode", "decode, CPU", "first token", "first token, CPU")
 
 def work(runtime: str, path: str, threads: int) -> None:
     """Times the engine of the checkout it is run in, once for each seed on stdin: seconds for each figure."""
-    from runtimes.contract import Load, Sampling
-    from runtimes.engines import runtimes
+    from enginehouse.runtimes.contract import Load, Sampling
+    from enginehouse.runtimes.engines import runtimes
 
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -58,7 +58,7 @@ def work(runtime: str, path: str, threads: int) -> None:
 
 class Checkout:
     def __init__(self, root: Path, runtime: str, path: str, threads: int) -> None:
-        from runtimes.engines import runtimes
+        from enginehouse.runtimes.engines import runtimes
 
         command = [sys.executable, "-c", Path(__file__).read_text(), "--work", runtime, path, str(threads)]
         environment = {**os.environ, **runtimes()[runtime].environment}
@@ -81,9 +81,9 @@ class Checkout:
 
 
 async def build(source: str, runtime: str, precision: str) -> str:
-    from optimize.prepare import locate, prepare
-    from optimize.toolchains import toolchains
-    from runtimes.engines import runtimes
+    from enginehouse.optimize.prepare import locate, prepare
+    from enginehouse.optimize.toolchains import toolchains
+    from enginehouse.runtimes.engines import runtimes
     from tests.bench.http import HOME
 
     found = await locate(source, None, lambda stage, done: None)
@@ -93,7 +93,7 @@ async def build(source: str, runtime: str, precision: str) -> str:
 
 
 def main() -> None:
-    from runtimes import host
+    from enginehouse.runtimes.pool import host
 
     parser = argparse.ArgumentParser()
     parser.add_argument("other", type=Path)

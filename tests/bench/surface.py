@@ -17,21 +17,21 @@ from typing import Any
 
 import openai
 
-from optimize.prepare import locate, prepare
-from optimize.toolchains import toolchains
-from runtimes.contract import Delta, Done, Event, Job, Placed, Text, Usage
-from runtimes.engines import runtimes
-from server.chat_output import ChatRenderer
-from server.completions_output import CompletionRenderer
-from server.completions_request import CompletionRequest
-from server.exchange import Answer, Renderer, merged, stream
-from server.messages_output import MessageRenderer
-from server.messages_request import Message, MessageRequest
-from server.openai import ChatRequest
-from server.openai import Message as ChatMessage
-from server.responses_output import ResponseRenderer
-from server.responses_request import ResponseRequest
-from server.waiting import first_of
+from enginehouse.optimize.prepare import locate, prepare
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.contract import Delta, Done, Event, Job, Placed, Text, Usage
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.server.api.chat.protocol import ChatRequest
+from enginehouse.server.api.chat.protocol import Message as ChatMessage
+from enginehouse.server.api.chat.render import ChatRenderer
+from enginehouse.server.api.completions.protocol import CompletionRequest
+from enginehouse.server.api.completions.render import CompletionRenderer
+from enginehouse.server.api.messages.protocol import Message, MessageRequest
+from enginehouse.server.api.messages.render import MessageRenderer
+from enginehouse.server.api.responses.protocol import ResponseRequest
+from enginehouse.server.api.responses.render import ResponseRenderer
+from enginehouse.server.exchange import Answer, Renderer, merged, stream
+from enginehouse.server.keepalive import first_of
 from tests.bench.http import HOME
 from tests.bench.shape import make
 from tests.serving import Served, serve

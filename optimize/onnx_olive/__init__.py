@@ -1,1 +1,0 @@
-"""What the ONNX toolchain is made of: Olive passes around the GenAI model builder."""

@@ -1,1 +1,0 @@
-"""What optimize/toolchains/openvino.py is made of."""

@@ -1,0 +1,1 @@
+"""How good an artifact is: the gate, what it compares with and on which texts."""

@@ -1,0 +1,71 @@
+"""Whether a checkpoint's tokenizer and its embedding belong together."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.sources.safetensors import StoredTensor
+
+T = TypeVar("T")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+class Pieces(msgspec.Struct, frozen=True):
+    vocab: dict[str, int] | list[Any] = {}  # a list is Unigram's, in the order of ids
+
+
+class Added(msgspec.Struct, frozen=True):
+    id: int
+    content: str
+
+
+class Tokenizer(msgspec.Struct, frozen=True):
+    model: Pieces
+    added_tokens: list[Added] = []
+
+
+class Settings(msgspec.Struct, frozen=True):
+    chat_template: Any = ""
+    eos_token: Any = ""
+
+
+def check(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raises CannotBuild for a broken tokenizer, or one with tokens the embedding has no row for.
+
+    An embedding with more rows is padded. An added token beyond it is let be as long as neither the chat template nor
+    the end of an answer needs it: Gemma 3's text models ship one for images.
+    """
+    tokenizer = read(folder / "tokenizer.json", Tokenizer)
+    rows = next((tensor.shape[0] for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)), None)
+    if tokenizer is None or rows is None:
+        return
+    vocabulary = tokenizer.model.vocab
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    text = needed_text(folder)
+    beyond = [token.id for token in tokenizer.added_tokens if token.id >= rows and token.content in text]
+    highest = max((*ids, *beyond), default=0)
+    if highest >= rows:
+        raise CannotBuild(
+            f"tokenizer.json has tokens up to {highest}, the embedding has {rows} rows; they are not of one model, "
+            "or the embedding was not resized"
+        )
+
+
+def needed_text(folder: Path) -> str:
+    settings = read(folder / "tokenizer_config.json", Settings) or Settings()
+    template = folder / "chat_template.jinja"
+    own = template.read_text(encoding="utf-8") if template.exists() else ""
+    return f"{own}{settings.chat_template}{settings.eos_token}"
+
+
+def read(file: Path, kind: type[T]) -> T | None:
+    if not os.path.lexists(file):  # a link that leads nowhere is an error, not an absence
+        return None
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CannotBuild(f"{file.name} is damaged ({error}); download it again") from error

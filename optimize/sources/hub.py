@@ -1,0 +1,160 @@
+"""Fetches a model from the hub into huggingface_hub's own cache. Runs in the build process only."""
+
+import glob
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.sources.layout import PART, Contents, look
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+ABANDONED_SECONDS = 3600  # a download under way writes more often
+Choice = Callable[[Sequence[str]], Contents]
+
+
+def fetch(source: str, revision: str | None, precision: str, report: Report) -> tuple[str, bool]:
+    """The folder or .gguf file of OWNER/NAME, OWNER/NAME/FOLDER or OWNER/NAME/FILE.gguf on this disk, and whether it
+    is what the cache had because the hub is out of reach. `precision`: the model's, for a choice of .gguf files."""
+    owner, name, *rest = source.split("/", 2)
+    repository, inside = f"{owner}/{name}", rest[0].strip("/") if rest else ""
+
+    def choose(names: Sequence[str]) -> Contents:
+        if inside.endswith(".gguf"):
+            return gguf_file(repository, inside, names)
+        below = [name.removeprefix(f"{inside}/") for name in names if name.startswith(f"{inside}/") or not inside]
+        if not below:
+            raise CannotBuild(f"'{repository}' has no folder '{inside}', and there is no folder '{source}' here")
+        contents = look(source, below, precision)
+        files = tuple(f"{inside}/{file}" if inside else file for file in contents.files)
+        return Contents(contents.kind, files, f"{inside}/{contents.entry}".strip("/"))
+
+    return explained(source, repository, revision, choose, report)
+
+
+def fetch_adapter(source: str, report: Report) -> tuple[str, bool]:
+    """The folder of a PEFT adapter."""
+
+    def choose(names: Sequence[str]) -> Contents:
+        if "adapter_config.json" not in names:
+            raise CannotBuild(f"adapter '{source}' has no adapter_config.json; an adapter is what PEFT saves")
+        return Contents("adapter", tuple(name for name in names if name in ADAPTER))
+
+    return explained(source, source, None, choose, report)
+
+
+def gguf_file(repository: str, file: str, names: Sequence[str]) -> Contents:
+    """With its other parts, if it is one of several."""
+    if file not in names:
+        there = ", ".join(name for name in names if name.endswith(".gguf")) or "none that ends in .gguf"
+        raise CannotBuild(f"'{repository}' has no such file: '{file}'; there is: {there}")
+    whole = PART.sub(".gguf", file)
+    parts = sorted(name for name in names if PART.sub(".gguf", name) == whole)
+    return Contents("gguf", tuple(parts), parts[0])
+
+
+def explained(source: str, repository: str, revision: str | None, choose: Choice, report: Report) -> tuple[str, bool]:
+    """Every error of the hub's in one sentence with its remedy."""
+    from huggingface_hub import errors
+
+    try:
+        return download(repository, revision, choose, report)
+    except errors.GatedRepoError as error:
+        raise CannotBuild(
+            f"'{source}' is gated: accept its licence on the hub and set HF_TOKEN to a token of that account"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise CannotBuild(
+            f"the hub knows no '{repository}', or it is private, and there is no folder '{source}' here: check the "
+            "spelling, or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CannotBuild(
+            f"'{source}' has no revision '{revision}'; name a branch, a tag or a commit, or leave 'revision' out"
+        ) from error
+    except errors.HFValidationError as error:
+        raise CannotBuild(f"'{source}' is no hub id, and there is no folder of that name here: {error}") from error
+    except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError) as error:
+        raise CannotBuild(
+            f"'{source}' is not cached in whole and the hub cannot be reached: connect once, or give a local folder",
+            environment=True,
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise CannotBuild(refused(source, error), environment=True) from error
+    except errors.HTTPError as error:
+        raise CannotBuild(
+            f"the connection to the hub broke while '{source}' was fetched ({type(error).__name__}); ask again: whole "
+            "files are kept",
+            environment=True,
+        ) from error
+
+
+def refused(source: str, error: Exception) -> str:
+    status = error.response.status_code  # type: ignore[attr-defined]
+    if status == 401:
+        return f"the hub does not know the token in HF_TOKEN: set a valid one for '{source}', or none"
+    if status == 403:
+        return f"the token in HF_TOKEN may not read '{source}': give it the right to read gated repositories"
+    if status == 429:
+        return f"the hub puts off '{source}': too many requests; ask again in some minutes, or set HF_TOKEN"
+    return f"the hub fails on '{source}' with status {status}; ask again later"
+
+
+def download(repository: str, revision: str | None, choose: Choice, report: Report) -> tuple[str, bool]:
+    import huggingface_hub
+    from huggingface_hub import errors
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    api, revision = huggingface_hub.HfApi(), revision or huggingface_hub.constants.DEFAULT_REVISION
+    sweep(repository)
+    try:
+        commit = api.repo_info(repository, revision=revision).sha
+        offline = False
+    except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
+            raise  # the hub is there, and says no
+        commit = api.resolve_revision(repository, revision=revision, local_files_only=True).resolved
+        offline = True
+    try:
+        files = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
+    except errors.CachedRepoTreeNotFoundError:
+        files = list(api.list_repo_tree(repository, revision=commit, recursive=True))
+    sizes = {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
+    contents = choose(list(sizes))
+    folder = huggingface_hub.snapshot_download(
+        repository,
+        revision=commit if offline else revision,
+        allow_patterns=[glob.escape(file) for file in contents.files],
+        tqdm_class=bar(sum(sizes[file] for file in contents.files), report),
+    )
+    return str(Path(folder) / contents.entry), offline
+
+
+def bar(whole: int, report: Report) -> Any:
+    """What huggingface_hub tells its progress to; shows nothing."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
+        def __init__(self, *arguments: object, **named: object) -> None:
+            self._bytes = named.pop("name", None) == "huggingface_hub.snapshot_download"
+            super().__init__(*arguments, **{**named, "disable": True})
+            self.done = 0.0
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += n or 0
+            if self._bytes and whole:
+                report("fetch", min(self.done / whole, 1.0))
+
+    return Bar
+
+
+def sweep(repository: str) -> None:
+    """Removes what downloads that were killed have left in the hub's cache: it takes none of them up again."""
+    from huggingface_hub import constants
+
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}" / "blobs"
+    for part in blobs.glob("*.incomplete"):
+        if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,3 @@
+"""GGUF, by llama.cpp."""
+
+from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN as TOOLCHAIN

@@ -1,0 +1,3 @@
+"""MLX's folders, by mlx-lm."""
+
+from enginehouse.optimize.toolchains.mlx.toolchain import TOOLCHAIN as TOOLCHAIN

@@ -1,0 +1,72 @@
+"""What ONNX Runtime computes of token ids, at every place: the graph we serve gives the last one only."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from enginehouse.optimize.artifact import CannotBuild
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PRUNING = "/lm_head/prune/"  # nodes by which the builder leaves out all places but the last
+BESIDE = "session.model_external_initializers_file_folder_path"  # where the weights of a graph in memory are
+
+
+def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(BESIDE, str(folder))
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(whole_graph(folder), options, providers=["CPUExecutionProvider"])
+    except (RuntimeError, ValueError) as error:
+        raise CannotBuild(f"ONNX Runtime does not load '{folder.name}': {error}") from error
+    ports = {port.name: port for port in session.get_inputs()}
+    empty = {
+        name: np.zeros((1, port.shape[1], 0, head_width(folder)), ELEMENTS[port.type])
+        for name, port in ports.items()
+        if name.startswith("past_key_values.")
+    }
+    for ids in sequences:
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+        }
+        found = session.run(["logits"], empty | {name: value for name, value in inputs.items() if name in ports})
+        yield np.asarray(found[0][0], np.float32)
+
+
+ELEMENTS = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+def head_width(folder: Path) -> int:
+    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    return int(config["model"]["decoder"]["head_size"])
+
+
+def whole_graph(folder: Path) -> bytes:
+    """Without the pruning; the weights stay in their file."""
+    import onnx
+
+    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    graph = model.graph
+    pruning = [node for node in graph.node if node.name.startswith(PRUNING)]
+    if pruning:
+        before, after = pruning[0].input[0], pruning[-1].output[0]
+        for node in pruning:
+            graph.node.remove(node)
+        for node in graph.node:
+            for at, name in enumerate(node.input):
+                if name == after:
+                    node.input[at] = before
+        for output in graph.output:
+            if output.name == "logits":
+                output.type.tensor_type.shape.dim[1].dim_param = "sequence_length"
+    return bytes(model.SerializeToString())

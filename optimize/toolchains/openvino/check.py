@@ -1,0 +1,50 @@
+"""Proves an IR before it is used: the pipeline that will serve it loads it and says a few tokens."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from enginehouse.optimize.artifact import CannotBuild, Report
+
+PROMPT, ANSWER = 8, 4  # tokens
+
+
+def check(folder: Path, report: Report) -> None:
+    """Raises CannotBuild with what OpenVINO said."""
+    report("check", 0.0)
+    try:
+        logprobs = say(folder)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CannotBuild(f"OpenVINO GenAI does not run what was built: {reason}") from error
+    if len(logprobs) != ANSWER or not all(math.isfinite(logprob) for logprob in logprobs):
+        raise CannotBuild("what was built does not give numbers; try another precision")
+    report("check", 1.0)
+
+
+def say(folder: Path) -> list[float]:
+    """The log-probabilities of an answer's tokens."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.num_kv_blocks = 4
+    capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = "bf16" if "BF16" in capable else "f32"
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "KV_CACHE_PRECISION": "bf16" if precision == "bf16" else "f16",
+    }
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+    config = openvino_genai.GenerationConfig(
+        max_new_tokens=ANSWER, ignore_eos=True, logprobs=1, stop_token_ids={0}, eos_token_id=0
+    )
+    prompt = openvino.Tensor(np.arange(1, PROMPT + 1, dtype=np.int64)[None])
+    handle = pipeline.add_request(0, prompt, config)
+    logprobs: list[float] = []
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+        while handle.can_read():
+            logprobs += [value for output in handle.read().values() for value in output.generated_log_probs]
+    return logprobs

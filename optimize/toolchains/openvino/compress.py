@@ -1,0 +1,70 @@
+"""Weight compression of a stateful IR by NNCF; embeddings and the output layer stay in 8 bits."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from enginehouse.optimize.artifact import CannotBuild, Report
+
+WINDOWS, WINDOW_TOKENS = 16, 128  # of calibration text: what AWQ and scale estimation look at
+OWN = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?")
+
+
+def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, report: Report) -> None:
+    import nncf
+    import openvino
+
+    report("quantize", 0.0)
+    match = OWN.fullmatch(precision)
+    assert match
+    bits, mode, group, awq, estimation = match.groups()
+    model = openvino.Core().read_model(model_file)
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[f"{bits}_{mode}"]}
+    if group:
+        check_group(model, precision, int(group))
+        options |= {"group_size": int(group), "awq": bool(awq)}
+    if estimation:
+        windows = list(calibration_windows(checkpoint))
+        options |= {"scale_estimation": True, "dataset": nncf.Dataset(windows), "subset_size": len(windows)}
+    report("quantize", 0.1)
+    compressed = nncf.compress_weights(model, **options)
+    report("quantize", 0.9)
+    openvino.save_model(compressed, output, compress_to_fp16=False)
+    report("quantize", 1.0)
+
+
+def check_group(model: Any, precision: str, group: int) -> None:
+    """NNCF would leave a matrix that does not divide in 8 bits, and say so in a log nobody reads."""
+    widths = {
+        node.input_value(1).get_partial_shape()[1].get_length()
+        for node in model.get_ops()
+        if node.get_type_name() == "MatMul" and node.input_value(1).get_partial_shape().is_static
+    }
+    odd = sorted(width for width in widths if width % group)
+    if odd:
+        fitting = [size for size in (128, 64, 32) if not any(width % size for width in widths)]
+        remedy = f"take a group of {fitting[0]}" if fitting else "take int8"
+        raise CannotBuild(f"{precision} does not fit: a matrix is {odd[0]} wide, no multiple of {group}; {remedy}")
+
+
+def calibration_windows(checkpoint: Path) -> Iterator[dict[str, Any]]:
+    """What the model sees of calibration.txt: the checkpoint's own if it has one, else ours."""
+    import numpy as np
+    import tokenizers
+
+    own = checkpoint / "calibration.txt"
+    file = own if own.exists() else Path(__file__).parents[2] / "quality" / "calibration.txt"
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+    tokenizer.no_truncation()
+    ids = np.array(tokenizer.encode(file.read_text(encoding="utf-8"), add_special_tokens=False).ids, np.int64)
+    count = min(WINDOWS, len(ids) // WINDOW_TOKENS)
+    if not count:
+        raise CannotBuild(f"'{file}' is shorter than {WINDOW_TOKENS} tokens")
+    for start in np.linspace(0, len(ids) - WINDOW_TOKENS, count).astype(int):
+        yield {
+            "input_ids": ids[None, start : start + WINDOW_TOKENS],
+            "attention_mask": np.ones((1, WINDOW_TOKENS), np.int64),
+            "position_ids": np.arange(WINDOW_TOKENS, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }

@@ -1,0 +1,81 @@
+"""A Hugging Face checkpoint -> an OpenVINO IR, by transformers' own exporter."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from enginehouse.optimize.artifact import CannotBuild, Report
+
+# The hub is never asked: the checkpoint is on this disk.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# Axes of length 1 would become constants of the graph.
+SEQUENCES, PAST, NEW = 2, 5, 3
+
+
+def export(checkpoint: Path, output: Path, precision: str | None, report: Report) -> None:
+    """Writes `output`, its .bin beside it, and the tokenizer's two graphs. `precision` None: the checkpoint's own."""
+    os.environ.update(OFFLINE)
+    import openvino
+    import torch
+    import transformers
+    from transformers.exporters import OpenVINOConfig
+    from transformers.exporters.exporter_openvino import OpenVINOExporter
+
+    report("convert", 0.0)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype(checkpoint, precision), attn_implementation="sdpa", trust_remote_code=False
+    ).eval()
+    report("convert", 0.2)
+    cache = transformers.DynamicCache(config=model.config)
+    tokens = torch.arange(1, 1 + SEQUENCES * (PAST + NEW)).reshape(SEQUENCES, PAST + NEW) % model.config.vocab_size
+    with torch.no_grad():
+        model(input_ids=tokens[:, :PAST], past_key_values=cache, use_cache=True)
+    inputs = {
+        "input_ids": tokens[:, PAST:],
+        "attention_mask": torch.ones(SEQUENCES, PAST + NEW, dtype=torch.int64),  # left out, the graph lacks the port
+        "position_ids": torch.arange(PAST, PAST + NEW).expand(SEQUENCES, NEW).contiguous(),
+        "past_key_values": cache,
+        "use_cache": True,
+    }
+    try:
+        exported = OpenVINOExporter().export(model, inputs, OpenVINOConfig(dynamic=True, stateful=True)).program
+    except Exception as error:  # whatever torch.export or the frontend cannot express
+        raise CannotBuild(f"transformers cannot export '{checkpoint}' to OpenVINO: {first_line(error)}") from error
+    report("convert", 0.8)
+    openvino.save_model(exported, output, compress_to_fp16=False)
+    save_tokenizer(checkpoint, output.parent)
+    report("convert", 1.0)
+
+
+def dtype(checkpoint: Path, precision: str | None) -> Any:
+    import torch
+
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    own = text.get("dtype") or text.get("torch_dtype") or "float32"
+    return getattr(torch, NAMES[precision] if precision else own)
+
+
+def save_tokenizer(checkpoint: Path, folder: Path) -> None:
+    """For other programs that load the folder: ours tokenizes by tokenizer.json."""
+    import openvino
+    import transformers
+    from openvino_tokenizers import convert_tokenizer
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+        encoder, decoder = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:  # a tokenizer it does not know
+        print(f"no openvino_tokenizer.xml for '{checkpoint}': {first_line(error)}", file=sys.stderr)
+        return
+    openvino.save_model(encoder, folder / "openvino_tokenizer.xml")
+    openvino.save_model(decoder, folder / "openvino_detokenizer.xml")
+
+
+def first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,110 @@
+"""The tokenizer beside an artifact in Hugging Face's layout: text -> ids, and the bytes of every id."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from enginehouse.runtimes.grammar.matcher import Guides
+from enginehouse.runtimes.tool_calls import parsers
+
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+SPACE = "\u2581"  # SentencePiece writes blanks with it
+
+
+class Vocabulary:
+    """Reads tokenizer.json, tokenizer_config.json, chat_template.jinja, config.json and generation_config.json."""
+
+    def __init__(self, folder: Path) -> None:
+        import tokenizers
+
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        settings, config = read_json(folder / "tokenizer_config.json"), read_json(folder / "config.json")
+        # A folder made for ONNX Runtime GenAI by others may hold only its own config, with the same keys but one.
+        own = read_json(folder / "genai_config.json").get("model", {}) if not config else {}
+        text_config = config.get("text_config") or config or own
+        self.size = int(text_config.get("vocab_size") or self._tokenizer.get_vocab_size())  # width of the logits
+        self.context_length = int(
+            text_config.get("max_position_embeddings") or own.get("context_length") or 0
+        )  # tokens; 0 where it is not said
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.chat_template = chat_template(folder, settings)
+        shown = parsers.marks(self.chat_template)
+        self.special = frozenset(id for id, token in added.items() if token.special and token.content not in shown)
+        self.pieces = self._pieces(added)
+        self.bos = self._bos()
+        self.ends = self._ends(folder, text_config, settings)
+        self.eos = self._tokenizer.id_to_token(self.ends[0]) or "" if self.ends else ""
+
+    def encode(self, text: str) -> list[int]:
+        """Special tokens in the text are recognized; BOS is put in front if the model wants one and has none yet."""
+        if self.bos and not text.startswith(self.bos):
+            text = self.bos + text
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def guides(self, width: int) -> Guides:
+        """For logits of this width."""
+        pieces = [*self.pieces[:width], *[b""] * (width - len(self.pieces))]
+        return Guides(pieces, [id for id in sorted(self.special) if id < width], self.ends, self.encode)
+
+    def _pieces(self, added: dict[int, Any]) -> list[bytes]:
+        """b"" for a special token that marks nothing in an answer, and for ids without text."""
+        decode = byte_level() if "ByteLevel" in str(json.loads(self._tokenizer.to_str())["decoder"]) else sentencepiece
+        pieces = [b""] * self.size
+        for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if id >= self.size or id in self.special:
+                continue
+            pieces[id] = added[id].content.encode() if id in added else decode(token)
+        return pieces
+
+    def _bos(self) -> str:
+        """What the tokenizer puts before a text of its own accord."""
+        plain, dressed = (self._tokenizer.encode("a", add_special_tokens=flag).ids for flag in (False, True))
+        before = dressed[: len(dressed) - len(plain)] if dressed[-1:] == plain[-1:] else dressed[:1]
+        return str(self._tokenizer.id_to_token(before[0])) if len(dressed) > len(plain) else ""
+
+    def _ends(self, folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> tuple[int, ...]:
+        """Ids that end an answer, the tokenizer's own first."""
+        named = settings.get("eos_token")
+        content = named.get("content") if isinstance(named, dict) else named
+        own = self._tokenizer.token_to_id(content) if content else None
+        listed = read_json(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+        ids = [own, *(listed if isinstance(listed, list) else [listed])]
+        return tuple(dict.fromkeys(id for id in ids if id is not None and 0 <= id < self.size))
+
+
+def byte_level() -> Any:
+    """Byte-level BPE writes each byte as one printable letter."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+    def decode(token: str) -> bytes:
+        try:
+            return bytes(letters[letter] for letter in token)
+        except KeyError:  # not written in bytes
+            return token.encode()
+
+    return decode
+
+
+def sentencepiece(token: str) -> bytes:
+    byte = BYTE.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
+
+
+def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
+    if isinstance(template, list):
+        by_name = {entry["name"]: entry["template"] for entry in template}
+        template = by_name.get("default") or next(iter(by_name.values()), None)
+    return template or None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """{} where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

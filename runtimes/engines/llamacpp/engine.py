@@ -1,0 +1,455 @@
+"""llama.cpp: continuous batching over the low-level API of llama-cpp-python, whose exact version is pinned."""
+
+import ctypes
+import importlib.util
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from enginehouse.optimize.toolchains.gguf.text import TextRules, prepare_text
+from enginehouse.runtimes.contract import EVERYTHING, Device, Engine, Facts, Load, Local, Logprob, Pooling, Sampling
+from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
+from enginehouse.runtimes.decoding.pooling import pooled
+from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
+from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.tool_calls import parsers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+FLASH = {"auto": -1, "off": 0, "on": 1}
+WARN, ERROR = 3, 4  # ggml's log levels
+EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
+EMBEDDING_ROWS = 512  # tokens of a text read at a time
+LEAST_CELLS = 512  # of the KV cache for scores
+SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options: {llamacpp: {...}}` of a model."""
+
+    n_gpu_layers: int = -1  # layers on the GPU of a GPU build; -1 = all
+    kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells shared by all slots
+    kv_precision: Literal["f16", "f32", "q8_0"] = "f16"
+    flash_attention: Literal["auto", "on", "off"] = "auto"
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
+
+
+class LlamaCpp:
+    def __init__(self, load: Load, report: Callable[[float], None]) -> None:
+        import llama_cpp
+        import numpy as np
+
+        from enginehouse.optimize.toolchains.gguf.library import Log, load_backends
+
+        self.lib: Any = llama_cpp
+        options = msgspec.convert(load.options, Options)
+        self._log = Log(show_trouble)
+        load_backends()
+        self._device = load.device
+        self._model = self._load_model(load.path, options, report)
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        vocabulary = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        context = min(load.context, llama_cpp.llama_model_n_ctx_train(self._model))
+        cells = kv_cache.cells(options.kv_tokens, context, load.slots)
+        self._check_memory(cells, options.kv_precision, load.free_bytes)
+        self._threads, rows = load.threads, options.prefill_chunk + load.slots
+        self._options = options
+        self.context = self._new_context(cells, load.slots, rows)
+        recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
+        self.shares: bool = not recurrent
+        self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
+        self._memory = llama_cpp.llama_get_memory(self.context)
+        self._batch = Batch(llama_cpp, np, rows)
+        template = llama_cpp.llama_model_chat_template(self._model, None)
+        self._template = template.decode() if template else None
+        self._pieces = self._marks(vocabulary)
+        self._piece_buffer = ctypes.create_string_buffer(1024)
+        self.ends: Sequence[int] = self._end_tokens(vocabulary)
+        self._embedding: Any = None  # a context of its own, made when the first text comes
+        self._scoring: Any = None  # the same for scores
+        rules = self._metadata("enginehouse.text")
+        self._text_rules = msgspec.json.decode(rules, type=TextRules) if rules else None
+        self.facts = self._facts(context, load.slots, vocabulary)
+
+    # --- the contract ---
+
+    def encode(self, text: str) -> list[int]:
+        data = (prepare_text(text, self._text_rules) if self._text_rules else text).encode()
+        size = len(data) + 16
+        ids = (ctypes.c_int32 * size)()
+        # A template that writes BOS itself must not get a second one.
+        add_bos = not (self.facts.bos and text.startswith(self.facts.bos))
+        count = self.lib.llama_tokenize(self._vocab, data, len(data), ids, size, add_bos, True)
+        if count < 0:
+            raise RuntimeError(f"llama_tokenize wants room for {-count} tokens where {size} were offered")
+        return list(ids[:count])
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None) -> "Chain":
+        return Chain(self, sampling, prompt, ends, guide)
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[int]:
+        """The rows of the batch where the logits are."""
+        self._batch.clear()
+        rows = []
+        for chunk in chunks:
+            row = self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.sampled)
+            if chunk.sampled:
+                rows.append(row)
+        code = self.lib.llama_decode(self.context, self._batch.struct)
+        if code == 1:  # no room in the KV cache; nothing was changed
+            raise CacheFull
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}: {self._log.reason}")
+        return rows
+
+    def reusable(self, slot: int, length: int) -> bool:
+        oldest: int = self.lib.llama_memory_seq_pos_min(self._memory, slot)  # position that all layers still know
+        return oldest <= max(0, length - self._window)
+
+    def truncate(self, slot: int, length: int, expected: int) -> int:
+        if self.lib.llama_memory_seq_rm(self._memory, slot, length, -1):
+            return length
+        self.lib.llama_memory_seq_rm(self._memory, slot, -1, -1)  # some caches refuse to lose a part
+        return 0
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        return length
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        if self._embedding is None:
+            self._embedding = self._embedding_context()
+        return [pooled(self._hidden_states(text), pooling) for text in ids]
+
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        self._fit_scoring(len(ids))
+        read = self._outputs(self._scoring, ids[:-1], SCORED_ROWS, self.lib.llama_get_logits, self.facts.vocabulary)
+        return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
+
+    def close(self) -> None:
+        for context in filter(None, (self._embedding, self._scoring, self.context)):
+            self.lib.llama_free(context)
+        self.lib.llama_model_free(self._model)
+
+    # --- tokens ---
+
+    def logits(self, row: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """A view of the library's own, before sampling."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, row), (self.facts.vocabulary,))
+
+    def text(self, token: int) -> bytes:
+        piece = self._pieces.get(token)
+        if piece is None:
+            size = self.lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, 1024, 0, False)
+            piece = self._pieces[token] = self._piece_buffer.raw[: max(size, 0)]
+        return piece
+
+    def _marks(self, vocabulary: int) -> dict[int, bytes]:
+        """Control tokens that mark calls or thoughts, as they are shown."""
+        shown = parsers.marks(self._template)
+        texts = {token: self._token_text(token) for token in range(vocabulary)} if shown else {}
+        return {token: text.encode() for token, text in texts.items() if text in shown}
+
+    def guides(self) -> Guides:
+        pieces = [self.text(token) for token in range(self.facts.vocabulary)]
+        control = [self.lib.llama_vocab_is_control(self._vocab, token) for token in range(len(pieces))]
+        special = [token for token, piece in enumerate(pieces) if control[token] and not piece]
+        return Guides(pieces, special, self.ends, self.encode)
+
+    # --- embeddings and scores ---
+
+    def _embedding_context(self) -> Any:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = self.facts.context_length
+        params.n_batch = params.n_ubatch = min(EMBEDDING_ROWS, self.facts.context_length)
+        params.n_threads = params.n_threads_batch = self._threads
+        params.embeddings = True
+        params.pooling_type = self.lib.LLAMA_POOLING_TYPE_NONE
+        params.no_perf = True
+        context = self.lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise RuntimeError(f"llama.cpp cannot make a context for embeddings: {self._log.reason}")
+        return context
+
+    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
+        """Of the last layer, normalised: (tokens, width)."""
+        import numpy as np
+
+        width = self.lib.llama_model_n_embd(self._model)
+        read = self._outputs(self._embedding, ids, EMBEDDING_ROWS, self.lib.llama_get_embeddings, width)
+        return np.concatenate([rows for _, rows in read])
+
+    def _fit_scoring(self, tokens: int) -> None:
+        """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""
+        if self._scoring and self.lib.llama_n_ctx(self._scoring) >= tokens:
+            return
+        if self._scoring:
+            self.lib.llama_free(self._scoring)
+        cells = max(LEAST_CELLS, 1 << (tokens - 1).bit_length())
+        self._scoring = self._new_context(min(cells, self.facts.context_length), 1, SCORED_ROWS)
+
+    def _outputs(
+        self, context: Any, ids: Sequence[int], rows: int, output: Callable[[Any], Any], width: int
+    ) -> "Iterator[tuple[int, np.ndarray[Any, Any]]]":
+        """Reads a text into an empty context, so many tokens at a time: where each part begins, and what came out for
+        its tokens: (tokens, width)."""
+        import numpy as np
+
+        lib, batch = self.lib, Batch(self.lib, np, rows)
+        lib.llama_memory_clear(lib.llama_get_memory(context), True)
+        for start in range(0, len(ids), rows):
+            chunk = list(ids[start : start + rows])
+            batch.clear()
+            batch.add(chunk, start, 0, False)
+            batch.want_all()
+            if code := lib.llama_decode(context, batch.struct):
+                raise RuntimeError(f"llama_decode returned {code} outside the batch: {self._log.reason}")
+            yield start, np.ctypeslib.as_array(output(context), (len(chunk), width)).copy()
+
+    # --- loading ---
+
+    def _load_model(self, path: str, options: Options, report: Callable[[float], None]) -> Any:
+        self.lib.llama_backend_init()
+        params = self.lib.llama_model_default_params()
+        params.n_gpu_layers = options.n_gpu_layers if self._device == "gpu" else 0
+
+        def progress(fraction: float, _: Any) -> bool:
+            report(fraction)
+            return True
+
+        self._progress = self.lib.llama_progress_callback(progress)  # the library keeps only the pointer
+        params.progress_callback = self._progress
+        model = self.lib.llama_model_load_from_file(path.encode(), params)
+        if not model:
+            raise ValueError(f"llama.cpp cannot load '{path}': {self._log.reason}")
+        return model
+
+    def _check_memory(self, cells: int, precision: str, free: int) -> None:
+        """llama.cpp does not ask whether the KV cache fits: the kernel kills the process instead."""
+        layers = self.lib.llama_model_n_layer(self._model)
+        heads = max(1, self.lib.llama_model_n_head(self._model))  # a recurrent model may have none
+        width = self.lib.llama_model_n_embd(self._model) // heads
+        architecture = self._metadata("general.architecture")
+        key = int(self._metadata(f"{architecture}.attention.key_length") or width)
+        value = int(self._metadata(f"{architecture}.attention.value_length") or width)
+        bytes_each = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}[precision]
+        needed = int(cells * layers * self.lib.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
+        kv_cache.check_room("llamacpp", cells, needed, free)
+
+    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
+        params = self.lib.llama_context_default_params()
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = rows
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = self._threads
+        params.kv_unified = True  # every sequence may use every cell, and a prefix is shared without copying
+        params.flash_attn_type = FLASH[self._options.flash_attention]
+        params.type_k = params.type_v = TYPES[self._options.kv_precision]
+        params.no_perf = True
+        context = self.lib.llama_init_from_model(self._model, params)
+        if not context:
+            raise ValueError(f"llama.cpp cannot make a context of {cells} tokens: {self._log.reason}")
+        return context
+
+    def _end_tokens(self, vocabulary: int) -> list[int]:
+        """llama.cpp's own, and those our converter took from generation_config.json: GGUF has room for one."""
+        own = (t for t in range(vocabulary) if self.lib.llama_vocab_is_eog(self._vocab, t))
+        return sorted({*own, *json.loads(self._metadata("enginehouse.eos_token_ids") or "[]")})
+
+    def _facts(self, context: int, slots: int, vocabulary: int) -> Facts:
+        return Facts(
+            context_length=context,
+            slots=slots,
+            vocabulary=vocabulary,
+            chat_template=self._template,
+            bos=self._token_text(self.lib.llama_vocab_bos(self._vocab))
+            if self.lib.llama_vocab_get_add_bos(self._vocab)
+            else "",
+            eos=self._token_text(self.lib.llama_vocab_eos(self._vocab)),
+            device=self._device,
+            features=EVERYTHING,
+        )
+
+    def _token_text(self, token: int) -> str:
+        return "" if token < 0 else str(self.lib.llama_vocab_get_text(self._vocab, token).decode())
+
+    def _metadata(self, key: str) -> str:
+        buffer = ctypes.create_string_buffer(1 << 16)
+        size = self.lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode() if size >= 0 else ""
+
+
+class Chain:
+    """One answer's way of choosing: llama.cpp's own samplers. Bias and penalties, then temperature, top_k, top_p, min_p
+    in the order of the reference implementation."""
+
+    def __init__(
+        self, model: LlamaCpp, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+    ) -> None:
+        self._model, self._sampling, self._ends, self._guide = model, sampling, ends, guide
+        self._generated = 0
+        self._barred = sampling.min_tokens > 0 and bool(ends)
+        self._chain = self._samplers(prompt)
+
+    def choose(self, row: int) -> Choice:
+        model, count = self._model, self._sampling.logprobs
+        raw = None if count is None else model.logits(row).copy()
+        if self._guide:
+            self._guide.forbid(model.logits(row))
+        token = model.lib.llama_sampler_sample(self._chain, model.context, row)
+        return Choice(token) if raw is None else with_logprobs(token, raw, count or 0)
+
+    def accept(self, token: int) -> bool:
+        self._generated += 1
+        if self._barred and self._generated >= self._sampling.min_tokens:
+            self._model.lib.llama_sampler_free(self._model.lib.llama_sampler_chain_remove(self._chain, 0))
+            self._barred = False
+        return self._guide.accept(token) if self._guide else False
+
+    def close(self) -> None:
+        self._model.lib.llama_sampler_free(self._chain)
+
+    def _samplers(self, prompt: Sequence[int]) -> Any:
+        lib, s, facts = self._model.lib, self._sampling, self._model.facts
+        params = lib.llama_sampler_chain_default_params()
+        params.no_perf = True
+        chain = lib.llama_sampler_chain_init(params)
+
+        def add(sampler: Any) -> None:
+            lib.llama_sampler_chain_add(chain, sampler)
+
+        if self._barred:
+            add(self._bias(dict.fromkeys(self._ends, float("-inf"))))
+        if s.logit_bias:
+            add(self._bias(s.logit_bias))
+        if s.repetition_penalty != 1:
+            penalty = lib.llama_sampler_init_penalties(
+                facts.vocabulary, facts.context_length, s.repetition_penalty, 0.0, 0.0
+            )
+            for token in prompt:
+                lib.llama_sampler_accept(penalty, token)
+            add(penalty)
+        if s.frequency_penalty or s.presence_penalty:
+            add(
+                lib.llama_sampler_init_penalties(
+                    facts.vocabulary, facts.context_length, 1.0, s.frequency_penalty, s.presence_penalty
+                )
+            )
+        if s.temperature < GREEDY_BELOW:
+            add(lib.llama_sampler_init_greedy())
+            return chain
+        if s.top_k > 0:  # commutes with temperature, and makes all that follows cheap
+            add(lib.llama_sampler_init_top_k(min(s.top_k, facts.vocabulary)))
+        if s.temperature != 1:
+            add(lib.llama_sampler_init_temp(s.temperature))
+        if s.top_p < 1:
+            add(lib.llama_sampler_init_top_p(s.top_p, 1))
+        if s.min_p > 0:
+            add(lib.llama_sampler_init_min_p(s.min_p, 1))
+        seed = random.getrandbits(31) if s.seed is None else s.seed & 0x7FFFFFFF
+        add(lib.llama_sampler_init_dist(seed))
+        return chain
+
+    def _bias(self, bias: dict[int, float]) -> Any:
+        entries = (self._model.lib.llama_logit_bias * len(bias))(
+            *[self._model.lib.llama_logit_bias(t, b) for t, b in bias.items()]
+        )
+        return self._model.lib.llama_sampler_init_logit_bias(self._model.facts.vocabulary, len(bias), entries)
+
+
+class Batch:
+    """One llama_batch over our own arrays, so that filling it costs no ctypes call per row."""
+
+    def __init__(self, lib: Any, np: Any, rows: int) -> None:
+        self._token = np.zeros(rows, np.int32)
+        self._position = np.zeros(rows, np.int32)
+        self._sequence = np.zeros(rows, np.int32)
+        self._counts = np.ones(rows, np.int32)
+        self._logits = np.zeros(rows, np.int8)
+        self._pointers = (self._sequence.ctypes.data + 4 * np.arange(rows)).astype(np.uintp)
+        self._arange = np.arange(rows, dtype=np.int32)
+
+        def pointer(array: "np.ndarray[Any, Any]", kind: Any) -> Any:
+            return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
+
+        self.struct = lib.llama_batch(
+            0,
+            pointer(self._token, ctypes.c_int32),
+            None,
+            pointer(self._position, ctypes.c_int32),
+            pointer(self._counts, ctypes.c_int32),
+            pointer(self._pointers, ctypes.POINTER(ctypes.c_int32)),
+            pointer(self._logits, ctypes.c_int8),
+        )
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+
+    def want_all(self) -> None:
+        """Asks for the output of every row."""
+        self._logits[: self.struct.n_tokens] = 1
+
+    def add(self, tokens: list[int], position: int, sequence: int, last: bool) -> int:
+        """Adds rows of a sequence; logits are wanted for the final one if `last`. The index of the final row."""
+        row: int = self.struct.n_tokens
+        end = row + len(tokens)
+        if len(tokens) == 1:  # six times as fast as by slices
+            self._token[row], self._position[row], self._sequence[row] = tokens[0], position, sequence
+        else:
+            self._token[row:end] = tokens
+            self._position[row:end] = self._arange[: len(tokens)] + position
+            self._sequence[row:end] = sequence
+            self._logits[row:end] = 0
+        self._logits[end - 1] = last
+        self.struct.n_tokens = end
+        return end - 1
+
+
+def show_trouble(level: int, text: str) -> None:
+    """Warnings and errors go on to stderr, and so into the server's log."""
+    if level in (WARN, ERROR) and EXPECTED not in text:
+        print(text.strip(), file=sys.stderr, flush=True)
+
+
+def unavailable() -> str | None:
+    if importlib.util.find_spec("llama_cpp") is None:
+        return "llama-cpp-python is not installed; pip install 'enginehouse[llamacpp]'"
+    return None
+
+
+def devices() -> list[Device]:
+    """What ggml's backends found. Written from the documentation for all but the CPU."""
+    import llama_cpp
+
+    found = [Device("CPU", "cpu")]
+    if llama_cpp.llama_supports_gpu_offload():
+        found.append(Device("GPU", "gpu", "the GPU this build of llama.cpp was made for"))
+    return found
+
+
+def load(load: Load, report: Callable[[float], None]) -> Engine:
+    return BatchedEngine(LlamaCpp(load, report), msgspec.convert(load.options, Options).prefill_chunk)
+
+
+RUNTIME = Local(
+    name="llamacpp",
+    format="gguf",
+    unavailable=unavailable,
+    load=load,
+    options=Options,
+    features=EVERYTHING,
+    devices=devices,
+    distributions=("llama-cpp-python",),
+    # OpenMP threads that spin for long are five times slower on a busy machine, and those that never do lose a third or
+    # more on a quiet one; a short spin is best on both (DECISIONS.md). A failed assertion must not start gdb.
+    environment={"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"},
+)

@@ -1,0 +1,3 @@
+"""MLX by mlx-lm."""
+
+from enginehouse.runtimes.engines.mlx.engine import RUNTIME as RUNTIME

@@ -1,0 +1,3 @@
+"""ONNX Runtime, and ONNX Runtime GenAI."""
+
+from enginehouse.runtimes.engines.onnx.engine import RUNTIME as RUNTIME

@@ -1,0 +1,172 @@
+"""ONNX Runtime: continuous batching over our own KV slots, or GenAI's Generators in turn where the graph wants them."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import msgspec
+
+from enginehouse.optimize.toolchains.onnx.logits import BESIDE, whole_graph
+from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pooling, Sampling
+from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.batching import BatchedEngine, Chunk
+from enginehouse.runtimes.decoding.sampling import Sampler, scored
+from enginehouse.runtimes.decoding.tokenizer import Vocabulary
+from enginehouse.runtimes.engines.onnx.generators import Generators
+from enginehouse.runtimes.engines.onnx.slots import Graph, Slots, read_graph, slots_refusal
+from enginehouse.runtimes.grammar.matcher import Guide, Guides
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
+FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
+SCORED_ROWS = 64  # tokens read at a time where each gives logits
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`options: {onnx: {...}}` of a model."""
+
+    provider: Literal["cpu", "cuda", "dml", "qnn", "VitisAI"] = "cpu"  # what the graph was built for
+    path: Literal["auto", "slots", "generator"] = "auto"  # auto: slots where the graph fits
+    kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells for all slots together
+    prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
+
+
+class Sequences(Protocol):
+    """The model with a number of sequences in its KV cache, as Model wants it."""
+
+    slots: int
+    shares: bool
+
+    def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]": ...
+    def reusable(self, slot: int, length: int) -> bool: ...
+    def truncate(self, slot: int, length: int, expected: int) -> int: ...
+    def copy(self, source: int, target: int, length: int) -> int: ...
+    def close(self) -> None: ...
+
+
+class Onnx:
+    def __init__(self, load: Load, report: Callable[[float], None]) -> None:
+        options, folder = msgspec.convert(load.options, Options), Path(load.path)
+        graph = read_graph(folder)
+        self._vocabulary = Vocabulary(folder)
+        context = min(load.context, self._vocabulary.context_length or graph.context)
+        cells = kv_cache.cells(options.kv_tokens, context, load.slots)
+        self._sequences: Sequences = load_sequences(load, options, folder, graph, context, cells)
+        report(1.0)
+        self._scoring: Slots | None = None  # one more session, of a graph with all logits, made for the first prompt
+        self._folder, self._graph, self._threads = folder, graph, load.threads
+        self.encode = self._vocabulary.encode
+        self.ends: Sequence[int] = self._vocabulary.ends
+        own = self._sequences
+        self.shares: bool = own.shares
+        self.forward, self.reusable, self.truncate, self.copy = own.forward, own.reusable, own.truncate, own.copy
+        self.facts = Facts(
+            context_length=context,
+            slots=own.slots,
+            vocabulary=graph.vocabulary,
+            chat_template=self._vocabulary.chat_template,
+            bos=self._vocabulary.bos,
+            eos=self._vocabulary.eos,
+            device=DEVICES[options.provider],
+            features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(own)),
+        )
+
+    def text(self, token: int) -> bytes:
+        return self._vocabulary.pieces[token]
+
+    def guides(self) -> Guides:
+        return self._vocabulary.guides(self.facts.vocabulary)
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None) -> Sampler:
+        return Sampler(sampling, prompt, ends, guide)
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        raise NotImplementedError("the graph gives logits only")
+
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        if self._scoring is None:
+            session = open_session(whole_graph(self._folder), self._threads, self._folder)
+            self._scoring = Slots(session, self._graph, 1, self.facts.context_length, self.facts.context_length)
+        self._scoring.truncate(0, 0, 0)
+        out = list[Logprob]()
+        for start in range(0, len(ids) - 1, SCORED_ROWS):
+            rows = self._scoring.read_all(0, ids[start : min(start + SCORED_ROWS, len(ids) - 1)])
+            out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+        return out
+
+    def close(self) -> None:
+        self._sequences.close()
+        if self._scoring:
+            self._scoring.close()
+
+
+def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, context: int, cells: int) -> Sequences:
+    """By slots of our own where provider and graph allow it."""
+    if options.provider != "cpu":
+        refusal: str | None = f"slots are not served on '{options.provider}'"
+    elif options.path == "generator":
+        refusal = "'generator' is asked for"
+    else:
+        session = open_session(str(folder / graph.file), load.threads, folder)
+        refusal = slots_refusal(session, graph)
+        if not refusal:
+            check_memory(cells, graph, load.free_bytes)
+            return Slots(session, graph, load.slots, context, cells)
+        del session
+    if options.path == "slots":
+        raise ValueError(f"options.onnx.path 'slots' cannot be had: {refusal}; take 'auto'")
+    slots = max(1, min(load.slots, cells // context))  # a Generator takes its whole context at once
+    check_memory(slots * context, graph, load.free_bytes)
+    return Generators(folder, options.provider, load.threads, slots, context)
+
+
+def can_score(sequences: Sequences) -> bool:
+    """Rewiring the graph takes the package it was built with, and a cache of ours."""
+    return isinstance(sequences, Slots) and importlib.util.find_spec("onnx") is not None
+
+
+def open_session(model: str | bytes, threads: int, folder: Path) -> Any:
+    """Of a file, or of a graph whose weights are in `folder`."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.log_severity_level = 3  # errors
+    # A thread that spins for one the kernel has put aside costs a busy machine several times the speed.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, bytes):
+        settings.add_session_config_entry(BESIDE, str(folder))
+    return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+
+
+def check_memory(cells: int, graph: Graph, free: int) -> None:
+    """The kernel would kill the process when the KV cache fills up, long after the load."""
+    needed = cells * graph.layers * 2 * graph.heads * graph.width * 4
+    kv_cache.check_room("onnx", cells, needed, free)
+
+
+def unavailable() -> str | None:
+    needed = {"onnxruntime": "onnxruntime", "onnxruntime_genai": "onnxruntime-genai", "llguidance": "llguidance"}
+    for module, distribution in needed.items():
+        if importlib.util.find_spec(module) is None:
+            return f"{distribution} is not installed; pip install 'enginehouse[onnx]'"
+    return None
+
+
+def load(load: Load, report: Callable[[float], None]) -> Engine:
+    return BatchedEngine(Onnx(load, report), msgspec.convert(load.options, Options).prefill_chunk)
+
+
+RUNTIME = Local(
+    name="onnx",
+    format="onnx",
+    unavailable=unavailable,
+    load=load,
+    options=Options,
+    features=FEATURES,
+    distributions=("onnxruntime", "onnxruntime-genai"),
+    environment={"ORT_DISABLE_TELEMETRY": "1"},  # onnxruntime and onnxruntime-genai phone home by default
+)

@@ -1,0 +1,3 @@
+"""OpenVINO GenAI."""
+
+from enginehouse.runtimes.engines.openvino.engine import RUNTIME as RUNTIME

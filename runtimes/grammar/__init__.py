@@ -1,0 +1,1 @@
+"""What an answer may look like, written for the engines' grammar libraries."""

@@ -1,0 +1,1 @@
+"""Which engine serves a model, what is loaded, and what becomes of a request."""

@@ -1,0 +1,240 @@
+"""What is known of each model on this host: source, candidates, their figures and failures; hence the decision."""
+
+import asyncio
+import functools
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from enginehouse.config.schema import DEFAULT_CONTEXT, Config, Model
+from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain, bits
+from enginehouse.optimize.prepare import adapt, locate
+from enginehouse.optimize.store import Store
+from enginehouse.runtimes.contract import Local, Unavailable
+from enginehouse.runtimes.pool import host, routing
+from enginehouse.runtimes.pool.host import Host
+from enginehouse.runtimes.pool.records import Measurement, Records
+from enginehouse.runtimes.pool.routing import AS_IS, Candidate, Decision, Figures, Offer
+
+log = logging.getLogger("enginehouse.routing")
+DECISION_SECONDS = 30.0  # a decision is made anew after it, for candidates whose parking has ended
+
+
+class Known(msgspec.Struct):
+    """A model's source as found for its load, and what was decided for it."""
+
+    source: Source
+    decision: Decision
+    until: float  # on the monotonic clock
+
+
+class Knowledge:
+    def __init__(
+        self,
+        config: Config,
+        runtimes: dict[str, Local],
+        toolchains: dict[str, Toolchain],
+        records: Records,
+        report: Callable[[str, str, str, float], None],
+    ) -> None:
+        """`report` takes the model, "" for the candidate, the stage of finding its source and the fraction done."""
+        self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
+        self._records, self._report = records, report
+        self._cache = Path(config.cache_dir).expanduser()
+        self._store = Store(self._cache)
+        self._host: asyncio.Task[Host] | None = None
+        self._sources: dict[str, asyncio.Task[Source]] = {}
+        self._known: dict[str, Known] = {}
+        self._deciding: dict[str, asyncio.Task[Known]] = {}
+
+    async def of(self, name: str, fresh: bool = False) -> Known:
+        """What is known of a model now. No await while a decision is young: this is in the way of every request."""
+        known = self._known.get(name)
+        if known and not fresh and time.monotonic() < known.until:
+            return known
+        deciding = self._deciding.get(name)
+        if deciding is None or fresh:
+            deciding = self._deciding[name] = asyncio.create_task(self._decided(name, known))
+            deciding.add_done_callback(lambda done: self._deciding.pop(name, None))
+        return await asyncio.shield(deciding)
+
+    async def _decided(self, name: str, known: Known | None) -> Known:
+        source = known.source if known else await self.source(name)
+        machine = await self.host()
+        decision = await asyncio.to_thread(self._decide, name, source, machine)
+        if known is None or known.decision != decision:
+            tell(decision)
+        self._known[name] = Known(source, decision, time.monotonic() + DECISION_SECONDS)
+        return self._known[name]
+
+    async def source(self, name: str) -> Source:
+        """Looked for once; kept until `forget`."""
+        found = self._sources.get(name)
+        if found is None:
+            found = self._sources[name] = asyncio.create_task(self._find(name))
+        try:
+            return await asyncio.shield(found)
+        except BaseException:
+            if found.done():
+                self.forget(name)
+            raise
+
+    def finding(self, name: str) -> bool:
+        return name in self._sources
+
+    def forget(self, name: str) -> None:
+        """The next load looks at the source again: it may have changed."""
+        self._known.pop(name, None)
+        self._sources.pop(name, None)
+
+    async def host(self) -> Host:
+        """This machine; found out once, in child processes."""
+        if self._host is None:
+            self._host = asyncio.create_task(host.discover(self._runtimes))
+        return await asyncio.shield(self._host)
+
+    async def failed(self, source: Source, candidate: Candidate, kind: str, message: str) -> None:
+        """Remembers what a candidate did; the next decision counts it in."""
+        machine = await self.host()
+        key = candidate.key
+        await asyncio.to_thread(self._records.failed, source.fingerprint, key, machine.fingerprint, kind, message)
+        self.age(source)
+
+    async def measured(self, name: str, candidate: Candidate, figures: Figures) -> None:
+        source, machine = (await self.of(name)).source, await self.host()
+        slots = self._config.models[name].slots
+        await asyncio.to_thread(
+            self._records.measured,
+            source.fingerprint,
+            candidate.key,
+            slots,
+            machine.fingerprint,
+            self._artifact_of(source, candidate.key),
+            figures,
+        )
+        self.age(source)
+
+    def age(self, source: Source) -> None:
+        """The next request decides anew."""
+        for known in self._known.values():
+            if known.source.fingerprint == source.fingerprint:
+                known.until = 0.0
+
+    async def explain(self, name: str) -> dict[str, object]:
+        """The decision for a model with every number it was made from."""
+        known, machine = await self.of(name, fresh=True), await self.host()
+        at = await asyncio.to_thread(self._measurements, name, known.source, machine)
+        keys = [self._artifact_of(known.source, ranked.candidate.key) for ranked in known.decision.ranked]
+        qualities = await asyncio.to_thread(lambda: [self._store.quality(key) for key in keys])
+        rows = [
+            msgspec.to_builtins(ranked)
+            | {
+                "key": ranked.candidate.key,
+                "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
+                "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
+                "quality": msgspec.to_builtins(quality),
+            }
+            for ranked, quality in zip(known.decision.ranked, qualities, strict=True)
+        ]
+        return {
+            "model": name,
+            "source": known.source.id,
+            "objective": known.decision.objective,
+            "chosen": rows[0]["key"] if rows else None,
+            "reason": rows[0]["reason"] if rows else None,
+            "candidates": rows,
+            "rejected": msgspec.to_builtins(known.decision.rejected),
+            "host": msgspec.to_builtins(machine) | {"kind": machine.kind, "fingerprint": machine.fingerprint},
+        }
+
+    async def close(self) -> None:
+        tasks = [*self._deciding.values(), *self._sources.values(), *([self._host] if self._host else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _find(self, name: str) -> Source:
+        model = self._config.models[name]
+        report = functools.partial(self._report, name, "")
+        try:
+            source = await locate(model.source, model.revision, report, model.precision)
+            if model.adapter:
+                source = await adapt(source, model.adapter, self._cache, report)
+            return source
+        except CannotBuild as error:
+            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
+
+    def _decide(self, name: str, source: Source, machine: Host) -> Decision:
+        """Runs in a thread: looks at files."""
+        model, objective = self._config.models[name], self._config.routing.objective
+        offers = [self._offer(runtime, source, machine, model.precision) for runtime in self._runtimes.values()]
+        figures: dict[str, Figures] = {}
+        if self._config.routing.measure != "off":
+            figures = {key: found.figures for key, found in self._measurements(name, source, machine).items()}
+        parked = self._records.parked(source.fingerprint, machine.fingerprint)
+        enforce = self._config.optimize.quality == "enforce"
+        return routing.decide(name, model, source, offers, machine.kind, objective, figures, parked, enforce)
+
+    def _measurements(self, name: str, source: Source, machine: Host) -> dict[str, Measurement]:
+        """Those of artifacts as today's toolchains would make them; what older ones made says nothing."""
+        slots = self._config.models[name].slots
+        rows = self._records.measurements(source.fingerprint, slots, machine.fingerprint)
+        return {key: row for key, row in rows.items() if row.artifact == self._artifact_of(source, key)}
+
+    def _artifact_of(self, source: Source, key: str) -> str:
+        """The key of what a candidate loads, from the candidate's."""
+        runtime, _, precision = key.split("/")
+        toolchain = self._toolchains.get(self._runtimes[runtime].format) if runtime in self._runtimes else None
+        if toolchain is None or precision == AS_IS or toolchain.unavailable():
+            return source.fingerprint
+        return toolchain.recipe(source, precision).key
+
+    def _below(self, toolchain: Toolchain, source: Source, pinned: str) -> dict[str, str]:
+        """Own precisions whose artifacts, kept or not, failed the quality gate, and by how much."""
+        below: dict[str, str] = {}
+        own = [own for name, own in toolchain.precisions.items() if name.lower() == pinned.lower()]
+        for precision in {*toolchain.ladder, *own}:
+            quality = self._store.quality(toolchain.recipe(source, precision).key)
+            if quality and (why := routing.shortfall(quality, self._config.optimize.limits(bits(precision)))):
+                below[precision] = why
+        return below
+
+    def _offer(self, runtime: Local, source: Source, machine: Host, pinned: str) -> Offer:
+        toolchain = self._toolchains.get(runtime.format)
+        cannot = toolchain.unavailable() or toolchain.refuses(source) if toolchain else None
+        return Offer(
+            runtime.name,
+            runtime.format,
+            runtime.unavailable(),
+            toolchain.precisions if toolchain else {},
+            tuple(toolchain.ladder) if toolchain else (),
+            self._below(toolchain, source, pinned) if toolchain and not cannot else {},
+            cannot,
+            runtime.features,
+            machine.devices.get(runtime.name, ()),
+        )
+
+
+def context_length(model: Model, source: Source) -> int:
+    """Tokens that a request may use."""
+    return model.context or min(source.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+
+
+def tell(decision: Decision) -> None:
+    """One line for a decision."""
+    if not decision.ranked:
+        return
+    chosen, *others = decision.ranked
+    also = ", ".join(other.candidate.key for other in others) or "nothing else"
+    not_these = "; ".join(f"{r.runtime}: {r.reason}" for r in decision.rejected) or "nothing rejected"
+    log.info(
+        "'%s' runs on %s: %s; after it: %s; %s",
+        decision.model,
+        chosen.candidate.key,
+        chosen.reason,
+        also,
+        not_these,
+    )

@@ -1,0 +1,187 @@
+"""From a candidate to a worker that answers: the artifact prepared, loaded in a process, and asked a question."""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from enginehouse.config.schema import Config
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bits, bytes_in_16_bits
+from enginehouse.optimize.prepare import prepare
+from enginehouse.optimize.progress import estimate
+from enginehouse.optimize.store import Store
+from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
+from enginehouse.runtimes.pool import host, routing, smoke_test
+from enginehouse.runtimes.pool.decisions import Knowledge, context_length
+from enginehouse.runtimes.pool.records import Records
+from enginehouse.runtimes.pool.routing import Candidate, Ranked
+from enginehouse.runtimes.worker.client import Worker
+
+WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
+LOADED_BYTES = 1.2  # times the weights: what a loaded model takes, with its KV cache
+log = logging.getLogger("enginehouse.loading")
+
+
+class Loader:
+    """Failures are remembered as the candidate's, unless disk or network are to blame, and raised as Unavailable."""
+
+    def __init__(
+        self,
+        config: Config,
+        runtimes: Mapping[str, Local],
+        toolchains: Mapping[str, Toolchain],
+        knowledge: Knowledge,
+        records: Records,
+        report: Callable[[str, str, str, float], None],
+    ) -> None:
+        """`report` takes model and candidate key, the stage of its loading and the fraction done."""
+        self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
+        self._knowledge, self._records, self._report = knowledge, records, report
+        self._cache = Path(config.cache_dir).expanduser()
+        self._store, self._verified = Store(self._cache), set[str]()
+
+    async def prepare(
+        self, name: str, source: Source, candidate: Candidate, gate: bool = True, anew: bool = False
+    ) -> Artifact:
+        """The artifact a candidate loads, built if need be. `gate`: it must hold against its source."""
+        if not candidate.precision:
+            return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
+        toolchain = self._toolchains[candidate.format]
+        report = functools.partial(self._report, name, candidate.key)
+        try:
+            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate, anew)
+        except CannotBuild as error:
+            if not error.environment:
+                await self._knowledge.failed(source, candidate, "build", str(error))
+            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
+        if gate and artifact.quality:
+            await self._judge(name, source, candidate, artifact.key, artifact.quality)
+        return artifact
+
+    async def _judge(self, name: str, source: Source, candidate: Candidate, key: str, quality: Quality) -> None:
+        """Raises Unavailable for what is not to serve; the next decision then knows why."""
+        rules = self._config.optimize
+        below = routing.shortfall(quality, rules.limits(bits(candidate.precision)))
+        if not below:
+            return
+        self._knowledge.age(source)
+        if self._config.models[name].precision == "auto":
+            await asyncio.to_thread(self._store.discard, key)
+        elif rules.quality == "warn":
+            log.warning("'%s' is served all the same: %s %s", name, candidate.key, below)
+            return
+        raise Unavailable(f"model '{name}': {candidate.key} {below}", "model_load_failed")
+
+    def quickest(
+        self, source: Source, best: Candidate, others: Sequence[Ranked], unquantized: Sequence[Ranked]
+    ) -> Ranked | None:
+        """What could answer while `best` is built: one of `others` that is there, or what `unquantized` has soonest.
+        None when waiting for `best` takes little longer, or both do not fit into memory. Looks at files: run it in a
+        thread."""
+        patience = self._seconds(source, best)
+        if patience < WORTH_SECONDS:
+            return None
+        there = [other for other in others if not self._left_to_build(source, other.candidate)]
+        other = min(
+            [*there, *unquantized], key=lambda ranked: self._seconds(source, ranked.candidate, gate=False), default=None
+        )
+        if other is None or self._seconds(source, other.candidate, gate=False) > patience / 2:
+            return None
+        needed = int(LOADED_BYTES * bytes_in_16_bits(source)) + self.building_bytes(source, best)
+        return other if needed < host.free_memory() else None
+
+    def _seconds(self, source: Source, candidate: Candidate, gate: bool = True) -> float:
+        return sum(seconds for stage, seconds in self.estimate(source, candidate, gate).items() if stage != "load")
+
+    def estimate(self, source: Source, candidate: Candidate, gate: bool = True) -> dict[str, float]:
+        """Seconds by stage until a candidate is loaded."""
+        toolchain = self._toolchains.get(candidate.format)
+        if toolchain is None:
+            return {}
+        expected = estimate(toolchain, source, candidate.precision, self._store.manifests())
+        if not gate or not self._left_to_build(source, candidate):
+            expected.pop("check", None)
+        if not self._left_to_build(source, candidate):
+            return {"load": expected["load"]}
+        return expected
+
+    def remove(self, key: str) -> None:
+        """Of the store, what only stood in for something better."""
+        if key:
+            self._store.remove(key)
+
+    def _left_to_build(self, source: Source, candidate: Candidate) -> bool:
+        if not candidate.precision:
+            return False
+        toolchain = self._toolchains[candidate.format]
+        return self._store.find(toolchain.recipe(source, candidate.precision).key, toolchain.entry) is None
+
+    def building_bytes(self, source: Source, candidate: Candidate) -> int:
+        """Memory that preparing this candidate takes at its peak; 0 where nothing is left to be built."""
+        if not self._left_to_build(source, candidate):
+            return 0
+        return self._toolchains[candidate.format].memory_bytes(source, candidate.precision)
+
+    async def start(
+        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, gate: bool = True
+    ) -> Worker:
+        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives."""
+        if not artifact.key:
+            return await self._start(name, source, candidate, artifact, None)
+        try:
+            use = await asyncio.to_thread(self._store.use, artifact.key)
+        except CannotBuild as error:
+            raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
+        with use:
+            if artifact.key not in self._verified:
+                broken = await asyncio.to_thread(self._store.discard_broken, artifact.key)
+                if broken:
+                    log.warning("model '%s': %s; it is built anew", name, broken)
+                self._verified.add(artifact.key)
+            if await asyncio.to_thread(self._left_to_build, source, candidate):  # it was broken, or pruned meanwhile
+                artifact = await self.prepare(name, source, candidate, gate)
+            return await self._start(name, source, candidate, artifact, use)
+
+    async def _start(
+        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, use: IO[bytes] | None
+    ) -> Worker:
+        runtime, model = self._runtimes[candidate.runtime], self._config.models[name]
+        load = Load(
+            runtime.name,
+            artifact.path,
+            context_length(model, source),
+            model.slots,
+            host.cores(),
+            host.free_memory(),
+            model.options.get(runtime.name, {}),
+            candidate.device,
+        )
+        worker = Worker(name)
+        try:
+            report = functools.partial(self._report, name, candidate.key, "load")
+            await worker.start(load, runtime.environment, report, use)
+        except Unavailable as error:
+            await self._knowledge.failed(source, candidate, "load", error.message)
+            raise
+        try:
+            if model.context and model.context > worker.facts.context_length:
+                most = f"more than the {worker.facts.context_length} tokens it was made for"
+                raise Unavailable(f"model '{name}': context {model.context} is {most}", "model_load_failed")
+            await self._smoke(source, candidate, worker)
+        except BaseException:
+            worker.close()
+            raise
+        return worker
+
+    async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
+        """Raises Unavailable for an engine that answers nonsense."""
+        expected = await asyncio.to_thread(self._records.saying, source.fingerprint)
+        try:
+            said = await smoke_test.test(worker, expected)
+        except (smoke_test.Gibberish, EngineFailed) as error:
+            await self._knowledge.failed(source, candidate, "smoke", str(error))
+            raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
+        if expected is None and said:
+            await asyncio.to_thread(self._records.says, source.fingerprint, said)

@@ -1,0 +1,326 @@
+"""Pool: requests, from their model's name to the events of an answer, past the deaths of workers."""
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from enginehouse.config.schema import Config, seconds
+from enginehouse.optimize.artifact import Artifact, Source
+from enginehouse.optimize.progress import Progress
+from enginehouse.optimize.sources import token_count
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.contract import (
+    Busy,
+    Chat,
+    Done,
+    Event,
+    Job,
+    Placed,
+    Pooling,
+    Prompt,
+    Unavailable,
+    UnknownModel,
+    too_long,
+)
+from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool import records
+from enginehouse.runtimes.pool.benchmark import measure
+from enginehouse.runtimes.pool.decisions import Knowledge, context_length
+from enginehouse.runtimes.pool.idle_benchmark import Idle
+from enginehouse.runtimes.pool.loaded_models import RETRY_SECONDS, Loaded, Models
+from enginehouse.runtimes.pool.loader import Loader
+from enginehouse.runtimes.pool.progress import Courses
+from enginehouse.runtimes.pool.records import Records
+from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
+from enginehouse.runtimes.worker import prompt as chat
+from enginehouse.runtimes.worker.client import Worker, WorkerDied
+from enginehouse.runtimes.worker.protocol import Embedded
+
+log = logging.getLogger("enginehouse.pool")
+T = TypeVar("T")
+ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
+
+
+class Pool:
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._runtimes, makers = runtimes(), toolchains()
+        kept = Records(Path(config.cache_dir).expanduser() / records.FILE)
+        self._courses = Courses()
+        self._knowledge = Knowledge(config, self._runtimes, makers, kept, self._courses.report)
+        self._loader = Loader(config, self._runtimes, makers, self._knowledge, kept, self._courses.report)
+        self._requests: Counter[str] = Counter()  # under way or waiting, by model
+        self._models = Models(
+            config,
+            self._runtimes,
+            self._knowledge,
+            self._loader,
+            self._courses,
+            self._requests.__getitem__,
+            self._load_ended,
+        )
+        self._idle = Idle(self._knowledge, self._loader, self.measure)
+        self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
+        self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tokenizers: dict[str, token_count.Tokenizer] = {}  # by source fingerprint
+        self._patience = seconds(config.server.load_timeout)
+        self._draining = False
+        self.counts = self._models.counts  # of what happened, by kind and model; see server/api/metrics.py
+
+    async def look_around(self) -> None:
+        """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
+        await self._knowledge.host()
+
+    async def drain(self) -> None:
+        """Ends every worker and waits until the processes are gone."""
+        self._draining = True
+        await asyncio.gather(self._idle.end(), self._models.end(), self._knowledge.close())
+
+    # --- requests ---
+
+    def resolve(self, name: str) -> str:
+        """The model an id or alias names."""
+        try:
+            return self._names[name]
+        except KeyError:
+            have = ", ".join(sorted(self._names))
+            raise UnknownModel(f"The model '{name}' does not exist; have: {have}") from None
+
+    async def run(self, job: Job) -> AsyncGenerator[Event, None]:
+        """Placed, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
+        name = self.resolve(job.model)
+        with self._request(name):
+            if isinstance(job.prompt, Chat):
+                await self._check_length(name, job.prompt)
+            async with aclosing(self._answer(name, job)) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
+                        self.counts["completion_tokens", name] += event.usage.completion_tokens
+                    yield event
+
+    async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
+        """A vector for each text."""
+        return await self._ask(model, [("embeddings", "model")], lambda worker: worker.embed(texts, pooling))
+
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[Placed, list[int]]:
+        """The token ids of a prompt, rendered as for an answer."""
+        return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
+
+    async def detokenize(self, model: str, ids: list[int]) -> tuple[Placed, str]:
+        return await self._ask(model, [], lambda worker: worker.detokenize(ids))
+
+    async def _ask(
+        self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
+    ) -> tuple[Placed, T]:
+        """What one worker says to a question that can be put again to the next should it die."""
+        name = self.resolve(model)
+        with self._request(name):
+            tried: dict[str, str] = {}
+            for attempt in range(1, ATTEMPTS + 1):
+                loaded = await self._models.waited(name, self._models.lease(name, needs, tried), self._patience)
+                with self._models.using(loaded):
+                    try:
+                        return loaded.placed, await question(loaded.worker)
+                    except WorkerDied as death:
+                        await self._models.mourn(name, loaded, death)
+                        if attempt == ATTEMPTS:
+                            raise
+            raise AssertionError("the last attempt returns or raises")
+
+    async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
+        """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
+        needs = job.needs()
+        tried: dict[str, str] = {}
+        deaths: list[str] = []  # candidate keys
+        said: list[int] = []
+        told: Loaded | None = None  # whom the client knows to answer
+        while True:
+            # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
+            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
+            async with suspect:
+                patience = None if job.streamed else self._patience  # a stream is told how far it is
+                loaded = await self._models.waited(name, self._models.lease(name, needs, tried), patience)
+                try:
+                    with self._models.using(loaded):
+                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                            async for event in events:
+                                if told is not loaded:
+                                    again = told is not None and not job.resumable
+                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    told = loaded
+                                yield event
+                    return
+                except WorkerDied as death:
+                    await self._models.mourn(name, loaded, death)
+                    deaths.append(loaded.candidate.key)
+                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
+                        raise
+                    if not job.resumable:
+                        said.clear()
+                    elif told:
+                        job = msgspec.structs.replace(job, echo=False)  # it is said
+                    self.counts["continuations" if said else "reruns", name] += 1
+                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                    log.warning("%s; %s", death, then)
+            on_this = deaths.count(loaded.candidate.key)
+            if on_this == ATTEMPTS - 1 and await self._models.another(name, needs, tried, loaded):
+                tried[loaded.candidate.key] = f"died {on_this} times"
+
+    @contextmanager
+    def _request(self, name: str) -> Iterator[None]:
+        if self._draining:
+            raise Unavailable("the server is shutting down")
+        limit = self.config.models[name].slots + self.config.server.max_queue
+        if self._requests[name] >= limit:
+            raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
+        self._requests[name] += 1
+        self.counts["requests", name] += 1
+        self._idle.asked(name)
+        try:
+            yield
+        finally:
+            self._requests[name] -= 1
+            self._models.rest(name)
+            self._rest()
+            if not self._requests[name] and not self._models.has(name) and not self._models.improving(name):
+                self._knowledge.forget(name)
+
+    def _load_ended(self) -> None:
+        self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
+        self._rest()
+
+    def _rest(self) -> None:
+        resting = not self._requests.total() and not self._models.improving()
+        if resting and not self._draining and self.config.routing.measure == "idle":
+            self._idle.rest()
+
+    async def _check_length(self, name: str, prompt: Chat) -> None:
+        """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
+        if self._models.has(name):
+            return
+        source = await self._knowledge.source(name)
+        limit = context_length(self.config.models[name], source)
+        count = await asyncio.to_thread(self._count, source, chat.certain_text(prompt.messages), limit)
+        if count > limit:
+            raise too_long(limit, f"at least {count}")
+
+    def _count(self, source: Source, text: str, limit: int) -> int:
+        """Tokens of the text, 0 where they cannot be told without the engine. Runs in a thread."""
+        if len(text.encode()) <= limit:  # no token is less than a byte
+            return 0
+        tokenizer = self._tokenizers.get(source.fingerprint)
+        try:
+            tokenizer = tokenizer or token_count.load(Path(source.path))
+        except token_count.NoTokenizer as reason:
+            log.info("prompts for '%s' are counted only once it is loaded: %s", source.id, reason)
+            return 0
+        self._tokenizers[source.fingerprint] = tokenizer
+        return tokenizer.count(text, limit)
+
+    # --- what is known ---
+
+    def status(self, name: str) -> dict[str, object]:
+        """What is known of a model now, for `GET /v1/models`."""
+        requests, found, better = self._requests[name], self._models.of(name), self._models.improving(name)
+        now = self._courses.of(name)
+        under_way = {"stage": now.stage, "percent": round(now.percent), "seconds_left": round(now.seconds_left)}
+        if not found:
+            if not better and not self._models.has(name) and not self._knowledge.finding(name):
+                return {"state": "unloaded", "requests": requests}
+            return {"state": "loading", "requests": requests, **under_way}
+        first = found[0]
+        return {
+            "state": "loaded",
+            **({"better": under_way} if better else {}),
+            "requests": requests,
+            "runtime": first.placed.runtime,
+            "precision": first.placed.precision,
+            "device": first.placed.device,
+            "context_length": first.worker.facts.context_length,
+            "slots": first.worker.facts.slots,
+            "memory_bytes": self.memory(name),
+        }
+
+    def under_way(self, name: str) -> int:
+        """Requests that are answered now or wait."""
+        return self._requests[name]
+
+    def memory(self, name: str) -> int:
+        """Bytes resident in a model's workers."""
+        return sum(loaded.worker.memory()[0] for loaded in self._models.of(name))
+
+    def progress(self, name: str) -> Progress:
+        """How far a model is on its way to being loaded or measured."""
+        return self._courses.of(name)
+
+    def waiting_for(self, name: str) -> str | None:
+        """What requests for a model wait for, None when they need not."""
+        served = any(not loaded.retired for loaded in self._models.of(name))
+        return None if served else self._courses.told(name)
+
+    def ready(self) -> str | None:
+        """Why nothing can be served, or None."""
+        if self._draining:
+            return "shutting down"
+        reasons = [f"{r.name}: {r.unavailable()}" for r in self._runtimes.values() if r.name != "echo"]
+        usable = any(r.unavailable() is None for r in self._runtimes.values() if r.name != "echo")
+        return None if usable or self._only_echo() else f"no runtime is usable: {'; '.join(reasons)}"
+
+    def _only_echo(self) -> bool:
+        return all(model.source == "builtin:echo" for model in self.config.models.values())
+
+    async def source(self, model: str) -> Source:
+        return (await self._knowledge.of(self.resolve(model))).source
+
+    async def decision(self, model: str) -> Decision:
+        return (await self._knowledge.of(self.resolve(model), fresh=True)).decision
+
+    async def explain(self, model: str) -> dict[str, object]:
+        """The decision for a model with every number it was made from."""
+        return await self._knowledge.explain(self.resolve(model))
+
+    # --- apart from requests ---
+
+    async def measure(self, model: str, ranked: Ranked) -> Figures:
+        """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
+        name, key = self.resolve(model), (f"{model} (measured)", ranked.candidate.key)
+        source = await self.source(name)
+        artifact = await self._loader.prepare(name, source, ranked.candidate)
+        await self._models.make_room(key, ranked, artifact, evict=False)
+        try:
+            worker = await self._loader.start(name, source, ranked.candidate, artifact)
+            try:
+                self._courses.report(name, ranked.candidate.key, "measure", 0.0)
+                figures = await measure(worker)
+            finally:
+                self._models.close(worker)
+        finally:
+            self._models.release(key)
+            self._courses.forget((name, ranked.candidate.key))
+        await self._knowledge.measured(name, ranked.candidate, figures)
+        log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
+        return figures
+
+    async def prepare(self, model: str, ranked: Ranked, anew: bool = False) -> Artifact:
+        """What a candidate would load: from the store, or built and kept there."""
+        name = self.resolve(model)
+        source = await self.source(name)
+        estimates = await asyncio.to_thread(self._loader.estimate, source, ranked.candidate)
+        self._courses.expect((name, ranked.candidate.key), estimates)
+        return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
+
+
+def told(figures: Figures) -> str:
+    return (
+        f"prefill {figures.prefill:.0f} tok/s, decode {figures.decode:.1f} alone and {figures.decode_crowd:.1f} in all "
+        f"for {figures.slots}, first token {figures.first_token_seconds:.2f} s, load {figures.load_seconds:.1f} s, "
+        f"{figures.memory_bytes >> 20} MiB"
+    )

@@ -1,0 +1,289 @@
+"""Decides which runtime serves a model, and says why. No I/O, no clock, no await."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from enginehouse.config.schema import Limits, Model
+from enginehouse.optimize.artifact import Quality, Source
+from enginehouse.runtimes.contract import Device, Refused
+
+# Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
+# Where the orders are from: apple, intel, nvidia: the runtimes' own makers recommend them there (MLX, OpenVINO and
+# CUDA builds). arm: llama.cpp's and OpenVINO's kernels are written for it, ONNX Runtime's int4 ones come after.
+# other: measured on an AMD Zen4 with two cores (tests/bench/engines.py; the figures are in DECISIONS.md).
+PRIOR: dict[str, tuple[str, ...]] = {
+    "apple": ("mlx", "llamacpp", "onnx"),
+    "intel": ("openvino", "llamacpp", "onnx"),
+    "nvidia": ("llamacpp", "onnx", "openvino"),
+    "arm": ("llamacpp", "openvino", "onnx"),
+    "other": ("openvino", "onnx", "llamacpp"),
+}
+DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an NPU only when nothing else is
+AS_IS = "as-is"  # in a candidate's key, where the source is loaded itself
+# The request that latencies are worked out for.
+PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
+
+Objective = Literal["balanced", "latency", "throughput", "memory"]
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """What one runtime could do on this host, as found out by the pool."""
+
+    runtime: str
+    format: str
+    unavailable: str | None = None
+    precisions: Mapping[str, str] = {}  # of the toolchain that makes its format: accepted name -> own name
+    ladder: tuple[str, ...] = ()  # that toolchain's own names, for `precision: auto` to go up
+    below: Mapping[str, str] = {}  # own names whose artifacts did not pass the quality gate, and by how much
+    cannot_build: str | None = None  # why that toolchain cannot make an artifact of this source
+    features: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    runtime: str
+    device: str
+    format: str
+    precision: str  # the toolchain's own name; "" = the source as it is
+
+    @property
+    def key(self) -> str:
+        return f"{self.runtime}/{self.device}/{self.precision or AS_IS}"
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """One measurement of a candidate on this host; tokens per second, seconds, bytes."""
+
+    prefill: float  # of a prompt of PROMPT_TOKENS
+    decode: float  # one request
+    decode_crowd: float  # `slots` requests together
+    slots: int
+    first_token_seconds: float  # of a prompt of PROMPT_TOKENS
+    load_seconds: float
+    memory_bytes: int  # at its peak
+
+    def cost(self, objective: Objective) -> float:
+        """What is to be least. Balanced: seconds of the latency request alone, and of its answer's share in a crowd."""
+        alone = self.first_token_seconds + ANSWER_TOKENS / self.decode
+        crowd = ANSWER_TOKENS / self.decode_crowd
+        costs = {"latency": alone, "throughput": crowd, "memory": float(self.memory_bytes), "balanced": alone + crowd}
+        return costs[objective]
+
+
+class Ranked(msgspec.Struct, frozen=True):
+    candidate: Candidate
+    reason: str
+    features: tuple[str, ...]
+    figures: Figures | None = None
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    runtime: str
+    device: str
+    reason: str
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Every candidate, best first, and a sentence for everything that is none."""
+
+    model: str
+    objective: Objective
+    host: str  # kind
+    ranked: tuple[Ranked, ...]
+    rejected: tuple[Rejected, ...]
+    unquantized: tuple[Ranked, ...] = ()  # of the same runtimes: what may stand in while one of `ranked` is built
+
+
+def decide(
+    name: str,
+    model: Model,
+    source: Source,
+    offers: Sequence[Offer],
+    host: str,
+    objective: Objective = "balanced",
+    figures: Mapping[str, Figures] = {},
+    parked: Mapping[str, str] = {},
+    enforce: bool = False,
+) -> Decision:
+    """`figures` and `parked` (why it may not be tried now) by candidate key; `enforce`: nothing below the quality
+    gate's bar serves, pinned or not."""
+    candidates: list[tuple[Candidate, Offer]] = []
+    waiting: list[tuple[Candidate, Offer]] = []
+    rejected: list[Rejected] = []
+    prior = PRIOR[host]
+    for offer in sorted(offers, key=lambda offer: (place(prior, offer.runtime), offer.runtime)):
+        for device in devices(offer):
+            verdict = judge(model, source, offer, device, prior, enforce)
+            if not isinstance(verdict, Rejected):
+                rejected += stepped_over(model, verdict, offer)
+            if isinstance(verdict, Rejected):
+                rejected.append(verdict)
+            elif verdict.key in parked:
+                waiting.append((verdict, offer))
+            else:
+                candidates.append((verdict, offer))
+    if candidates:
+        rejected += [Rejected(c.runtime, c.device, parked[c.key]) for c, _ in waiting]
+        ranked = rank(model, candidates, figures, objective, host)
+    else:  # better one that failed before than none
+        ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key]}", o.features) for c, o in waiting)
+    exact = tuple(unquantized(source, c, o) for c, o in candidates)
+    return Decision(name, objective, host, ranked, tuple(rejected), exact)
+
+
+def place(prior: Sequence[str], runtime: str) -> int:
+    return prior.index(runtime) if runtime in prior else len(prior)
+
+
+def devices(offer: Offer) -> list[Device]:
+    """Best kind first; one that cannot compute at all still gets its sentence."""
+    return sorted(offer.devices or (Device("", "cpu"),), key=lambda device: DEVICES.index(device.kind))
+
+
+def judge(
+    model: Model, source: Source, offer: Offer, device: Device, prior: Sequence[str], enforce: bool
+) -> Candidate | Rejected:
+    def no(reason: str) -> Rejected:
+        return Rejected(offer.runtime, device.kind, reason)
+
+    if model.runtime not in ("auto", offer.runtime):
+        return no(f"'runtime' is pinned to '{model.runtime}'")
+    if reason := offer.unavailable or device.unavailable:
+        return no(reason)
+    ready = source.kind == offer.format
+    if model.runtime == "auto" and offer.runtime not in prior and not ready:
+        return no(f"not chosen on this kind of host unless 'runtime: {offer.runtime}' says so")
+    auto = model.precision == "auto"
+    own = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
+    if ready and (auto or own == source.precision):
+        return Candidate(offer.runtime, device.kind, offer.format, "")
+    if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
+        return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
+    if own is None and not auto:
+        return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")
+    if offer.cannot_build:
+        return no(offer.cannot_build)
+    if auto:
+        own = next((name for name in offer.ladder if name not in offer.below), None)
+    if own is None:
+        return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
+    if enforce and own in offer.below:
+        return no(f"{own} {offer.below[own]}, and optimize.quality is 'enforce'; set precision: auto")
+    return Candidate(offer.runtime, device.kind, offer.format, own)
+
+
+def stepped_over(model: Model, chosen: Candidate, offer: Offer) -> list[Rejected]:
+    """Rungs of the ladder below the chosen one."""
+    if model.precision != "auto" or chosen.precision not in offer.ladder:
+        return []
+    rungs = offer.ladder[: offer.ladder.index(chosen.precision)]
+    return [Rejected(chosen.runtime, chosen.device, f"{rung} {offer.below[rung]}") for rung in rungs]
+
+
+def unquantized(source: Source, candidate: Candidate, offer: Offer) -> Ranked:
+    precision = "" if source.kind == offer.format else offer.ladder[-1]
+    return Ranked(msgspec.structs.replace(candidate, precision=precision), "stands in", offer.features)
+
+
+def shortfall(quality: Quality, limits: Limits) -> str | None:
+    """By how much an artifact misses the quality gate's bar, or None."""
+    misses = [
+        f"{name} {value:.3g} is {side} {limit:g}"
+        for name, value, limit, side, missed in (
+            ("divergence", quality.divergence, limits.divergence, "above", quality.divergence > limits.divergence),
+            ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
+            ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),
+        )
+        if missed
+    ]
+    return f"is below the quality bar: {', '.join(misses)}" if misses else None
+
+
+def rank(
+    model: Model,
+    candidates: Sequence[tuple[Candidate, Offer]],
+    figures: Mapping[str, Figures],
+    objective: Objective,
+    host: str,
+) -> tuple[Ranked, ...]:
+    """Measured candidates by their cost. One that was not measured keeps its place in the prior against them: a lone
+    measurement of the second choice says nothing about the first."""
+    measured = sorted(
+        ((c, o, figures[c.key]) for c, o in candidates if c.key in figures), key=lambda row: row[2].cost(objective)
+    )
+    after_measured = bool(measured) and candidates[0][0].key in figures
+    unmeasured = [(c, o) for c, o in candidates if c.key not in figures]
+    by_figures = [
+        Ranked(c, f"measured on this host: {objective} cost {f.cost(objective):.2f}{warning(c, o)}", o.features, f)
+        for c, o, f in measured
+    ]
+    pinned = "pinned by 'runtime'" if model.runtime != "auto" else f"prior of a host of kind '{host}', not measured yet"
+    by_prior = [Ranked(c, pinned + warning(c, o), o.features) for c, o in unmeasured]
+    return (*by_figures, *by_prior) if after_measured else (*by_prior, *by_figures)
+
+
+def warning(candidate: Candidate, offer: Offer) -> str:
+    below = offer.below.get(candidate.precision)
+    return f"; warning: {candidate.precision} {below}" if below else ""
+
+
+def pick(
+    decision: Decision, needs: Collection[tuple[str, str]], tried: Mapping[str, str], strict: bool
+) -> Ranked | None:
+    """The best candidate that was not tried yet and has what a request needs; None when all were tried.
+
+    `needs`: pairs of a feature and the field asking for it; `tried`: what became of a candidate, by key. Raises
+    Refused naming the field when the candidates lack it, or when `strict` forbids to go past the first.
+    """
+    left = [ranked for ranked in decision.ranked if ranked.candidate.key not in tried]
+    able = [ranked for ranked in left if lacking(ranked, needs) is None]
+    if not left:
+        return None
+    if not able or (strict and able[0] is not left[0]):
+        feature, param = lacking(left[0], needs) or ("", "")
+        have = sorted({r.candidate.runtime for r in decision.ranked if feature in r.features})
+        remedy = f"served by: {', '.join(have)}" if have else "none of its engines honours it"
+        if have and strict:
+            remedy += "; routing.strict forbids to go there"
+        raise Refused(
+            f"'{feature}' is not honoured by {left[0].candidate.runtime}, which serves '{decision.model}'; {remedy}",
+            param,
+            "unsupported_parameter",
+        )
+    return able[0]
+
+
+def lacking(ranked: Ranked, needs: Collection[tuple[str, str]]) -> tuple[str, str] | None:
+    return next(((feature, param) for feature, param in needs if feature not in ranked.features), None)
+
+
+def why_none(decision: Decision, model: Model, runtimes: Collection[str], tried: Mapping[str, str]) -> str:
+    """One sentence for a model that nothing can serve."""
+    if model.runtime != "auto" and model.runtime not in runtimes:
+        return f"unknown runtime '{model.runtime}'; have: {', '.join(sorted(runtimes))}"
+    reasons = [f"{key}: {what}" for key, what in tried.items()]
+    reasons += [f"{r.runtime}: {r.reason}" for r in decision.rejected if model.runtime in ("auto", r.runtime)]
+    return f"no runtime can serve it: {'; '.join(reasons)}"
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A loaded model, for the choice of what must go."""
+
+    key: tuple[str, str]  # model, candidate
+    bytes: int
+    busy: bool
+    used: float  # when last
+
+
+def evictions(needed: int, budget: int, held: Sequence[Held]) -> list[tuple[str, str]] | None:
+    """Which idle models must go, longest unused first, for `needed` bytes to fit; None if not even all would do."""
+    room = budget - sum(one.bytes for one in held)
+    gone = []
+    for one in sorted((one for one in held if not one.busy), key=lambda one: one.used):
+        if room >= needed:
+            break
+        gone.append(one.key)
+        room += one.bytes
+    return gone if room >= needed else None

@@ -1,0 +1,79 @@
+"""Gemma's way to write a call, call:NAME{key:value,…}, with a mark of its own for quotes: read, and as a shape."""
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.structure import NOTHING, Json, Literal, Repeat, Shape, Until, chain, either
+from enginehouse.runtimes.tool_calls.format import Setting, Tool, words, words_shape
+from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+
+HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(\{.*\})\s*", re.DOTALL)
+KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
+PLAIN = {"integer", "number", "boolean", "null"}  # written as in JSON
+
+
+class Marks(msgspec.Struct, frozen=True):
+    begin: str
+    end: str
+    quote: str
+
+
+def read_call(incoming: Incoming, marks: Marks) -> Reading[None]:
+    """Shown when it is complete: only then is it JSON. What is no call is text."""
+    written = yield from incoming.taken(marks.end)
+    head = HEAD.fullmatch(written.removesuffix(marks.end))
+    arguments = as_json(head[2], marks.quote) if head else None
+    if not head or arguments is None:
+        yield incoming.back(marks.begin + written)
+        return
+    first, show = incoming.call(head[1])
+    yield first
+    yield show(arguments)
+
+
+def as_json(written: str, quote: str) -> str | None:
+    parts = written.split(quote)
+    parts[1::2] = [json.dumps(part, ensure_ascii=False) for part in parts[1::2]]
+    parts[::2] = [KEY.sub(r'\1"\2":', part) for part in parts[::2]]
+    try:
+        return json.dumps(json.loads("".join(parts)), ensure_ascii=False)
+    except ValueError:
+        return None
+
+
+def after(setting: Setting, marks: Marks) -> Shape:
+    return either([chain(f"call:{tool.name}", object_shape(tool, marks), marks.end) for tool in setting.tools])
+
+
+def object_shape(tool: Tool, marks: Marks) -> Shape:
+    shapes = [(word, chain(f"{word.name}:", value_shape(word.schema, tool, marks))) for word in words(tool)]
+    return chain("{", words_shape(shapes, ","), "}")
+
+
+def value_shape(said: dict[str, Any], tool: Tool, marks: Marks) -> Shape:
+    quote = marks.quote
+    if "enum" in said or "const" in said:
+        values = said.get("enum", [said.get("const")])
+        return either([Literal(f"{quote}{v}{quote}" if isinstance(v, str) else json.dumps(v)) for v in values])
+    if "anyOf" in said:
+        return either([value_shape(one, tool, marks) for one in said["anyOf"]])
+    match said.get("type"):
+        case list(types):
+            return either([value_shape(said | {"type": one}, tool, marks) for one in types])
+        case "array":
+            items = Repeat(value_shape(said.get("items", {}), tool, marks), ",")
+            return chain("[", either([items, NOTHING]), "]")
+        case "object" if "properties" in said:
+            inner = Tool(tool.name, Json(json.dumps(said), tool.arguments.must))
+            return object_shape(inner, marks)
+        case kind if kind in PLAIN:
+            return Json(json.dumps(said), tool.arguments.must)
+    told = said.keys() - {"type", "description", "title", "default", "$defs", "definitions"}
+    if tool.arguments.must and (told or said.get("type") != "string"):
+        what = min(told, default="type")
+        raise Refused(f"'{what}' cannot be enforced for the arguments of '{tool.name}' on this model", "tools")
+    return chain(quote, Until(quote))

@@ -1,0 +1,73 @@
+"""For a template that knows no tools: we list them in the system message and ask for {"name": …, "arguments": …}."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from enginehouse.runtimes.structure import Repeat, Shape
+from enginehouse.runtimes.tool_calls.format import Messages, Setting, beginning, object_shape, read_object
+from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+
+OBJECT = '{"name"'
+INSTRUCTION = """You may call these functions:
+{tools}
+To call one, answer with nothing but a JSON object: {{"name": "the function's name", "arguments": {{its arguments}}}}
+To call several, write one such object a line. If you need none, answer as usual."""
+
+
+def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+    incoming.held = trigger + incoming.held
+    while (yield from read_object(incoming)):
+        if not (yield from incoming.starts((OBJECT,))):
+            return
+        incoming.held = OBJECT + incoming.held
+
+
+def calls(setting: Setting) -> Shape:
+    one = object_shape(setting, spaced=True)
+    return Repeat(one) if setting.parallel else one
+
+
+def in_words(messages: Messages, tools: Sequence[dict[str, Any]], template: str) -> Messages:
+    """Tools, calls and results as plain messages of system, assistant and user."""
+    out = joined([spoken(message) for message in messages])
+    if not tools:
+        return out
+    listed = INSTRUCTION.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
+    role = "user" if "System role not supported" in template else "system"
+    at = next((at for at, message in enumerate(out) if message["role"] == role), None)
+    if at is None:
+        return [{"role": role, "content": listed}, *out]
+    both = f"{out[at]['content']}\n\n{listed}" if role == "system" else f"{listed}\n\n{out[at]['content']}"
+    return [*out[:at], out[at] | {"content": both}, *out[at + 1 :]]
+
+
+def joined(messages: Messages) -> Messages:
+    """Several results are one message of the user: most templates want the roles in turn."""
+    out: Messages = []
+    for message in messages:
+        if out and message["role"] == out[-1]["role"] == "user":
+            message = message | {"content": f"{out[-1]['content']}\n{message['content']}"}
+            out.pop()
+        out.append(message)
+    return out
+
+
+def spoken(message: dict[str, Any]) -> dict[str, Any]:
+    if message["role"] == "tool":
+        return {"role": "user", "content": f"{message.get('name', 'The function')} returned: {message['content']}"}
+    if calls := message.get("tool_calls"):
+        said = [json.dumps({key: call["function"][key] for key in ("name", "arguments")}) for call in calls]
+        return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *said]))}
+    return message
+
+
+FORMAT = beginning(
+    "generic",
+    lambda template: False,
+    lambda setting: (OBJECT,),
+    read_calls,
+    calls,
+    knows_tools=False,
+    prepare=in_words,
+)

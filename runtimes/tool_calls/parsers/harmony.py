@@ -1,0 +1,55 @@
+"""gpt-oss: every part of an answer names its channel, and a call the function it goes to."""
+
+import re
+
+from enginehouse.runtimes.structure import Free, Shape, Until, chain, either
+from enginehouse.runtimes.tool_calls.format import Format, Setting, content_shape, optional
+from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading, text, thought
+
+START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
+ENDS = END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+HEAD = re.compile(
+    r"\s{0,8}(?:<\|start\|>assistant)?([^<]{0,96})<\|channel\|>(\w{1,16})([^<]{0,96})(?:<\|constrain\|>[^<]{0,16})?"
+    r"<\|message\|>"
+)
+HEAD_LENGTH = 320
+RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
+
+
+def recognizes(template: str) -> bool:
+    return CHANNEL in template and MESSAGE in template
+
+
+def read(incoming: Incoming, setting: Setting) -> Reading[None]:
+    while head := (yield from incoming.match(HEAD, HEAD_LENGTH)):
+        recipient = RECIPIENT.search(head[1] + head[3]) if setting.tools else None
+        if recipient:
+            first, show = incoming.call(recipient[1])
+            yield first
+            if not (yield from incoming.starts(("{",))):
+                yield show("{}")
+            else:
+                incoming.held, incoming.trims = "{" + incoming.held, False
+                yield from incoming.value(show)
+            yield from incoming.starts(ENDS)
+        else:
+            incoming.trims = True
+            thinks = head[2] == "analysis"
+            yield from incoming.until(ENDS, thought if thinks else text, reasoning=thinks)
+    yield from incoming.until((), text)
+
+
+def shape(setting: Setting) -> Shape:
+    """One call at most: the model stops for its result."""
+    heads = {tool: f"{CHANNEL}commentary to=functions.{tool.name} {CONSTRAIN}json{MESSAGE}" for tool in setting.tools}
+    next_part = f"{START}assistant"
+    analysis = optional(chain(f"{CHANNEL}analysis{MESSAGE}", Until(END), next_part))
+    preamble = optional(chain(f"{CHANNEL}commentary{MESSAGE}", Until(END), next_part))
+    calls = [chain(head, tool.arguments) for tool, head in heads.items()]
+    if setting.required:
+        return chain(analysis, preamble, either(calls))
+    content = content_shape(setting.content) if setting.content else Free()
+    return chain(analysis, preamble, either([*calls, chain(f"{CHANNEL}final{MESSAGE}", content)]))
+
+
+FORMAT = Format("harmony", recognizes, read, shape, marks=(START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS), thought=("", ""))

@@ -1,0 +1,23 @@
+"""Hermes and Qwen: <tool_call>{"name": …, "arguments": …}</tool_call>, one for each call."""
+
+from enginehouse.runtimes.structure import Shape, chain
+from enginehouse.runtimes.tool_calls.format import Setting, object_shape, read_object, tagged
+from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+def recognizes(template: str) -> bool:
+    return BEGIN in template and "<function=" not in template
+
+
+def read_call(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+    if (yield from read_object(incoming, trigger)):
+        yield from incoming.starts((END,))
+
+
+def after(setting: Setting) -> Shape:
+    return chain("\n", object_shape(setting), f"\n{END}")
+
+
+FORMAT = tagged("hermes", recognizes, (BEGIN,), read_call, after, repeats=True, marks=(BEGIN, END))

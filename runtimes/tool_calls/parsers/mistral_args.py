@@ -1,0 +1,42 @@
+"""Mistral since 2025: [TOOL_CALLS]name[ARGS]{…}, one for each call."""
+
+import re
+
+from enginehouse.runtimes.structure import Shape, chain, either
+from enginehouse.runtimes.tool_calls.format import Setting, read_list, tagged
+from enginehouse.runtimes.tool_calls.parsers.mistral import BEGIN, with_short_ids
+from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+
+ARGUMENTS, ID = "[ARGS]", "[CALL_ID]"
+HEAD = re.compile(r"\s{0,8}([\w.-]{1,64})(?:\[CALL_ID\]\w{0,64})?\[ARGS\]\s{0,8}(?=\{)")
+HEAD_LENGTH = 8 + 64 + 9 + 64 + 6 + 8 + 1
+
+
+def recognizes(template: str) -> bool:
+    return BEGIN in template and ARGUMENTS in template
+
+
+def read_call(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+    if head := (yield from incoming.match(HEAD, HEAD_LENGTH)):
+        first, arguments = incoming.call(head[1])
+        yield first
+        yield from incoming.value(arguments)
+    else:
+        yield from read_list(incoming, trigger)
+
+
+def after(setting: Setting) -> Shape:
+    return either([chain(f"{tool.name}{ARGUMENTS}", tool.arguments) for tool in setting.tools])
+
+
+FORMAT = tagged(
+    "mistral-args",
+    recognizes,
+    (BEGIN,),
+    read_call,
+    after,
+    repeats=True,
+    marks=(BEGIN, ARGUMENTS, ID),
+    thought=("[THINK]", "[/THINK]"),
+    prepare=with_short_ids,
+)

@@ -1,0 +1,89 @@
+"""Tool calls in Python's syntax, f(a=1, b="x"): read, and as a shape."""
+
+import ast
+import json
+import re
+from typing import Any
+
+from enginehouse.runtimes.structure import Json, Literal, Shape, chain, either
+from enginehouse.runtimes.tool_calls.format import Tool, words, words_shape
+from enginehouse.runtimes.tool_calls.scanner import Brackets, Incoming, Reading
+
+CONSTANTS = {"true": True, "false": False, "null": None}
+OPEN = re.compile(r"\s{0,16}([A-Za-z_][\w.-]{0,63})\(")
+OPEN_LENGTH = 16 + 64 + 1
+
+
+def read_call(incoming: Incoming, before: str) -> Reading[bool]:
+    """One call, shown when it is complete: Python's literals must be read before JSON can be written. What is no call
+    is text, with what led to it."""
+    head = yield from incoming.match(OPEN, OPEN_LENGTH)
+    if not head:
+        yield incoming.back(before)
+        return False
+    written: list[str] = []
+    parens = Brackets(1, "([{", ")]}", "\"'")
+    while (end := parens.close(incoming.held)) < 0 and not incoming.ended:
+        written.append(incoming.held)
+        incoming.held = ""
+        yield None
+    written.append(incoming.held if end < 0 else incoming.held[:end])
+    incoming.skip(len(written[-1]))
+    arguments = keywords("".join(written))
+    if arguments is None:
+        yield incoming.back("".join((before, head[0], *written)))
+        return False
+    first, show = incoming.call(head[1])
+    yield first
+    yield show(arguments)
+    return True
+
+
+def keywords(written: str) -> str | None:
+    """Arguments and the parenthesis after them, as JSON; None where they are not all named literals."""
+    try:
+        call = ast.parse(f"f({written}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args:
+            return None
+        return json.dumps({str(word.arg): literal(word.value) for word in call.keywords}, ensure_ascii=False)
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def literal(node: ast.expr) -> Any:
+    """JSON's true, false and null are understood as well."""
+    match node:
+        case ast.Name(id=name) if name in CONSTANTS:
+            return CONSTANTS[name]
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            return [literal(part) for part in parts]
+        case ast.Dict(keys=keys, values=values):
+            return {literal(key): literal(value) for key, value in zip(keys, values, strict=True) if key}
+    value = ast.literal_eval(node)
+    if isinstance(value, str):  # JSON writes letters beyond 16 bits as two escapes
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def call_shape(tool: Tool) -> Shape:
+    """What follows `f(`."""
+    shapes = [(word, chain(f"{word.name}=", value_shape(word.schema, tool))) for word in words(tool)]
+    return chain(words_shape(shapes, ", "), ")")
+
+
+def value_shape(said: dict[str, Any], tool: Tool) -> Shape:
+    """As Python writes it; inside lists and objects JSON's words are as good."""
+    if "enum" in said or "const" in said:
+        return either([Literal(python(value)) for value in said.get("enum", [said.get("const")])])
+    if isinstance(said.get("type"), list):
+        return either([value_shape(said | {"type": one}, tool) for one in said["type"]])
+    if said.get("type") == "boolean":
+        return either([Literal("True"), Literal("False")])
+    if said.get("type") == "null":
+        return Literal("None")
+    return Json(json.dumps(said), tool.arguments.must)
+
+
+def python(value: Any) -> str:
+    """Strings as JSON has them, which Python reads alike."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)

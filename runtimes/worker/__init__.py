@@ -1,0 +1,1 @@
+"""One engine in a process of its own, and the server's handle on it."""

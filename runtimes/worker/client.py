@@ -1,0 +1,296 @@
+"""Worker: the server's handle on one worker process. The only place that knows frames and pipes on this side."""
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+from typing import IO, TypeVar
+
+import psutil
+
+from enginehouse.runtimes.contract import (
+    Delta,
+    Done,
+    EngineFailed,
+    Facts,
+    Job,
+    Load,
+    Pooling,
+    Prompt,
+    Refused,
+    ToolCall,
+    Unavailable,
+)
+from enginehouse.runtimes.worker.protocol import (
+    LENGTH_BYTES,
+    Cancel,
+    Detokenize,
+    Detokenized,
+    Embed,
+    Embedded,
+    Emit,
+    Failure,
+    LoadFailed,
+    Loading,
+    Ready,
+    Refusal,
+    Start,
+    Submit,
+    Tokenize,
+    Tokenized,
+    ToServer,
+    decode_to_server,
+    frame,
+)
+
+log = logging.getLogger("enginehouse.worker")
+STDERR_LINES = 12
+GRACE_SECONDS = 5.0
+
+Reply = Embedded | Tokenized | Detokenized
+Item = Delta | Done | Reply | Refusal | EngineFailed
+R = TypeVar("R", Embedded, Tokenized, Detokenized)
+
+
+class WorkerDied(EngineFailed):
+    """The process is gone; jobs that have sent nothing may run elsewhere."""
+
+
+class Worker:
+    """One worker process. Owned by the pool; `start` once, `stream` many times, `close` once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # of the model, for messages
+        self.facts: Facts
+        self.load_seconds = 0.0
+        self.death = ""  # of what it died
+        self._peak = 0
+        self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
+        self._ids = itertools.count()
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes resident now, and at most so far; 0 once it is gone."""
+        try:
+            process = psutil.Process(self._process.pid)
+            resident = process.memory_info().rss
+        except psutil.NoSuchProcess:
+            return 0, self._peak
+        self._peak = max(self._peak, resident, peak_resident(process.pid))
+        return resident, self._peak
+
+    async def start(
+        self,
+        load: Load,
+        environment: Mapping[str, str],
+        report: Callable[[float], None],
+        inherited: IO[bytes] | None = None,
+    ) -> None:
+        """Raises Unavailable with the engine's own sentence when it cannot load. The process keeps `inherited` open."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "enginehouse.runtimes.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C is the server's to answer
+            pass_fds=[inherited.fileno()] if inherited else [],
+        )
+        self._tasks.append(asyncio.create_task(self._keep_stderr()))
+        try:
+            self._write(frame(Start(load)))
+            await self._ready(report)
+        except BaseException:
+            self.close()
+            raise
+        self._tasks.append(asyncio.create_task(self._read()))
+
+    async def _ready(self, report: Callable[[float], None]) -> None:
+        while True:
+            match await self._receive():
+                case Loading(fraction):
+                    report(fraction)
+                case Ready(facts, seconds):
+                    self.facts, self.load_seconds = facts, seconds
+                    return
+                case LoadFailed(message):
+                    raise Unavailable(f"model '{self.name}' cannot be loaded: {message}", "model_load_failed")
+                case None:
+                    raise Unavailable(
+                        f"model '{self.name}' cannot be loaded: {await self._obituary()}", "model_load_failed"
+                    )
+
+    async def stream(self, job: Job, said: list[int]) -> AsyncGenerator[Delta | Done, None]:
+        """What the model says after the tokens in `said`, to its end; tokens whose deltas were given are added there.
+        Closing the iterator early cancels the job in the engine."""
+        number, replies = self._open(said)
+        try:
+            self._send(Submit(number, job.prompt, job.sampling, said.copy(), job.echo))
+            while True:
+                items = [await replies.get()]
+                while not replies.empty():
+                    items.append(replies.get_nowait())
+                for item in merged(items):
+                    match item:
+                        case Refusal():
+                            raise Refused(item.message, item.param, item.code)
+                        case EngineFailed():
+                            raise item
+                        case Done():
+                            del self._jobs[number]
+                            yield item
+                            return
+                        case Delta():
+                            yield item
+        finally:
+            if self._jobs.pop(number, None) and not self.death:
+                self._write(frame(Cancel(number)))
+
+    async def embed(self, texts: list[str | list[int]], pooling: Pooling) -> Embedded:
+        return await self._ask(lambda number: Embed(number, texts, pooling), Embedded)
+
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt as an answer to it would begin."""
+        return (await self._ask(lambda number: Tokenize(number, prompt), Tokenized)).ids
+
+    async def detokenize(self, ids: list[int]) -> str:
+        return (await self._ask(lambda number: Detokenize(number, ids), Detokenized)).text
+
+    async def _ask(self, question: Callable[[int], Embed | Tokenize | Detokenize], answer: type[R]) -> R:
+        number, replies = self._open([])
+        try:
+            self._send(question(number))
+            match await replies.get():
+                case answer() as reply:
+                    return reply
+                case Refusal(_, message, param, code):
+                    raise Refused(message, param, code)
+                case EngineFailed() as failure:
+                    raise failure
+                case other:
+                    raise EngineFailed(
+                        f"the engine answered with {type(other).__name__} where {answer.__name__} was due"
+                    )
+        finally:
+            self._jobs.pop(number, None)
+
+    def _open(self, said: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
+        if self.death:
+            raise WorkerDied(self.death)
+        number, replies = next(self._ids), asyncio.Queue[Item]()
+        self._jobs[number] = replies, said
+        return number, replies
+
+    def _send(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
+        try:
+            self._write(frame(message))
+        except OverflowError as error:
+            raise Refused("the request holds a whole number beyond 64 bits") from error
+
+    def close(self) -> None:
+        """Ends the process: politely by closing its stdin, by force if it does not listen."""
+        if self._process.returncode is None and self._process.stdin:
+            self._process.stdin.close()
+            self._tasks.append(asyncio.create_task(self._force()))
+
+    async def closed(self) -> None:
+        await self._process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _force(self) -> None:
+        try:
+            await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
+        except TimeoutError:
+            self._process.kill()
+
+    def _write(self, data: bytes) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(data)
+
+    async def _receive(self) -> ToServer | None:
+        """The next message, None when the worker is gone."""
+        assert self._process.stdout
+        try:
+            header = await self._process.stdout.readexactly(LENGTH_BYTES)
+            body = await self._process.stdout.readexactly(int.from_bytes(header, "little"))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        message: ToServer = decode_to_server(body)
+        return message
+
+    async def _read(self) -> None:
+        while message := await self._receive():
+            match message:
+                case Emit(tokens, deltas, dones):
+                    for number, token in tokens:
+                        if job := self._jobs.get(number):
+                            job[1].append(token)
+                    for number, delta in deltas:
+                        if job := self._jobs.get(number):
+                            job[0].put_nowait(delta)
+                    for number, done in dones:
+                        if job := self._jobs.get(number):
+                            job[0].put_nowait(done)
+                case Failure(number, reason):
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+                case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(message)
+        self.death = f"the engine of model '{self.name}' died: {await self._obituary()}"
+        for replies, _ in self._jobs.values():
+            replies.put_nowait(WorkerDied(self.death))
+
+    async def _keep_stderr(self) -> None:
+        assert self._process.stderr
+        rest = b""
+        while chunk := await self._process.stderr.read(1 << 16):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                self._stderr.append(line.decode("utf-8", "replace").rstrip())
+                log.info("%s: %s", self.name, self._stderr[-1])
+
+    async def _obituary(self) -> str:
+        code = await self._process.wait()
+        await asyncio.gather(self._tasks[0], return_exceptions=True)
+        cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
+
+
+def peak_resident(pid: int) -> int:
+    """Where the kernel keeps it, else 0."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration, ValueError):
+        return 0
+
+
+def merged(items: list[Item]) -> list[Item]:
+    """What came while nobody looked, with each run of text as one delta: a slow client gets fewer, larger events."""
+    out = items[:1]
+    for item in items[1:]:
+        before = out[-1]
+        if isinstance(item, Delta) and isinstance(before, Delta) and item.text and before.text:
+            out[-1] = Delta(before.text + item.text, logprobs=before.logprobs + item.logprobs)
+        elif isinstance(item, Delta) and isinstance(before, Delta) and (call := further(before, item)):
+            out[-1] = Delta(tool_call=call, logprobs=before.logprobs + item.logprobs)
+        else:
+            out.append(item)
+    return out
+
+
+def further(before: Delta, item: Delta) -> ToolCall | None:
+    """Two pieces of the same call's arguments as one."""
+    one, other = before.tool_call, item.tool_call
+    if one and other and not (one.name or other.name) and one.index == other.index:
+        return ToolCall(one.index, arguments=one.arguments + other.arguments)
+    return None

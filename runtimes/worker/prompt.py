@@ -1,0 +1,162 @@
+"""A model's own chat template, rendered in a sandbox: messages -> prompt text."""
+
+import datetime
+import functools
+import json
+from typing import Any
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+
+from enginehouse.optimize.sources.chat_template import sandbox
+from enginehouse.runtimes.contract import Facts, Refused
+from enginehouse.runtimes.tool_calls import parsers
+from enginehouse.runtimes.tool_calls.format import Format
+
+# For a model without a template: the plainest form that base models continue sensibly.
+PLAIN = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+# Variables by which templates let a model think or not.
+THINKING = ("enable_thinking", "thinking")
+WITHOUT_THOUGHT = ("none", "minimal")  # efforts
+
+
+def render(
+    facts: Facts,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    options: dict[str, Any],
+    effort: str = "",
+) -> str:
+    """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
+    Raises Refused for what the template will not take."""
+    source = facts.chat_template or PLAIN
+    template, form = compiled(source), parsers.form_of(facts.chat_template)
+    tools = [described(tool) for tool in tools or []]
+    variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
+    variables |= (meant_by(effort, source) if effort else {}) | options
+    try:
+        given = {"messages": prepared(form, source, messages, tools), "tools": (form.knows_tools and tools) or None}
+        text = template.render(**variables, **given)
+        if not goes_on(messages[-1]):
+            return text
+        closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
+        return continued(closed, text, begun(messages), form.thought)
+    except jinja2.TemplateError as error:
+        raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
+    except Refused:
+        raise
+    except Exception as error:  # a template is foreign code: whatever it raises must not end the worker
+        raise Refused(f"the model's chat template cannot render these messages: {error}", "messages") from error
+
+
+def begun(messages: list[dict[str, Any]]) -> str:
+    """What the last message says of the assistant's own answer, which is to be continued; "" if it does not."""
+    return str(plain(messages[-1])["content"]) if goes_on(messages[-1]) else ""
+
+
+def goes_on(message: dict[str, Any]) -> bool:
+    return message["role"] == "assistant" and not message.get("tool_calls")
+
+
+def continued(text: str, with_next: str, said: str, marks: tuple[str, str]) -> str:
+    """A rendering without what closes the last message, as transformers' continue_final_message does it; and where the
+    template lets an answer begin with an empty thought (`with_next`), so does this one."""
+    at = text.rfind(said.strip())
+    if not said.strip() or at < 0:
+        raise Refused(
+            "the last message is the assistant's, and its text is not in the prompt that the model's chat template "
+            "makes, so it cannot be continued; end with a message of another role",
+            "messages",
+        )
+    whole = said.lstrip()  # templates may keep or drop blanks
+    said = whole if text.startswith(whole, at) else said.strip()
+    before, (begin, end) = text[:at], marks
+    if begin and with_next.rstrip().endswith(end) and not (before.rstrip().endswith(end) or said.startswith(begin)):
+        before += with_next[with_next.rfind(begin) :]
+    return before + said
+
+
+def meant_by(effort: str, template: str) -> dict[str, Any]:
+    """The variables by which this template is told how much to think."""
+    known = wanted(template)
+    switches = {name: effort not in WITHOUT_THOUGHT for name in THINKING if name in known}
+    told = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
+    if not switches and not told:
+        raise Refused(
+            "this model's chat template knows no reasoning effort; leave it out", "reasoning_effort", "invalid_value"
+        )
+    return switches | told
+
+
+@functools.lru_cache(maxsize=8)
+def wanted(source: str) -> frozenset[str]:
+    """The variables a template looks at."""
+    return frozenset(jinja2.meta.find_undeclared_variables(environment().parse(source)))
+
+
+@functools.lru_cache(maxsize=8)
+def compiled(source: str) -> jinja2.Template:
+    try:
+        return environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise Refused(f"the model's chat template is broken at line {error.lineno}: {error.message}") from error
+
+
+def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    return sandbox(lambda form: datetime.datetime.now().strftime(form))
+
+
+def described(tool: dict[str, Any]) -> dict[str, Any]:
+    """With all that templates look for, and nothing that is for us."""
+    defaults = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    function = {key: value for key, value in tool["function"].items() if key != "strict"}
+    return tool | {"function": {"name": function["name"]} | defaults | function}
+
+
+def prepared(
+    form: Format, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """As the template wants them; each result with the name of the function that gave it."""
+    out: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for message in map(plain, messages):
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls") or []}
+        if (
+            message["role"] == "tool"
+            and not message.get("name")
+            and (name := names.get(message.get("tool_call_id", "")))
+        ):
+            message["name"] = name
+        out.append(message)
+    return form.prepare(out, tools, template)
+
+
+def plain(message: dict[str, Any]) -> dict[str, Any]:
+    """Templates want text and parsed arguments where OpenAI's shape has content parts and JSON strings."""
+    message = dict(message)
+    content = message.get("content")
+    if isinstance(content, list):
+        message["content"] = "".join(part["text"] for part in content)
+    elif content is None:
+        message["content"] = ""
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = [call | {"function": parsed(call["function"])} for call in calls]
+    return message
+
+
+def certain_text(messages: list[dict[str, Any]]) -> str:
+    """Text that every template puts into the prompt: what others than the assistant said, without blank ends."""
+    return "\n".join(plain(m)["content"].strip() for m in messages if m["role"] != "assistant")
+
+
+def parsed(function: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return function | {"arguments": json.loads(function["arguments"] or "{}")}
+    except ValueError as error:
+        raise Refused(f"arguments of tool call '{function['name']}' are not JSON: {error}", "messages") from error

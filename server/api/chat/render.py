@@ -1,0 +1,106 @@
+"""A chat completion as OpenAI's clients read it: the object, and the chunks of its stream."""
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET
+
+from enginehouse.runtimes.contract import Done, Logprob, Placed
+from enginehouse.server.api import chunks, openai_types
+from enginehouse.server.api.chat.protocol import ChatRequest
+from enginehouse.server.api.chunks import Chunks
+from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
+from enginehouse.server.exchange import Answer
+from enginehouse.server.sse import encode
+
+
+class ChatRenderer:
+    def __init__(self, request: ChatRequest) -> None:
+        self.id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
+        self._count = request.n
+
+    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
+        chunks = self._chunks
+        return openai_types.ChatCompletion(
+            self.id,
+            "chat.completion",
+            chunks.created,
+            chunks.model,
+            placed.fingerprint,
+            [choice(index, answer) for index, answer in enumerate(answers)],
+            chunks.usage(answers),
+        )
+
+    def start(self, placed: Placed | None) -> bytes:
+        if placed is None:
+            return b""
+        self._place(placed)
+        return b"".join(each + b'{"role":"assistant","content":""}' + self._after for each in self._before)
+
+    def step(self, index: int, step: Step) -> bytes:
+        match step:
+            case BlockDelta():
+                if step.block.kind == "text" and not step.logprobs:  # nearly all there are
+                    return self._before_text[index] + encode(step.piece) + self._after_text
+                return self._chunk(index, fields(step.block, step.piece), step.logprobs)
+            case BlockStart():
+                if step.block.kind != "call":
+                    return b""
+                call = {"index": step.block.number, **msgspec.to_builtins(call_of(step.block, ""))}
+                return self._chunk(index, {"tool_calls": [call]}, step.logprobs)
+            case BlockStop():
+                return b""
+            case HiddenTokens():
+                return self._chunk(index, {"content": ""}, step.logprobs)
+            case Done():
+                finish = b'{},"finish_reason":' + encode(step.finish_reason) + b"}"
+                return self._before[index] + finish + self._chunks.after
+            case Placed():
+                self._place(step)
+                return b""
+
+    async def end(self, answers: Sequence[Answer]) -> bytes:
+        return self._chunks.end(answers)
+
+    def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
+        return chunks.failure(error)
+
+    def _place(self, placed: Placed) -> None:
+        """Encodes what stands around the delta of each choice."""
+        self._chunks.place(placed)
+        before, self._after = self._chunks.before, b',"finish_reason":null}' + self._chunks.after
+        self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._count)]
+        self._before_text = [each + b'{"content":' for each in self._before]
+        self._after_text = b"}" + self._after
+
+    def _chunk(self, index: int, delta: dict[str, object], logprobs: Sequence[Logprob]) -> bytes:
+        scored = b',"logprobs":' + encode(openai_types.logprobs_of(logprobs)) if logprobs else b""
+        return self._before[index] + encode(delta) + scored + self._after
+
+
+def fields(block: Block, piece: str) -> dict[str, object]:
+    match block.kind:
+        case "thought":
+            return {"reasoning_content": piece}
+        case "text":
+            return {"content": piece}
+        case "call":
+            return {"tool_calls": [{"index": block.number, "function": {"arguments": piece}}]}
+
+
+def choice(index: int, answer: Answer) -> openai_types.Choice:
+    assert answer.done
+    content = answer.content
+    text, thoughts = content.text("text"), content.text("thought")
+    calls = [call_of(block, block.text) for block in content.blocks if block.kind == "call"]
+    message = openai_types.AnswerMessage(
+        "assistant", None if calls and not text else text, thoughts or UNSET, calls or UNSET
+    )
+    scored = openai_types.logprobs_of(content.logprobs) if content.logprobs else None
+    return openai_types.Choice(index, message, scored, answer.done.finish_reason)
+
+
+def call_of(block: Block, arguments: str) -> openai_types.ToolCall:
+    return openai_types.ToolCall(f"call_{block.id}", "function", openai_types.CalledFunction(block.name, arguments))

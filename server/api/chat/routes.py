@@ -1,0 +1,30 @@
+"""POST /v1/chat/completions."""
+
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.datastructures import State
+
+from enginehouse.server import body
+from enginehouse.server.api import openai_types
+from enginehouse.server.api.chat import protocol
+from enginehouse.server.api.chat.render import ChatRenderer
+from enginehouse.server.exchange import answer
+from enginehouse.server.openapi import Body, described
+
+
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    operation_class=described(
+        openai_types.ChatCompletion,
+        Body(protocol.ChatRequest, frozenset(protocol.IGNORED), protocol.NEUTRAL),
+        streams=True,
+        placed=True,
+    ),
+)
+async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
+    """A chat completion, whole or as server-sent events; OpenAI's fields and the extensions the README lists."""
+    chat = protocol.read(await body.read(request))
+    renderer = ChatRenderer(chat)
+    return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

@@ -1,0 +1,48 @@
+"""OpenAI's wire shapes for a text completion: what a request may hold, and the jobs it is."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from enginehouse.runtimes.contract import Ids, Job, Refused, Text
+from enginehouse.server.api.chunks import StreamOptions, check_stream_options
+from enginehouse.server.api.sampling import MOST_ANSWERS, SamplingFields, copies, sampling_of
+from enginehouse.server.body import Texts, Whole, parse, texts_of
+
+IGNORED = {"user"}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"best_of": (1,), "suffix": ()}
+
+
+class CompletionRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
+    model: str
+    prompt: Texts
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Whole = 16
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
+    echo: bool = False
+
+
+def read(body: bytes) -> CompletionRequest:
+    """A request for text completions, or Refused with the field's name."""
+    request = parse(body, CompletionRequest, IGNORED, NEUTRAL)
+    check_stream_options(request.stream, request.stream_options)
+    return request
+
+
+def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
+    """One for each choice: those of the first prompt, then those of the second."""
+    sampling = sampling_of(request, max_tokens=request.max_tokens, logprobs=request.logprobs)
+    prompts = [Text(text) if isinstance(text, str) else Ids(text) for text in texts_of(request.prompt, "prompt")]
+    if len(prompts) * request.n > MOST_ANSWERS:
+        raise Refused(
+            f"{len(prompts)} prompts with {request.n} choices each are more than {MOST_ANSWERS} answers; "
+            "send fewer at a time",
+            "prompt" if len(prompts) > 1 else "n",
+            "invalid_value",
+        )
+    jobs = [
+        Job(f"{id}-{number}", request.model, prompt, sampling, request.stream, request.echo)
+        for number, prompt in enumerate(prompts)
+    ]
+    return [copy for job in jobs for copy in copies(job, request.n)]

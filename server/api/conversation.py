@@ -1,0 +1,46 @@
+"""A conversation as chat templates take it, built from what other dialects call items and blocks."""
+
+from typing import Any, Literal
+
+from enginehouse.runtimes.contract import Refused
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Conversation:
+    """Messages in the shape of `Chat.messages`."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self._calls: set[str] = set()
+
+    def say(self, role: Role, text: str) -> None:
+        """System messages at the beginning become one: both dialects have several places for them, and most templates
+        take one alone."""
+        if role == "assistant":
+            self._assistant("content")["content"] = text
+        elif role == "system" and len(self.messages) == 1 and self.messages[0]["role"] == "system":
+            self.messages[0]["content"] += "\n\n" + text
+        else:
+            self.messages.append({"role": role, "content": text})
+
+    def think(self, text: str) -> None:
+        self._assistant("reasoning_content", "content", "tool_calls")["reasoning_content"] = text
+
+    def call(self, id: str, name: str, arguments: str) -> None:
+        """A call the assistant made; `arguments` is JSON text."""
+        self._calls.add(id)
+        calls = self._assistant().setdefault("tool_calls", [])
+        calls.append({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+
+    def result(self, call: str, text: str, param: str) -> None:
+        if call not in self._calls:
+            raise Refused(f"'{param}': no tool call before it has the id '{call}'", param, "invalid_value")
+        self.messages.append({"role": "tool", "tool_call_id": call, "content": text})
+
+    def _assistant(self, *taken: str) -> dict[str, Any]:
+        """The message that the assistant is in the middle of, unless it has one of these parts already."""
+        last = self.messages[-1] if self.messages else {}
+        if last.get("role") != "assistant" or last.keys() & set(taken):
+            self.messages.append({"role": "assistant"})
+        return self.messages[-1]

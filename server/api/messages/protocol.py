@@ -1,0 +1,224 @@
+"""Anthropic's wire shapes for a message: what a request may hold, what of it has no effect here, and the job it is."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from enginehouse.runtimes.contract import Chat, Job, Refused, Sampling
+from enginehouse.server.api.conversation import Conversation
+from enginehouse.server.api.sampling import TopP, json_schema
+from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
+from enginehouse.server.body import Count, Whole, parse
+
+# Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
+IGNORED = {
+    "cache_control",
+    "metadata",
+    "service_tier",
+    "inference_geo",
+    "user_profile_id",
+    "workspace_id",
+    "diagnostics",
+    "context_management",
+}
+# Accepted only with the value that asks for nothing; anything else is refused by name.
+NEUTRAL: dict[str, tuple[Any, ...]] = {"container": (), "speed": ("standard",), "mcp_servers": ([],), "thread": ()}
+
+
+class Result(msgspec.Struct, frozen=True):
+    """A part of what a tool gave."""
+
+    type: str
+    text: str = ""
+
+
+class Text(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+    text: str
+
+
+class Thinking(msgspec.Struct, tag_field="type", tag="thinking", frozen=True):
+    thinking: str
+
+
+class RedactedThinking(msgspec.Struct, tag_field="type", tag="redacted_thinking", frozen=True):
+    """Nothing of it can be read here."""
+
+
+class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use", frozen=True):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result", frozen=True):
+    tool_use_id: str
+    content: str | list[Result] = ""
+
+
+Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+class Tool(msgspec.Struct, frozen=True):
+    name: str
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] = {}
+    strict: bool | None = None
+
+
+class ToolChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: Literal["auto", "any", "tool", "none"] = "auto"
+    name: str = ""
+    disable_parallel_tool_use: bool = False
+
+
+class ThinkingConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: Literal["enabled", "adaptive", "disabled"] = "disabled"
+    budget_tokens: Count | None = None  # without effect
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class Format(msgspec.Struct, tag_field="type", tag="json_schema", frozen=True):
+    schema: dict[str, Any]
+
+
+class OutputConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: Format | None = None
+
+
+class CountRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What makes up the prompt."""
+
+    model: str
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    system: str | list[Text] = ""
+    tools: list[Tool] = []
+    tool_choice: ToolChoice = ToolChoice()
+    thinking: ThinkingConfig = ThinkingConfig()
+    output_config: OutputConfig = OutputConfig()
+
+
+class MessageRequest(CountRequest, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    max_tokens: Count
+    stream: bool = False
+    stop_sequences: list[str] = []
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    top_p: TopP = 1.0
+    top_k: Whole = 0
+
+
+def read(body: bytes) -> MessageRequest:
+    """A request for a message, or Refused with the field's name."""
+    request = parse(body, MessageRequest, IGNORED, NEUTRAL)
+    check_choice(request)
+    return request
+
+
+def read_count(body: bytes) -> CountRequest:
+    request = parse(body, CountRequest, IGNORED, NEUTRAL)
+    check_choice(request)
+    return request
+
+
+def check_choice(request: CountRequest) -> None:
+    for index, tool in enumerate(request.tools):
+        if tool.type not in (None, "custom"):
+            raise Refused(f"tools of type '{tool.type}' are not known here; only 'custom' tools", f"tools[{index}]")
+    choice, names = request.tool_choice, [tool.name for tool in request.tools]
+    if choice.type == "tool" and choice.name not in names:
+        raise Refused(
+            f"'tool_choice' asks for '{choice.name}'; 'tools' has: {', '.join(names) or 'none'}", "tool_choice"
+        )
+    if choice.type == "any" and not names:
+        raise Refused("'tool_choice' any needs 'tools'", "tool_choice")
+
+
+def to_job(request: MessageRequest, id: str) -> Job:
+    form = request.output_config.format
+    return Job(
+        id,
+        request.model,
+        to_chat(request),
+        Sampling(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            stop=tuple(request.stop_sequences),
+            constraint=json_schema(form.schema) if form else None,
+        ),
+        request.stream,
+    )
+
+
+def to_chat(request: CountRequest) -> Chat:
+    talk = Conversation()
+    if request.system:
+        text = request.system if isinstance(request.system, str) else joined(request.system)
+        talk.say("system", text)
+    for index, message in enumerate(request.messages):
+        add(talk, message, f"messages[{index}].content")
+    if not talk.messages:
+        raise Refused("'messages' says nothing", "messages", "invalid_value")
+    choice = request.tool_choice
+    tools = request.tools if choice.type != "none" else []
+    functions = [function_tool(tool.name, tool.description, tool.input_schema, tool.strict) for tool in tools]
+    check_tools(functions)
+    thinks = request.thinking.type != "disabled"
+    options: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks}  # templates have one or the other
+    if request.output_config.effort:
+        options["reasoning_effort"] = request.output_config.effort
+    return Chat(
+        talk.messages,
+        tool_fields(functions),
+        call_required=choice.type in ("any", "tool"),
+        call_name=choice.name if choice.type == "tool" else "",
+        parallel_calls=not choice.disable_parallel_tool_use,
+        template_options=options,
+    )
+
+
+def add(talk: Conversation, message: Message, where: str) -> None:
+    """Text that stands together is one message; a tool's result is one of its own."""
+    blocks = [Text(message.content)] if isinstance(message.content, str) else message.content
+    texts: list[Text] = []
+
+    def speak() -> None:
+        if texts:
+            talk.say(message.role, joined(texts))
+            texts.clear()
+
+    for index, block in enumerate(blocks):
+        if not isinstance(block, Text):
+            speak()
+        match block:
+            case Text():
+                texts.append(block)
+            case Thinking(thought):
+                if thought:
+                    talk.think(thought)
+            case ToolUse(id, name, arguments):
+                talk.call(id, name, msgspec.json.encode(arguments).decode())
+            case ToolResult(id, content):
+                talk.result(id, result_text(content, f"{where}[{index}].content"), f"{where}[{index}].tool_use_id")
+    speak()
+
+
+def joined(texts: list[Text]) -> str:
+    """Clients put into blocks what does not belong to one paragraph."""
+    return "\n".join(text.text for text in texts)
+
+
+def result_text(content: str | list[Result], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part.type != "text":
+            raise Refused(f"'{where}': content of type '{part.type}' is not supported here; only text", where)
+    return "\n".join(part.text for part in content)

@@ -1,0 +1,286 @@
+"""OpenAI's wire shapes for a response: what a request may hold, what of it has no effect here, and the job it is."""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Refused, Sampling
+from enginehouse.server.api.conversation import Conversation
+from enginehouse.server.api.sampling import (
+    JsonFormat,
+    NamedSchema,
+    Temperature,
+    TextFormat,
+    TopLogprobs,
+    TopP,
+    json_schema,
+)
+from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
+from enginehouse.server.body import Count, convert, parse
+
+# Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
+IGNORED = {
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    "max_tool_calls",
+}
+# Accepted only with the value that asks for nothing; anything else is refused by name.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "background_options": (),
+    "conversation": (),
+    "truncation": ("disabled",),
+    "service_tier": ("auto", "default"),
+    "prompt": (),
+    "context_management": (),
+    "moderation": (),
+    "access_programs": (),
+    "image": (),
+}
+PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Metadata = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=16),
+]
+
+
+class Part(msgspec.Struct, frozen=True):
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+
+class MessageItem(msgspec.Struct, tag_field="type", tag="message", frozen=True):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+
+
+class CallItem(msgspec.Struct, tag_field="type", tag="function_call", frozen=True):
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ResultItem(msgspec.Struct, tag_field="type", tag="function_call_output", frozen=True):
+    call_id: str
+    output: str | list[Part]
+
+
+class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", frozen=True):
+    summary: list[Part] = []
+    content: list[Part] | None = None
+
+
+Item = MessageItem | CallItem | ResultItem | ReasoningItem
+
+
+class Items(msgspec.Struct, frozen=True):
+    input: list[Item]
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What of any item is looked at before it is known which it is."""
+
+    type: str | None = None
+    id: str | None = None
+    role: str | None = None
+
+
+class SentItems(msgspec.Struct, frozen=True):
+    input: list[Sent]
+
+
+class SchemaFormat(NamedSchema, tag_field="type", tag="json_schema", frozen=True):
+    pass
+
+
+class TextConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
+    verbosity: Literal["medium"] | None = None
+
+
+class Reasoning(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None  # without effect: the thought itself is shown
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
+    context: Literal["auto"] | None = None
+    mode: Literal["standard"] | None = None
+
+
+class FunctionTool(msgspec.Struct, frozen=True):
+    type: str
+    name: str = ""
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedChoice(msgspec.Struct, tag_field="type", tag="function", frozen=True):
+    name: str
+
+
+class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", frozen=True):
+    mode: Literal["auto", "required"]
+    tools: list[FunctionTool]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    include_obfuscation: bool = False  # without effect: there is none
+
+
+class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    model: str
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool = True
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []  # the latter: no effect
+    max_output_tokens: Count | None = None
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_logprobs: TopLogprobs | None = None
+    text: TextConfig = TextConfig()
+    reasoning: Reasoning = Reasoning()
+    tools: list[FunctionTool] = []
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice = "auto"
+    parallel_tool_calls: bool = True
+    metadata: Metadata = {}
+
+
+def read(body: bytes) -> ResponseRequest:
+    """A request for a response, or Refused with the field's name."""
+    request = parse(body, ResponseRequest, IGNORED, NEUTRAL)
+    for index, tool in enumerate(request.tools):
+        if tool.type != "function":
+            raise Refused(
+                f"tools of type '{tool.type}' do not run here; only 'function' tools",
+                f"tools[{index}]",
+                "invalid_value",
+            )
+        if not tool.name:
+            raise Refused(f"'tools[{index}].name' is missing", f"tools[{index}].name", "invalid_value")
+    return request
+
+
+def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The input as items in full, each with an id, as they are listed and stored."""
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    convert({"input": given}, SentItems)
+    return [item_of(item, f"input[{index}]") for index, item in enumerate(given)]
+
+
+def item_of(item: dict[str, Any], where: str) -> dict[str, Any]:
+    kind = item.get("type") or ("message" if "role" in item else "item_reference")
+    item = item | {"type": kind}
+    if kind == "item_reference" and not item.get("id"):
+        raise Refused(f"'{where}' has no type, and no id to find one by", where, "invalid_value")
+    if not item.get("id"):
+        item["id"] = f"{PREFIXES.get(kind, 'item')}_{secrets.token_hex(12)}"
+    if kind == "message" and isinstance(item.get("content"), str):
+        spoken = item.get("role") == "assistant"
+        part = {"type": "output_text", "annotations": []} if spoken else {"type": "input_text"}
+        item["content"] = [part | {"text": item["content"]}]
+    return item
+
+
+def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[dict[str, Any]], id: str) -> Job:
+    talk = Conversation()
+    if request.instructions:
+        talk.say("system", request.instructions)
+    for item in msgspec.convert(history, list[Item]):
+        add(talk, item, "previous_response_id")
+    for index, item in enumerate(convert({"input": given}, Items).input):
+        add(talk, item, f"input[{index}]")
+    if not talk.messages:
+        raise Refused("'input' is empty", "input", "invalid_value")
+    choice = request.tool_choice
+    offered = tools_of(request)
+    tools = offered if choice != "none" else []
+    check_tools(tools)
+    return Job(
+        id,
+        request.model,
+        Chat(
+            talk.messages,
+            tool_fields(tools),
+            call_required=choice == "required"
+            or isinstance(choice, NamedChoice)
+            or (isinstance(choice, AllowedChoice) and choice.mode == "required"),
+            call_name=choice.name if isinstance(choice, NamedChoice) else "",
+            parallel_calls=request.parallel_tool_calls,
+            effort=request.reasoning.effort or "",
+        ),
+        Sampling(
+            max_tokens=request.max_output_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            logprobs=logprobs(request),
+            constraint=constraint(request.text.format),
+        ),
+        request.stream,
+    )
+
+
+def add(talk: Conversation, item: Item, where: str) -> None:
+    match item:
+        case MessageItem(role, content):
+            talk.say("system" if role == "developer" else role, text_of(content, f"{where}.content"))
+        case CallItem(call_id, name, arguments):
+            talk.call(call_id, name, arguments)
+        case ResultItem(call_id, output):
+            talk.result(call_id, text_of(output, f"{where}.output"), f"{where}.call_id")
+        case ReasoningItem(summary, content):
+            if thought := text_of(content or summary, f"{where}.content"):
+                talk.think(thought)
+
+
+def text_of(content: str | list[Part], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for part in content:
+        if part.type not in ("input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text"):
+            raise Refused(f"'{where}': content of type '{part.type}' is not supported here; only text", where)
+    return "".join(part.text or part.refusal for part in content)
+
+
+def tools_of(request: ResponseRequest) -> list[Tool]:
+    """Those the answer may call."""
+    choice = request.tool_choice
+    names = {tool.name for tool in request.tools}
+    named = {choice.name} if isinstance(choice, NamedChoice) else set()
+    if isinstance(choice, AllowedChoice):
+        named = {tool.name for tool in choice.tools}
+    if named - names or (choice == "required" and not names):
+        wanted = ", ".join(sorted(named - names)) or "required"
+        raise Refused(f"'tool_choice' asks for '{wanted}'; 'tools' has: {', '.join(names) or 'none'}", "tool_choice")
+    allowed = named if isinstance(choice, AllowedChoice) else names
+    return [
+        function_tool(tool.name, tool.description, tool.parameters, tool.strict)
+        for tool in request.tools
+        if tool.name in allowed
+    ]
+
+
+def logprobs(request: ResponseRequest) -> int | None:
+    if request.top_logprobs is None and "message.output_text.logprobs" not in request.include:
+        return None
+    return request.top_logprobs or 0
+
+
+def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | None:
+    match form:
+        case TextFormat():
+            return None
+        case JsonFormat():
+            return JSON_OBJECT
+        case SchemaFormat():
+            return json_schema(form.schema)

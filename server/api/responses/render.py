@@ -1,0 +1,209 @@
+"""A response as OpenAI's clients read it: the object, its items, and the events of its stream."""
+
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from enginehouse.runtimes.contract import Done, Logprob, Placed, Usage
+from enginehouse.server import sse
+from enginehouse.server.api import openai_types
+from enginehouse.server.api.responses.protocol import ResponseRequest
+from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
+from enginehouse.server.errors import describe
+from enginehouse.server.exchange import Answer
+
+Fields = dict[str, Any]
+# Of the codes that OpenAI's schema has for a failed response.
+FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+def draft(request: ResponseRequest, id: str, created: int) -> Fields:
+    """An empty response."""
+    return {
+        "id": id,
+        "object": "response",
+        "created_at": created,
+        "completed_at": None,
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "metadata": request.metadata,
+        "model": request.model,
+        "output": [],
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "previous_response_id": request.previous_response_id,
+        "reasoning": {"effort": request.reasoning.effort, "summary": None},
+        "service_tier": "default",
+        "store": request.store,
+        "temperature": request.temperature,
+        "text": text_fields(request),
+        "tool_choice": request.tool_choice
+        if isinstance(request.tool_choice, str)
+        else msgspec.to_builtins(request.tool_choice),
+        "tools": [msgspec.to_builtins(tool) for tool in request.tools],
+        "top_logprobs": request.top_logprobs or 0,
+        "top_p": request.top_p,
+        "truncation": "disabled",
+        "usage": None,
+    }
+
+
+def text_fields(request: ResponseRequest) -> Fields:
+    return {"format": msgspec.to_builtins(request.text.format), "verbosity": "medium"}
+
+
+def finished(draft: Fields, blocks: list[Block], done: Done) -> Fields:
+    cut = done.finish_reason == "length"
+    return draft | {
+        "status": "incomplete" if cut else "completed",
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "completed_at": None if cut else int(time.time()),
+        "output": [item(block) for block in blocks],
+        "usage": usage_fields(done.usage),
+    }
+
+
+def failed(draft: Fields, blocks: list[Block], error: Exception) -> Fields:
+    """It is not stored: nothing can go on from it."""
+    status, body, _ = describe(error)
+    failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
+    output = [item(block, "incomplete") for block in blocks]
+    return draft | {"status": "failed", "store": False, "error": failure, "output": output}
+
+
+def item(block: Block, status: str = "") -> Fields:
+    status = status or ("incomplete" if block.cut else "completed")
+    match block.kind:
+        case "call":
+            call = {"call_id": f"call_{block.id}", "name": block.name, "arguments": block.text}
+            return {"id": item_id(block), "type": "function_call", "status": status} | call
+        case "thought":
+            return {
+                "id": item_id(block),
+                "type": "reasoning",
+                "status": status,
+                "summary": [],
+                "content": [part(block)],
+            }
+        case "text":
+            message = {"role": "assistant", "content": [part(block)]}
+            return {"id": item_id(block), "type": "message", "status": status} | message
+
+
+def item_id(block: Block) -> str:
+    return {"call": "fc_", "thought": "rs_", "text": "msg_"}[block.kind] + block.id
+
+
+def part(block: Block) -> Fields:
+    if block.kind == "thought":
+        return {"type": "reasoning_text", "text": block.text}
+    return {"type": "output_text", "text": block.text, "annotations": [], "logprobs": scored(block.logprobs)}
+
+
+def scored(logprobs: Sequence[Logprob]) -> list[Fields]:
+    fields: list[Fields] = msgspec.to_builtins(openai_types.logprobs_of(logprobs).content)
+    return fields
+
+
+def usage_fields(usage: Usage) -> Fields:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+class ResponseRenderer:
+    """`save` stores a response, if it is to be, and gives it back as it is shown."""
+
+    def __init__(self, request: ResponseRequest, save: Callable[[Fields], Awaitable[Fields]]) -> None:
+        self.id = f"resp_{secrets.token_hex(16)}"
+        self._draft, self._save = draft(request, self.id, int(time.time())), save
+        self._numbers = itertools.count()
+
+    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
+        return await self._finished(answers)
+
+    def start(self, placed: Placed | None) -> bytes:
+        return self._event("response.created", response=self._draft) + self._event(
+            "response.in_progress", response=self._draft
+        )
+
+    def step(self, index: int, step: Step) -> bytes:
+        match step:
+            case BlockDelta():
+                return self._grew(step.block, step.piece, step.logprobs)
+            case BlockStart(block):
+                return self._opened(block)
+            case BlockStop(block):
+                return self._closed(block)
+            case HiddenTokens() | Placed() | Done():
+                return b""
+
+    async def end(self, answers: Sequence[Answer]) -> bytes:
+        response = await self._finished(answers)
+        return self._event(f"response.{response['status']}", response=response)
+
+    def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
+        (answer,) = answers
+        return self._event("response.failed", response=failed(self._draft, answer.content.blocks, error))
+
+    async def _finished(self, answers: Sequence[Answer]) -> Fields:
+        (answer,) = answers
+        assert answer.done
+        return await self._save(finished(self._draft, answer.content.blocks, answer.done))
+
+    def _opened(self, block: Block) -> bytes:
+        """As it was when it opened: it may have grown since."""
+        empty: Fields = {"arguments": ""} if block.kind == "call" else {"content": []}
+        added = self._event(
+            "response.output_item.added", output_index=block.index, item=item(block, "in_progress") | empty
+        )
+        if block.kind == "call":
+            return added
+        blank = {"text": ""} if block.kind == "thought" else {"text": "", "logprobs": []}
+        return added + self._event("response.content_part.added", **place(block), part=part(block) | blank)
+
+    def _grew(self, block: Block, piece: str, logprobs: Sequence[Logprob]) -> bytes:
+        match block.kind:
+            case "call":
+                return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
+            case "thought":
+                return self._event("response.reasoning_text.delta", **place(block), delta=piece)
+            case "text":
+                shown = scored(logprobs) if logprobs else []
+                return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
+
+    def _closed(self, block: Block) -> bytes:
+        whole = item(block)
+        ended = self._ended(block)
+        return ended + self._event("response.output_item.done", output_index=block.index, item=whole)
+
+    def _ended(self, block: Block) -> bytes:
+        where, text = place(block), block.text
+        match block.kind:
+            case "call":
+                named = {"name": block.name, "arguments": text}
+                return self._event("response.function_call_arguments.done", **where, **named)
+            case "thought":
+                done = self._event("response.reasoning_text.done", **where, text=text)
+            case "text":
+                done = self._event("response.output_text.done", **where, text=text, logprobs=scored(block.logprobs))
+        return done + self._event("response.content_part.done", **where, part=part(block))
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        return sse.event(kind, {"sequence_number": next(self._numbers), **fields})
+
+
+def place(block: Block) -> Fields:
+    where: Fields = {"item_id": item_id(block), "output_index": block.index}
+    return where if block.kind == "call" else where | {"content_index": 0}

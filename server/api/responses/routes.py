@@ -1,0 +1,150 @@
+"""/v1/responses: a response made, looked up, deleted; the items it was given."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from litestar import Request, Response, delete, get, post
+from litestar.datastructures import State
+
+from enginehouse.runtimes.contract import Refused
+from enginehouse.server import body
+from enginehouse.server.api.responses import protocol
+from enginehouse.server.api.responses.render import Fields, ResponseRenderer
+from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.errors import UnknownResponse
+from enginehouse.server.exchange import answer
+from enginehouse.server.keepalive import unless_client_leaves
+from enginehouse.server.openapi import JSON, Body, described
+
+log = logging.getLogger("enginehouse.server")
+MOST_ITEMS = 100  # in one page, as OpenAI's
+# What this dialect calls the fields that engines refuse.
+PARAMS = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUTRAL)
+
+
+@post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, placed=True))
+async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
+    """A response, whole or as server-sent events; the README lists the fields."""
+    asked = protocol.read(await body.read(request))
+    history = await history_of(state.responses, asked.previous_response_id)
+    given = await given_items(state.responses, asked.input)
+    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, given))
+    job = protocol.to_job(asked, history, given, renderer.id)
+    with fields_named_here():
+        return await answer(request, [job], renderer)
+
+
+@post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY))
+async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
+    """How many tokens a response's input is, by the model's own template and tokenizer."""
+    asked = protocol.read(await body.read(request))
+    history = await history_of(state.responses, asked.previous_response_id)
+    given = await given_items(state.responses, asked.input)
+    prompt = protocol.to_job(asked, history, given, "count").prompt
+    _, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
+    return {"object": "response.input_tokens", "input_tokens": len(ids)}
+
+
+@get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))
+async def get_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
+    """A response that was stored."""
+    if request.query_params.get("stream", "").lower() == "true":
+        raise Refused("'stream': a stored response is not streamed again; leave it out", "stream")
+    return await found(state.responses, id)
+
+
+@delete("/v1/responses/{id:str}", status_code=200, operation_class=described(JSON, failures=(401, 404, 500)))
+async def delete_response(state: State, id: str) -> dict[str, Any]:
+    """Forgets a response. Those that went on from it can be read, but not gone on from."""
+    if not await asyncio.to_thread(state.responses.delete, id):
+        raise UnknownResponse(id)
+    return {"id": id, "object": "response", "deleted": True}
+
+
+@get("/v1/responses/{id:str}/input_items", operation_class=described(JSON, failures=(400, 401, 404, 500)))
+async def list_input_items(
+    state: State, id: str, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None
+) -> dict[str, Any]:
+    """The items that came with the request for a response, page by page."""
+    if not 1 <= limit <= MOST_ITEMS:
+        raise Refused(f"'limit' goes from 1 to {MOST_ITEMS}", "limit", "invalid_value")
+    await found(state.responses, id)
+    items = await asyncio.to_thread(state.responses.given, id)
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise Refused(f"'after': there is no item '{after}' in this response", "after", "invalid_value")
+    start = ids.index(after) + 1 if after is not None else 0
+    page = items[start : start + limit]
+    return {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + limit < len(items),
+    }
+
+
+@contextlib.contextmanager
+def fields_named_here() -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
+
+
+async def found(store: ResponseStore, id: str) -> dict[str, Any]:
+    response = await asyncio.to_thread(store.response, id)
+    if response is None:
+        raise UnknownResponse(id)
+    return response
+
+
+async def history_of(store: ResponseStore, previous: str | None) -> list[Fields]:
+    if previous is None:
+        return []
+    history = await asyncio.to_thread(store.conversation, previous)
+    if history is None:
+        message = f"Previous response with id '{previous}' not found, or one before it."
+        raise Refused(message, "previous_response_id", "previous_response_not_found")
+    return history
+
+
+async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[Fields]:
+    """The input's items in full, also where only an id was sent."""
+    items = protocol.items_of(input)
+    referred = {item["id"] for item in items if item["type"] == "item_reference"}
+    known = await asyncio.to_thread(store.items, referred) if referred else {}
+    for id in referred - known.keys():
+        raise Refused(f"Item with id '{id}' not found.", "input", "invalid_value")
+    return [known[item["id"]] if item["id"] in referred else item for item in items]
+
+
+async def save(store: ResponseStore, given: list[Fields], response: Fields) -> Fields:
+    """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
+    stored."""
+    if not response["store"]:
+        return response
+    try:
+        await asyncio.to_thread(store.save, response, given)
+    except (sqlite3.Error, OSError) as error:
+        log.warning("'%s' is not stored: %s", response["id"], error)
+        return response | {"store": False}
+    return response
+
+
+ROUTES = [create_response, count_input_tokens, get_response, delete_response, list_input_items]

@@ -1,0 +1,71 @@
+"""How the next token is chosen, and how many answers there are: the fields that several APIs ask for it with."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from enginehouse.runtimes.contract import Job, JsonSchema, Sampling
+from enginehouse.server.body import Whole
+
+MOST_ANSWERS = 128  # to one request, as OpenAI's
+Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
+TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
+Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+
+
+class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What requests for a chat completion and for a text completion have in common."""
+
+    n: Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWERS)] = 1
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] = []
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
+    logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    # Extensions, named as other servers name them.
+    top_k: Whole = 0
+    min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
+    min_tokens: Whole = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[Whole] = []
+
+
+def sampling_of(request: SamplingFields, **further: Any) -> Sampling:
+    """With `further` fields as given."""
+    alike = {name: getattr(request, name) for name in SamplingFields.__struct_fields__ if name != "n"}
+    alike["stop"] = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    alike["stop_token_ids"] = tuple(request.stop_token_ids)
+    return Sampling(**alike, **further)
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+    pass
+
+
+class JsonFormat(msgspec.Struct, tag_field="type", tag="json_object", frozen=True):
+    pass
+
+
+class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    name: str
+    schema: dict[str, Any] = {}
+    description: str | None = None
+    strict: bool | None = None  # here a schema is always enforced to the letter
+
+
+def json_schema(schema: dict[str, Any]) -> JsonSchema:
+    return JsonSchema(msgspec.json.encode(schema).decode())
+
+
+def copies(job: Job, count: int) -> list[Job]:
+    """The same job so many times; a seed goes up by one with each, else all answers would be the same."""
+    jobs = [job]
+    for number in range(1, count):
+        seed = None if job.sampling.seed is None else job.sampling.seed + number
+        sampling = msgspec.structs.replace(job.sampling, seed=seed)
+        jobs.append(msgspec.structs.replace(job, id=f"{job.id}-{number}", sampling=sampling))
+    return jobs

@@ -1,0 +1,76 @@
+"""POST /tokenize and /detokenize, in the shapes of vLLM."""
+
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, Response, post
+from litestar.datastructures import State
+
+from enginehouse.runtimes.contract import Chat, Prompt, Refused, Text
+from enginehouse.runtimes.pool.pool import Pool
+from enginehouse.server import body
+from enginehouse.server.api import openai_types
+from enginehouse.server.api.chat import protocol
+from enginehouse.server.api.chat.protocol import Message
+from enginehouse.server.api.tools import Tool, tool_fields
+from enginehouse.server.body import Whole
+from enginehouse.server.keepalive import placed_headers, unless_client_leaves
+from enginehouse.server.openapi import Body, described
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
+
+
+class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A prompt, or messages as for a chat completion."""
+
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)] | None = None
+    tools: list[Tool] = []
+    chat_template_kwargs: dict[str, Any] = {}
+    add_special_tokens: bool = True  # of a prompt; a chat template brings its own
+
+
+class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    model: str
+    tokens: Annotated[list[Whole], msgspec.Meta(min_length=1)]
+
+
+@post(
+    ["/tokenize", "/v1/tokenize"],
+    status_code=200,
+    operation_class=described(openai_types.Tokens, Body(TokenizeRequest, neutral=NEUTRAL), placed=True),
+)
+async def tokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Tokens]:
+    """The token ids of a prompt, as an answer to it would begin."""
+    fields = body.accepted(body.json_object(await body.read(request)), (), NEUTRAL)
+    protocol.check_parts(fields.get("messages"))
+    asked = body.convert(fields, TokenizeRequest)
+    pool: Pool = state.pool
+    placed, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
+    context = pool.status(pool.resolve(asked.model))["context_length"]
+    assert isinstance(context, int)
+    return Response(openai_types.Tokens(ids, len(ids), context), headers=placed_headers(placed))
+
+
+@post(
+    ["/detokenize", "/v1/detokenize"],
+    status_code=200,
+    operation_class=described(openai_types.Prompt, Body(DetokenizeRequest), placed=True),
+)
+async def detokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Prompt]:
+    """The text of token ids; special tokens show none."""
+    asked = body.parse(await body.read(request), DetokenizeRequest)
+    pool: Pool = state.pool
+    placed, text = await unless_client_leaves(request, pool.detokenize(asked.model, asked.tokens))
+    return Response(openai_types.Prompt(text), headers=placed_headers(placed))
+
+
+def prompt_of(asked: TokenizeRequest) -> Prompt:
+    if (asked.prompt is None) == (asked.messages is None):
+        raise Refused("send either 'prompt' or 'messages'", "prompt", "invalid_value")
+    if asked.messages is None:
+        return Text(asked.prompt or "", asked.add_special_tokens)
+    protocol.check_messages(asked.messages)
+    messages = [protocol.message_fields(message) for message in asked.messages]
+    return Chat(messages, tool_fields(asked.tools), template_options=asked.chat_template_kwargs)

@@ -1,0 +1,42 @@
+"""The functions that a client lets a model call, whatever its API: in the shape of `Chat.tools`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from enginehouse.runtimes.contract import Refused
+from enginehouse.server.body import convert
+
+
+class ToolFunction(msgspec.Struct, frozen=True, omit_defaults=True):
+    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, frozen=True):
+    type: Literal["function"]
+    function: ToolFunction
+
+
+def function_tool(name: str, description: str | None, schema: dict[str, Any] | None, strict: bool | None) -> Tool:
+    """Raises Refused for a name that no template takes."""
+    function = {"name": name, "description": description, "parameters": schema, "strict": strict}
+    return convert({"type": "function", "function": function}, Tool)
+
+
+def check_tools(tools: Sequence[Tool]) -> None:
+    """Whether the rest of a schema can be enforced is the engine's to say."""
+    names = [tool.function.name for tool in tools]
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}].function"
+        if tool.function.name in names[:index]:
+            raise Refused(f"two tools are named '{tool.function.name}'", f"{where}.name", "invalid_value")
+        if (tool.function.parameters or {}).get("type", "object") != "object":
+            raise Refused(f"'{where}.parameters' must be a schema of type 'object'", f"{where}.parameters")
+
+
+def tool_fields(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
+    return [msgspec.to_builtins(tool) for tool in tools] or None

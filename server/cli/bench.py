@@ -1,0 +1,148 @@
+"""`enginehouse bench` and `enginehouse explain`: times a model on each runtime, and shows what was decided and why."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from enginehouse.config.schema import Config
+from enginehouse.runtimes.contract import EngineFailed, Unavailable, UnknownModel
+from enginehouse.runtimes.pool.pool import Pool
+from enginehouse.runtimes.pool.routing import Ranked
+
+SHOW_SECONDS = 0.2
+
+
+Names = Sequence[str] | None
+
+
+def run(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
+    """Times every candidate in a worker of its own, one after the other, and prints them with those that cannot."""
+    asyncio.run(_bench(config, model, only, precisions, as_json))
+
+
+def explain(config: Config, model: str, as_json: bool) -> None:
+    async def ask() -> dict[str, Any]:
+        async with pool_of(config) as pool:
+            return await pool.explain(model)
+
+    explained = asyncio.run(ask())
+    if as_json:
+        print(json.dumps(explained, indent=2))
+    else:
+        show(explained)
+
+
+async def _bench(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
+    errors: dict[str, str] = {}
+    explained: list[dict[str, Any]] = []
+    for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
+        async with pool_of(one) as pool:
+            name = pool.resolve(model)
+            decision = await pool.decision(name)
+            ranked = [r for r in decision.ranked if not only or r.candidate.runtime in only]
+            for runtime in set(only or ()) - {r.candidate.runtime for r in ranked}:
+                reasons = [r.reason for r in decision.rejected if r.runtime == runtime] or ["no such runtime"]
+                errors[runtime] = reasons[0]
+            with progress(as_json) as bar:
+                for candidate in ranked:
+                    await timed(pool, name, candidate, bar, errors)
+            explained.append(await pool.explain(name))
+    if as_json:
+        print(json.dumps({"explained": explained, "errors": errors}, indent=2))
+        return
+    for shown in explained:
+        show(shown)
+    for what, reason in errors.items():
+        print(f"{what}: {reason}")
+
+
+async def timed(pool: Pool, name: str, ranked: Ranked, bar: Progress, errors: dict[str, str]) -> None:
+    row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
+    measuring = asyncio.create_task(pool.measure(name, ranked))
+    while not measuring.done():
+        now = pool.progress(name)
+        bar.update(row, completed=now.percent / 100, stage=now.stage)
+        await asyncio.wait([measuring], timeout=SHOW_SECONDS)
+    try:
+        await measuring
+        bar.update(row, completed=1.0, stage="done")
+    except (Unavailable, EngineFailed) as error:
+        errors[ranked.candidate.key] = str(error)
+        bar.update(row, stage="failed")
+
+
+@contextlib.asynccontextmanager
+async def pool_of(config: Config) -> AsyncIterator[Pool]:
+    """A pool that measures only what it is told to."""
+    routing = msgspec.structs.replace(config.routing, measure="on-demand")
+    pool = Pool(msgspec.structs.replace(config, routing=routing))
+    try:
+        yield pool
+    finally:
+        await pool.drain()
+
+
+def pinned(config: Config, model: str, **fields: str) -> Config:
+    """The config with some of a model's fields set otherwise."""
+    name = next((name for name, one in config.models.items() if model in (name, *one.aliases)), None)
+    if name is None:
+        raise UnknownModel(f"there is no model '{model}'; have: {', '.join(config.models)}")
+    changed = msgspec.structs.replace(config.models[name], **fields)
+    return msgspec.structs.replace(config, models={**config.models, name: changed})
+
+
+def progress(quiet: bool) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[stage]}"))
+    return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=quiet)
+
+
+def show(explained: dict[str, Any]) -> None:
+    host = explained["host"]
+    console = Console()
+    console.print(
+        f"[bold]{explained['model']}[/bold] from {explained['source']}, for {explained['objective']}, on "
+        f"{host['processor']}, {host['cores']} cores ({', '.join(host['instructions']) or 'no vector instructions'}), "
+        f"kind '{host['kind']}'",
+        highlight=False,
+    )
+    table = Table(*COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in explained["candidates"]:
+        speed = numbers(row["figures"], row["cost"]) if row["figures"] else [""] * len(SPEED)
+        table.add_row(row["key"], *speed, *(closeness(row["quality"]) if row["quality"] else []))
+    console.print(table)
+    for row in explained["candidates"]:
+        print(f"{row['key']}: {row['reason']}")
+    for rejected in explained["rejected"]:
+        print(f"not {rejected['runtime']}: {rejected['reason']}")
+
+
+# Speeds are in tokens per second; "together" is all slots at once. The last three: see Quality in optimize/artifact.py.
+SPEED = ("prefill", "alone", "together", "first s", "load s", "MiB", "cost")
+COLUMNS = ("candidate", *SPEED, "KL", "top-1", "ppl")
+
+
+def numbers(figures: dict[str, Any], cost: float) -> list[str]:
+    return [
+        f"{figures['prefill']:.0f}",
+        f"{figures['decode']:.1f}",
+        f"{figures['decode_crowd']:.1f}",
+        f"{figures['first_token_seconds']:.2f}",
+        f"{figures['load_seconds']:.1f}",
+        f"{figures['memory_bytes'] >> 20}",
+        f"{cost:.2f}",
+    ]
+
+
+def closeness(quality: dict[str, Any]) -> list[str]:
+    return [f"{quality['divergence']:.4f}", f"{quality['agreement']:.1%}", f"{quality['perplexity']:.3f}"]

@@ -1,0 +1,183 @@
+"""`enginehouse serve | models | optimize | prune | bench | explain | doctor`."""
+
+import argparse
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import msgspec
+
+from enginehouse.config.load import BadConfig, convert, load
+from enginehouse.config.schema import Config
+from enginehouse.runtimes.contract import Unavailable, UnknownModel
+from enginehouse.runtimes.engines import runtimes
+
+STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        arguments.command(arguments)
+    except (BadConfig, UnknownModel, Unavailable) as error:
+        sys.exit(f"enginehouse: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
+    )
+    top.add_argument("--version", action="version", version=version("enginehouse"))
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    serving = command(commands, "serve", serve, "serve the models of the config file")
+    serving.add_argument("--host", help="address to listen on, over the config's")
+    serving.add_argument("--port", type=int, help="port to listen on, over the config's")
+    listing = command(commands, "models", models, "the models of the config file and what is kept of them")
+    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--verify", action="store_true", help="read all of it; exits with 1 when a file has changed")
+    building = command(commands, "optimize", optimize, "build what would serve a model, before it is asked for")
+    building.add_argument("model", metavar="MODEL")
+    building.add_argument("--runtime", metavar="R", help="for this one instead of the best")
+    building.add_argument("--precision", metavar="P", help="this one instead of the config's")
+    building.add_argument("--force", action="store_true", help="though it was built already")
+    pruning = command(commands, "prune", prune, "remove what was used least recently until the cache fits a size")
+    pruning.add_argument("--budget", metavar="SIZE", required=True, help="20GiB, 500MiB; 0GiB = all that is not in use")
+    pruning.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    benching = command(commands, "bench", bench, "time a model on each runtime of this host, and keep the figures")
+    benching.add_argument("model", metavar="MODEL")
+    benching.add_argument("--runtime", metavar="R", nargs="+", help="only these")
+    benching.add_argument("--precision", metavar="P", nargs="+", help="these instead of the config's")
+    benching.add_argument("--json", action="store_true")
+    explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
+    explaining.add_argument("model", metavar="MODEL")
+    explaining.add_argument("--json", action="store_true")
+    command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
+    return top
+
+
+def command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    help: str,
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(command=run, name=name)
+    parser.add_argument(
+        "--config", metavar="FILE", help="else $ENGINEHOUSE_CONFIG, ./enginehouse.yaml, or the built-in config"
+    )
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
+    return parser
+
+
+def models(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import cache as kept
+
+    sys.exit(kept.models(configured(arguments), arguments.json, arguments.verify))
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import cache as kept
+
+    kept.prune(configured(arguments), arguments.budget, arguments.dry_run)
+
+
+def optimize(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import optimize as building
+
+    building.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.force)
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import bench
+
+    bench.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.json)
+
+
+def explain(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import bench
+
+    bench.explain(configured(arguments), arguments.model, arguments.json)
+
+
+def doctor(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import doctor
+
+    sys.exit(doctor.run(lambda: configured(arguments)))
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    import uvicorn
+
+    from enginehouse.server import app
+
+    config = with_flags(configured(arguments), arguments)
+    refuse_open(config)
+    listener = listen(config.server.host, config.server.port)
+    options = uvicorn.Config(
+        app.create(config),
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=STREAMS_MAY_END_SECONDS,
+    )
+    host, port = listener.getsockname()[:2]
+    models = ", ".join(config.models)
+    logging.getLogger("enginehouse").info(
+        "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
+    )
+    uvicorn.Server(options).run([listener])
+
+
+def configured(arguments: argparse.Namespace) -> Config:
+    """The config, with what only the runtimes know checked too: their names, and what options they take."""
+    config, known = load(arguments.config), runtimes()
+    for name, model in config.models.items():
+        for runtime in {model.runtime, *model.options} - {"auto"}:
+            if runtime not in known:
+                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {', '.join(sorted(known))}")
+        for runtime, options in model.options.items():
+            convert(options, known[runtime].options, f"model '{name}': options.{runtime}")
+    return config
+
+
+def with_flags(config: Config, arguments: argparse.Namespace) -> Config:
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given))
+
+
+def refuse_open(config: Config) -> None:
+    """Without keys anyone who can connect may use the models: on more than loopback that must be said aloud."""
+    if config.server.api_keys or config.server.allow_open or is_loopback(config.server.host):
+        return
+    raise BadConfig(
+        f"host '{config.server.host}' is reachable from outside and there are no API keys; set ENGINEHOUSE_API_KEYS "
+        "(or server.api_keys), or say server.allow_open: true (ENGINEHOUSE_ALLOW_OPEN=true)"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bound here and not by uvicorn, whose message for a port in use names no remedy."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = str(error.strerror).partition(" (while")[0]  # Python 3.11 and older add the address again
+        raise BadConfig(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+
+
+if __name__ == "__main__":
+    main()

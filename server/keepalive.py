@@ -1,0 +1,118 @@
+"""Waiting for the first event of an answer: it decides the status, unless a model must be made ready first and the
+client streams: then comments say how far that is, and errors come as events."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from litestar import Request
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.response import Stream
+
+from enginehouse.runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
+from enginehouse.server.sse import comment
+
+T = TypeVar("T")
+IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
+FirstEvent = tuple[int, Placed]  # of them
+Parts = AsyncGenerator[bytes, None]
+Body = Callable[[FirstEvent, IndexedEvents], Parts]
+SILENT_SECONDS = 2.0  # before the first comment
+COMMENT_SECONDS = 1.0  # between two
+# The client is gone when this is sent; it only names what happened in the log of a proxy in between.
+CLIENT_CLOSED_REQUEST = 499
+
+
+async def stream_response(
+    request: Request[Any, Any, State],
+    events: IndexedEvents,
+    waiting_for: Callable[[], str | None],
+    body: Body,
+    failure: Callable[[Exception], bytes],
+) -> Stream:
+    """The response to a streaming client. `waiting_for`: what is being made ready, None when nothing is; `body`
+    renders the events, `failure` what went wrong before the first, once the status is out."""
+    first = asyncio.create_task(first_of(events))
+    try:
+        await unless_client_leaves(request, first_or_loading(first, waiting_for))
+    except BaseException:
+        first.cancel()
+        raise
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    if not first.done():
+        parts = commented(first, events, waiting_for, body, failure)
+        return Stream(parts, media_type="text/event-stream", headers=headers)
+    _, placed = first.result()
+    return Stream(
+        body(first.result(), events), media_type="text/event-stream", headers=headers | placed_headers(placed)
+    )
+
+
+async def first_of(events: IndexedEvents) -> FirstEvent:
+    """Every answer begins with who gives it, and so do all together."""
+    index, placed = await anext(events)
+    assert isinstance(placed, Placed)
+    return index, placed
+
+
+async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Callable[[], str | None]) -> None:
+    while not first.done():
+        await asyncio.wait([first], timeout=SILENT_SECONDS)
+        if waiting_for():
+            return
+
+
+async def commented(
+    first: "asyncio.Task[FirstEvent]",
+    events: IndexedEvents,
+    waiting_for: Callable[[], str | None],
+    body: Body,
+    failure: Callable[[Exception], bytes],
+) -> Parts:
+    try:
+        while not first.done():
+            yield comment(waiting_for() or "reading the prompt")
+            await asyncio.wait([first], timeout=COMMENT_SECONDS)
+    except BaseException:
+        first.cancel()  # and the events end with it
+        raise
+    async with aclosing(events):
+        try:
+            _, placed = first.result()
+        except (Refused, Unavailable, EngineFailed) as error:
+            yield failure(error)
+            return
+        yield comment(f"{placed.runtime} {placed.precision} answers: {placed.reason}")
+        async with aclosing(body(first.result(), events)) as parts:
+            async for part in parts:
+                yield part
+
+
+def placed_headers(placed: Placed) -> dict[str, str]:
+    return {
+        "x-enginehouse-runtime": placed.runtime,
+        "x-enginehouse-precision": placed.precision,
+        "x-enginehouse-device": placed.device,
+        "x-enginehouse-reason": placed.reason,
+    }
+
+
+async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutine[Any, Any, T]) -> T:
+    """Litestar lets a handler run on when its client hangs up; this ends it, and with it the job in the engine."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise HTTPException(detail="the client closed the connection", status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def disconnected(request: Request[Any, Any, State]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

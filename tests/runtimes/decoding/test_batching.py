@@ -1,0 +1,376 @@
+"""The scheduler over a model that is arithmetic alone: whatever comes, goes and is sent back, each job's answer is what
+it would be by itself."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pooling, Refused, Sampling, Token
+from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
+from enginehouse.runtimes.decoding.sampling import Choice, Sampler
+from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide, Guides
+
+VOCABULARY, CONTEXT, END = 23, 40, 22
+STATES, WINDOW = 997, 6
+LOGITS = np.random.default_rng(0).normal(0, 2, (STATES, VOCABULARY)).astype(np.float32)
+Kind = Literal["shared", "copied", "alone", "recurrent", "window"]
+KINDS: tuple[Kind, ...] = ("shared", "copied", "alone", "recurrent", "window")
+
+
+class Cell:
+    """What the cache holds of one token: the state that it and all before it make."""
+
+    def __init__(self, token: int, position: int, before: int) -> None:
+        self.token, self.state = token, (31 * before + 7 * token + position + 1) % STATES
+
+
+class Toy:
+    """A model whose next token depends on all before it and where they stand. `kind`: what its cache can do.
+
+    shared: sequences own the cells of a common beginning together; copied: each has its own; alone: none can be copied
+    into another; recurrent: alone, and nothing can be forgotten but everything; window: shared, and a step overwrites
+    cells of others that no window reaches."""
+
+    def __init__(self, kind: Kind = "shared", slots: int = 3, cells: int = 4 * CONTEXT, prefill_chunk: int = 8) -> None:
+        self.kind, self.cells, self.prefill_chunk = kind, cells, prefill_chunk
+        self.shares = kind not in ("alone", "recurrent")
+        self.ends: Sequence[int] = (END,)
+        self.facts = Facts(CONTEXT, slots, VOCABULARY, None, "", "", "cpu", ())
+        self.sequences: list[list[Cell]] = [[] for _ in range(slots)]
+        self.oldest = [0] * slots  # position that the layers with a window still know
+        self.samplers = 0  # open ones
+        self.steps: list[list[Chunk]] = []
+        self.most = 0  # cells that were ever taken
+
+    def taken(self) -> int:
+        if self.kind == "copied":
+            return sum(map(len, self.sequences))
+        return len({id(cell) for sequence in self.sequences for cell in sequence})
+
+    def forward(self, chunks: Sequence[Chunk]) -> list[Any]:
+        answering = list(takewhile(lambda chunk: chunk.sampled and len(chunk.tokens) == 1, chunks))
+        assert sum(len(chunk.tokens) for chunk in chunks[len(answering) :]) <= self.prefill_chunk
+        assert len({chunk.slot for chunk in chunks}) == len(chunks) > 0
+        if self.taken() + sum(len(chunk.tokens) for chunk in chunks) > self.cells:
+            raise CacheFull
+        if self.kind == "window":
+            self.oldest = [max(0, len(sequence) - WINDOW) for sequence in self.sequences]
+        rows = []
+        for chunk in chunks:
+            sequence = self.sequences[chunk.slot]
+            assert chunk.tokens
+            assert chunk.start == len(sequence)
+            for token in chunk.tokens:
+                sequence.append(Cell(token, len(sequence), sequence[-1].state if sequence else 0))
+            if chunk.sampled:
+                rows.append(LOGITS[sequence[-1].state].copy())
+        self.steps.append(list(chunks))
+        self.most = max(self.most, self.taken())
+        return rows
+
+    def reusable(self, slot: int, length: int) -> bool:
+        assert 0 < length <= len(self.sequences[slot])
+        if self.kind == "recurrent":
+            return length == len(self.sequences[slot])
+        return self.oldest[slot] <= max(0, length - WINDOW)
+
+    def truncate(self, slot: int, length: int, expected: int) -> int:
+        assert length < len(self.sequences[slot])
+        assert not length or self.reusable(slot, length)
+        del self.sequences[slot][length:]
+        self.oldest[slot] = 0 if not length else self.oldest[slot]
+        return length
+
+    def copy(self, source: int, target: int, length: int) -> int:
+        assert self.shares
+        assert self.reusable(source, length)
+        assert not self.sequences[target]
+        if self.kind == "copied" and self.taken() + length >= self.cells:
+            return 0
+        self.sequences[target] = self.sequences[source][:length]
+        self.oldest[target] = self.oldest[source]
+        self.most = max(self.most, self.taken())
+        return length
+
+    def sampler(
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+    ) -> "ToySampler":
+        self.samplers += 1
+        return ToySampler(self, sampling, prompt, ends)
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) % VOCABULARY for letter in text]
+
+    def text(self, token: int) -> bytes:
+        return bytes([97 + token])
+
+    def guides(self) -> Guides:
+        raise Refused("no grammars here")
+
+    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+        raise NotImplementedError
+
+    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        assert self.samplers == 0
+
+
+STUCK = 13.0  # a bias: it stands for a constraint that can be followed no further once this token comes
+
+
+class ToySampler:
+    """The one of the engines that leave it to us, closed once."""
+
+    def __init__(self, model: Toy, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int]) -> None:
+        self._model, self._sampler, self._open = model, Sampler(sampling, prompt, ends), True
+        self._stuck = {token for token, bias in sampling.logit_bias.items() if bias == STUCK}
+
+    def choose(self, row: Any) -> Choice:
+        return self._sampler.choose(row)
+
+    def accept(self, token: int) -> bool:
+        if token in self._stuck:
+            raise ConstraintFailed("stuck")
+        return self._sampler.accept(token)
+
+    def close(self) -> None:
+        assert self._open
+        self._open = False
+        self._model.samplers -= 1
+
+
+class Watched:
+    """An engine that is stepped to the end, with what came out, by job."""
+
+    def __init__(self, model: Toy) -> None:
+        self.model, self.engine = model, BatchedEngine(model, model.prefill_chunk)
+        self.prompts: dict[int, list[int]] = {}
+        self.samplings: dict[int, Sampling] = {}
+        self.tokens: dict[int, list[Token]] = {}
+        self.removed: set[int] = set()
+
+    def add(self, job: int, ids: list[int], sampling: Sampling) -> None:
+        self.engine.add(job, ids, sampling)
+        self.prompts[job], self.samplings[job], self.tokens[job] = ids, sampling, []
+
+    def open(self) -> list[int]:
+        over = {job for job, tokens in self.tokens.items() if tokens and (tokens[-1].finish or tokens[-1].failure)}
+        return [job for job in self.tokens if job not in over | self.removed]
+
+    def step(self) -> list[Token]:
+        running = self.open()
+        tokens = self.engine.step()
+        assert len({token.job for token in tokens}) == len(tokens)
+        for token in tokens:
+            assert token.job in running
+            self.tokens[token.job].append(token)
+        assert self.model.taken() <= self.model.cells
+        return tokens
+
+    def remove(self, job: int) -> None:
+        self.engine.remove(job)
+        if job in self.tokens:
+            self.removed.add(job)
+
+    def finish(self, most: int = 20_000) -> None:
+        while self.open():
+            self.step()
+            most -= 1
+            assert most, "somebody waits for ever"
+        steps = len(self.model.steps)
+        assert self.engine.step() == []
+        assert len(self.model.steps) == steps
+        assert self.model.samplers == 0
+
+
+def alone(ids: list[int], sampling: Sampling) -> list[Token]:
+    watched = Watched(Toy(slots=1, cells=CONTEXT, prefill_chunk=CONTEXT))
+    watched.add(0, ids, sampling)
+    watched.finish()
+    return watched.tokens[0]
+
+
+def shown(tokens: list[Token]) -> list[tuple[Any, ...]]:
+    return [(t.id, t.text, t.finish, t.logprob, t.top, t.failure) for t in tokens]
+
+
+def generated(tokens: list[Token]) -> list[int]:
+    return [token.id for token in tokens if token.id >= 0]
+
+
+def in_common(a: list[int], b: list[int]) -> int:
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))))
+
+
+GREEDY = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+ids = st.integers(0, VOCABULARY - 2)
+samplings = st.builds(
+    Sampling,
+    max_tokens=st.one_of(st.none(), st.integers(1, 25)),
+    min_tokens=st.integers(0, 6),
+    ignore_eos=st.booleans(),
+    temperature=st.sampled_from([0.0, 0.8, 2.0]),
+    top_k=st.sampled_from([0, 5]),
+    seed=st.integers(0, 2**40),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    stop_token_ids=st.sampled_from([(), (3,), (3, 4, 5)]),
+    logprobs=st.sampled_from([None, None, 0, 3]),
+    logit_bias=st.sampled_from([{}, {}, {}, {7: STUCK}]),
+)
+# A prompt is a part of one of three texts, or of what an earlier job has said and been asked, and some tokens more.
+prompts = st.tuples(st.integers(0, 8), st.integers(0, CONTEXT), st.lists(ids, min_size=1, max_size=9))
+events = st.one_of(
+    st.tuples(st.just("add"), prompts, samplings),
+    st.tuples(st.just("add"), prompts, samplings),
+    st.tuples(st.just("step"), st.integers(1, 12)),
+    st.tuples(st.just("remove"), st.integers(0, 12)),
+)
+TEXTS = [[(3 * i + j * i * i + 5 * j + 2) % END for i in range(CONTEXT)] for j in range(3)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    slots=st.integers(1, 5),
+    spare=st.integers(0, 2 * CONTEXT),
+    prefill_chunk=st.integers(1, 20),
+    workload=st.lists(events, max_size=25),
+)
+def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
+    kind: Kind, slots: int, spare: int, prefill_chunk: int, workload: list[tuple[Any, ...]]
+) -> None:
+    watched = Watched(Toy(kind, slots, CONTEXT + spare, prefill_chunk))
+    for what, *rest in workload:
+        if what == "step":
+            for _ in range(rest[0]):
+                watched.step()
+        elif what == "remove":
+            watched.remove(rest[0])
+        else:
+            (origin, length, own), sampling = rest
+            said = [watched.prompts[job] + generated(tokens) for job, tokens in watched.tokens.items()]
+            begin = [*TEXTS, *said][origin % (len(said) + 3)][:length]
+            job = len(watched.prompts)
+            watched.add(job, (begin + own)[: CONTEXT - 1], sampling)
+    watched.finish()
+    assert watched.model.most <= CONTEXT + spare
+    before: list[list[int]] = []
+    for job, tokens in watched.tokens.items():
+        prompt = watched.prompts[job]
+        expected = shown(alone(prompt, watched.samplings[job]))
+        assert shown(tokens) == (expected[: len(tokens)] if job in watched.removed else expected)
+        if tokens:
+            shared = max((in_common(prompt, other) for other in before), default=0)
+            assert tokens[0].cached <= min(shared, len(prompt) - 1)
+        before.append(prompt + generated(tokens))
+    watched.engine.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_those_who_answer_wait_for_no_more_than_a_chunk_of_a_long_prompt(kind: Kind) -> None:
+    watched = Watched(Toy(kind, prefill_chunk=4))
+    watched.add(0, [1, 2], GREEDY)
+    watched.step()
+    watched.add(1, TEXTS[0][:13], GREEDY)
+    watched.add(2, TEXTS[1][:6], GREEDY)
+    said = [[token.job for token in watched.step()] for _ in range(6)]
+    assert said == [[0], [0], [0], [0, 1], [0, 1, 2], [0, 1, 2]]
+    chunks = [[len(chunk.tokens) for chunk in step] for step in watched.model.steps[1:6]]
+    assert chunks == [[1, 4], [1, 4], [1, 4], [1, 1, 4], [1, 1, 2]]
+
+
+def test_jobs_beyond_the_slots_wait_for_their_turn_in_order() -> None:
+    watched = Watched(Toy(slots=2))
+    for job in range(5):
+        watched.add(job, [job + 1], Sampling(max_tokens=3 + job, temperature=0, ignore_eos=True))
+    began: list[int] = []
+    while watched.open():
+        began += [token.job for token in watched.step() if len(watched.tokens[token.job]) == 1]
+    assert began == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "again", "continued", "parted", "beside"),
+    [
+        ("shared", 19, 26, 15, 19),
+        ("copied", 19, 26, 15, 19),
+        ("alone", 19, 26, 15, 0),  # nothing can be had of a sequence that is busy
+        ("recurrent", 0, 26, 0, 0),  # all that was read, or nothing
+        ("window", 0, 26, 0, 0),  # its beginning is out of sight
+    ],
+)
+def test_as_much_of_a_prompt_is_reused_as_the_cache_allows(
+    kind: Kind, again: int, continued: int, parted: int, beside: int
+) -> None:
+    def cached(prompt: list[int], busy: bool = False) -> int:
+        watched = Watched(Toy(kind))
+        watched.add(0, TEXTS[0][:20], Sampling(max_tokens=7, temperature=0, ignore_eos=True))
+        while len(watched.tokens[0]) < 6 if busy else watched.open():
+            watched.step()
+        watched.add(1, prompt or TEXTS[0][:20] + generated(watched.tokens[0]), GREEDY)
+        watched.finish()
+        return watched.tokens[1][0].cached
+
+    assert cached(TEXTS[0][:20]) == again
+    assert cached([]) == continued
+    assert cached([*TEXTS[0][:15], 1, 1, 1]) == parted
+    assert cached(TEXTS[0][:20], busy=True) == beside
+
+
+def test_the_prefix_that_was_used_longest_ago_makes_room() -> None:
+    watched = Watched(Toy("alone", slots=3))
+    for job, text in enumerate([*TEXTS, [5, 5, 5]]):
+        watched.add(job, text[:20], Sampling(max_tokens=1, temperature=0))
+        watched.finish()
+    for job, text in enumerate(reversed(TEXTS), 4):
+        watched.add(job, text[:20], Sampling(max_tokens=1, temperature=0))
+        watched.finish()
+    assert [watched.tokens[job][0].cached for job in (4, 5, 6)] == [19, 19, 0]
+
+
+def test_a_job_sent_back_goes_on_and_nobody_is_admitted_meanwhile() -> None:
+    watched = Watched(Toy("copied", slots=4, cells=CONTEXT))
+    for job in range(4):
+        watched.add(job, TEXTS[job % 3][job : job + 5], Sampling(max_tokens=30, temperature=1, seed=job))
+    watched.finish()
+    assert watched.model.most == CONTEXT
+    for job in range(4):
+        assert shown(watched.tokens[job]) == shown(alone(watched.prompts[job], watched.samplings[job]))
+
+
+def test_a_constraint_that_fails_costs_its_own_job_alone() -> None:
+    watched = Watched(Toy())
+    stuck = dict.fromkeys(range(END), STUCK)
+    watched.add(0, [1, 2, 3], GREEDY)
+    watched.add(1, [1, 2, 3], Sampling(max_tokens=12, temperature=0, ignore_eos=True, logit_bias=stuck))
+    watched.add(2, [4, 5], GREEDY)
+    watched.finish()
+    assert [(t.id, t.failure) for t in watched.tokens[1]] == [(-1, "stuck")]
+    assert [len(watched.tokens[job]) for job in (0, 2)] == [12, 12]
+
+
+def test_a_cache_that_cannot_hold_one_sequence_says_what_to_raise() -> None:
+    watched = Watched(Toy(cells=10))
+    watched.add(0, [1] * 8, GREEDY)
+    with pytest.raises(RuntimeError, match="raise kv_tokens"):
+        watched.finish()
+
+
+def test_a_job_that_is_refused_leaves_nothing_behind() -> None:
+    watched = Watched(Toy())
+    for prompt, sampling in (([], GREEDY), ([VOCABULARY], GREEDY), ([1], Sampling(constraint=JSON_OBJECT))):
+        with pytest.raises(Refused):
+            watched.engine.add(0, prompt, sampling)
+    watched.add(0, [1], GREEDY)
+    watched.finish()
+    watched.engine.remove(0)  # over already
+    watched.engine.remove(99)
+    watched.engine.close()

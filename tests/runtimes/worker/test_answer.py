@@ -1,0 +1,123 @@
+"""Text on its way out: stop strings, reasoning and tool calls, however the pieces fall."""
+
+import itertools
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enginehouse.runtimes.contract import Delta
+from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.tool_calls.format import Setting, Tool
+from enginehouse.runtimes.tool_calls.parsers.hermes import FORMAT
+from enginehouse.runtimes.worker.answer import Output
+
+ALPHABET = [
+    "a",
+    "b",
+    "\n",
+    " ",
+    "é",
+    "日",
+    "👍",
+    "<",
+    ">",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "STOP",
+    "ST",
+]
+TOOL = Tool("f", Json("{}", must=False))
+texts = st.lists(st.sampled_from([*ALPHABET, '{"name": "f", "arguments": {"x": 1}}']), max_size=25).map("".join)
+
+
+def run(pieces: list[bytes], **options: object) -> tuple[str, str, list[tuple[str, str]]]:
+    """Content, reasoning and calls of an answer that came in these pieces."""
+    stop = options.pop("stop", ())
+    setting = Setting((TOOL,) if options.pop("tools", False) else (), **options)  # type: ignore[arg-type]
+    output = Output(stop, lambda incoming: FORMAT.read(incoming, setting))  # type: ignore[arg-type]
+    deltas: list[Delta] = []
+    for piece in pieces:
+        if not output.stopped:
+            deltas += output.feed(piece)
+    deltas += output.end()
+    pieces_of_calls = [delta.tool_call for delta in deltas if delta.tool_call]
+    calls = [
+        (call.name, "".join(piece.arguments for piece in pieces_of_calls if piece.index == call.index))
+        for call in pieces_of_calls
+        if call.name
+    ]
+    return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+@given(
+    texts,
+    st.lists(st.integers(0, 10_000)),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([(), ("STOP",), ("b\n", "a")]),
+)
+def test_how_text_is_cut_into_pieces_changes_nothing(
+    text: str, places: list[int], reasoning: bool, tools: bool, stop: tuple[str, ...]
+) -> None:
+    whole = run([text.encode()], reasoning=reasoning, tools=tools, stop=stop)
+    assert run(cut(text.encode(), places), reasoning=reasoning, tools=tools, stop=stop) == whole
+
+
+@given(st.text(), st.lists(st.integers(0, 10_000)))
+def test_plain_text_arrives_unchanged(text: str, places: list[int]) -> None:
+    text = text.encode("utf-8", "replace").decode()
+    assert run(cut(text.encode(), places)) == (text, "", [])
+
+
+@given(st.text(alphabet="abST OP", max_size=40))
+def test_text_from_a_stop_string_on_is_never_sent(text: str) -> None:
+    content, _, _ = run([bytes([b]) for b in text.encode()], stop=("STOP", "TOS"))
+    ends = [at for at in (text.find("STOP"), text.find("TOS")) if at >= 0]
+    assert content == (text[: min(ends)] if ends else text)
+
+
+def test_a_broken_utf8_sequence_becomes_one_replacement_character() -> None:
+    assert run([b"ok \xe6\x97"]) == ("ok \ufffd", "", [])
+
+
+def test_a_thought_is_split_from_the_answer() -> None:
+    assert run([b"<think>\nhmm\n</think>\n\nParis"], reasoning=True) == ("Paris", "hmm", [])
+
+
+def test_a_template_that_opens_the_thought_itself_is_understood() -> None:
+    assert run([b"hmm</think>Paris"], reasoning=True, thinking=True) == ("Paris", "hmm", [])
+
+
+def test_tags_are_plain_text_for_a_model_without_them() -> None:
+    text = "<think>a</think><tool_call>b</tool_call>"
+    assert run([text.encode()]) == (text, "", [])
+
+
+def test_two_tool_calls_come_out_as_two() -> None:
+    call = '<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>'
+    content, _, calls = run([f"{call}\n{call}".encode()], tools=True)
+    assert (content, [(name, json.loads(arguments)) for name, arguments in calls]) == ("", [("f", {"x": "é"})] * 2)
+
+
+def test_a_call_that_is_not_json_is_shown_rather_than_lost() -> None:
+    text = "<tool_call>not json</tool_call>"
+    assert run([text.encode()], tools=True) == (text, "", [])
+
+
+def test_a_call_cut_off_by_the_length_limit_is_shown_rather_than_lost() -> None:
+    text = '<tool_call>\n{"name": "f", "argu'
+    assert run([text.encode()], tools=True) == (text, "", [])
+
+
+def test_the_stop_string_that_came_first_is_the_one_named() -> None:
+    output = Output(("two", "STOP"))
+    output.feed(b"one STOP two")
+    assert output.stopped == "STOP"
