@@ -8,7 +8,7 @@ import msgspec
 
 from enginehouse.runtimes.contract import Refused
 from enginehouse.runtimes.structure import NOTHING, Json, Literal, Repeat, Shape, Until, chain, either
-from enginehouse.runtimes.tool_calls.format import Setting, Tool, words, words_shape
+from enginehouse.runtimes.tool_calls.format import Format, Setting, Tool, tagged, words, words_shape
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(\{.*\})\s*", re.DOTALL)
@@ -20,6 +20,20 @@ class Marks(msgspec.Struct, frozen=True):
     begin: str
     end: str
     quote: str
+
+
+def gemma(name: str, marks: Marks, thought: tuple[str, str]) -> Format:
+    """The form with these marks."""
+    return tagged(
+        name,
+        lambda template: marks.begin in template,
+        (marks.begin,),
+        lambda incoming, setting, trigger: read_call(incoming, marks),
+        lambda setting: after(setting, marks),
+        repeats=True,
+        marks=(marks.begin, marks.end, marks.quote),
+        thought=thought,
+    )
 
 
 def read_call(incoming: Incoming, marks: Marks) -> Reading[None]:

@@ -1,37 +1,12 @@
 """DeepSeek V3 and R1: calls between <｜tool▁calls▁begin｜> and its end, with the name before the arguments."""
 
-import json
-import re
-from collections.abc import Callable, Sequence
-from typing import Any
-
 from enginehouse.runtimes.structure import Repeat, Shape, chain, either
-from enginehouse.runtimes.tool_calls.format import Format, Messages, Setting, tagged
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
-
-BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-CALL, NAME, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
-HEAD = re.compile(rf"\s{{0,8}}{CALL}(?:function{NAME})?([\w.-]{{1,64}})(?:{NAME})?\s{{0,8}}(?:```json)?\s{{0,8}}(?={{)")
-HEAD_LENGTH = 200
+from enginehouse.runtimes.tool_calls.deepseek_syntax import BEGIN, CALL, END, END_CALL, NAME, deepseek
+from enginehouse.runtimes.tool_calls.format import Setting
 
 
 def recognizes(template: str) -> bool:
     return BEGIN in template and "```json" in template
-
-
-def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
-    before = trigger
-    while head := (yield from incoming.match(HEAD, HEAD_LENGTH)):
-        before = ""
-        first, arguments = incoming.call(head[1])
-        yield first
-        yield from incoming.value(arguments)
-        for tag in ("```", END_CALL):
-            yield from incoming.starts((tag,))
-        if (yield from incoming.starts((END,))):
-            return
-    if before:
-        yield incoming.back(before)
 
 
 def after(setting: Setting) -> Shape:
@@ -40,26 +15,6 @@ def after(setting: Setting) -> Shape:
         [chain(head, tool.arguments, f"\n```{END_CALL}") for head, tool in zip(heads, setting.tools, strict=True)]
     )
     return chain(Repeat(one, "\n") if setting.parallel else one, END)
-
-
-def arguments_as_text(messages: Messages, tools: Sequence[dict[str, Any]], template: str) -> Messages:
-    """The templates add them to a text."""
-    return [
-        message | {"tool_calls": [call | {"function": as_text(call["function"])} for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
-        for message in messages
-    ]
-
-
-def as_text(function: dict[str, Any]) -> dict[str, Any]:
-    return function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
-
-
-def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[Setting], Shape]) -> Format:
-    """Versions differ in what stands within the marks."""
-    marks = (BEGIN, END, CALL, NAME, END_CALL)
-    return tagged(name, recognizes, (BEGIN,), read_calls, after, repeats=False, marks=marks, prepare=arguments_as_text)
 
 
 FORMAT = deepseek("deepseek", recognizes, after)

@@ -1,8 +1,8 @@
 """DeepSeek V3.1: as before, with nothing but a mark between name and arguments."""
 
 from enginehouse.runtimes.structure import Repeat, Shape, chain, either
+from enginehouse.runtimes.tool_calls.deepseek_syntax import BEGIN, CALL, END, END_CALL, NAME, deepseek
 from enginehouse.runtimes.tool_calls.format import Setting
-from enginehouse.runtimes.tool_calls.parsers.deepseek import BEGIN, CALL, END, END_CALL, NAME, deepseek
 
 
 def recognizes(template: str) -> bool:

@@ -1,7 +1,6 @@
 """FunctionGemma: <start_function_call>call:NAME{key:<escape>text<escape>,key:1}<end_function_call>."""
 
 from enginehouse.runtimes.tool_calls.format import THINK
-from enginehouse.runtimes.tool_calls.gemma_syntax import Marks
-from enginehouse.runtimes.tool_calls.parsers.gemma import gemma
+from enginehouse.runtimes.tool_calls.gemma_syntax import Marks, gemma
 
 FORMAT = gemma("function-gemma", Marks("<start_function_call>", "<end_function_call>", "<escape>"), THINK)

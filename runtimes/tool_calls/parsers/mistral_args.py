@@ -4,7 +4,7 @@ import re
 
 from enginehouse.runtimes.structure import Shape, chain, either
 from enginehouse.runtimes.tool_calls.format import Setting, read_list, tagged
-from enginehouse.runtimes.tool_calls.parsers.mistral import BEGIN, with_short_ids
+from enginehouse.runtimes.tool_calls.mistral_syntax import BEGIN, THOUGHT, with_short_ids
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 ARGUMENTS, ID = "[ARGS]", "[CALL_ID]"
@@ -37,6 +37,6 @@ FORMAT = tagged(
     after,
     repeats=True,
     marks=(BEGIN, ARGUMENTS, ID),
-    thought=("[THINK]", "[/THINK]"),
+    thought=THOUGHT,
     prepare=with_short_ids,
 )
