@@ -8,8 +8,7 @@ from pathlib import PurePosixPath
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
-from enginehouse.optimize.sources.gguf_header import PRECISIONS
-from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN as GGUF
+from enginehouse.optimize.sources.gguf_header import ALIASES, PRECISIONS
 
 # A folder with this file in it holds an artifact that is ready for the engines of that format.
 READY = {"openvino_model.xml": "openvino", "genai_config.json": "onnx"}
@@ -75,8 +74,8 @@ def choose(source: str, models: Sequence[str], precision: str) -> str:
     """Of several models: the one in the precision that is pinned, else in DEFAULT_GGUF."""
     if len(models) == 1:
         return models[0]
-    own = {name.lower(): value for name, value in GGUF.precisions.items()}
-    wanted = DEFAULT_GGUF if precision == "auto" else own.get(precision.lower(), precision)
+    known = ALIASES | {name.lower(): name for name in PRECISIONS.values()}
+    wanted = DEFAULT_GGUF if precision == "auto" else known.get(precision.lower(), precision)
     fitting = [name for name in models if precision_in(name) == wanted.upper()]
     if len(fitting) == 1:
         return fitting[0]

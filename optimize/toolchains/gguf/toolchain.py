@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits
+from enginehouse.optimize.sources.gguf_header import ALIASES, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +68,6 @@ def build_from_gguf(file: Path, precision: str, output: Path, report: Report) ->
 
 def check_plain(file: Path) -> None:
     """Raises CannotBuild unless the file holds a whole model of 16- or 32-bit weights."""
-    from enginehouse.optimize.sources.gguf_header import read_header
-
     header = read_header(file)
     if header.quantized:
         raise CannotBuild(
@@ -135,14 +134,7 @@ def versions() -> dict[str, str]:
 
 TOOLCHAIN = Toolchain(
     format="gguf",
-    precisions={
-        "int4": "Q4_K_M",
-        "int8": "Q8_0",
-        "bf16": "BF16",
-        "f16": "F16",
-        "f32": "F32",
-        **{name: name for name in BITS},
-    },
+    precisions={**ALIASES, **{name: name for name in BITS}},
     unavailable=unavailable,
     versions=versions,
     refuses=refuses,
