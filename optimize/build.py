@@ -1,21 +1,27 @@
-"""`python -m enginehouse.optimize.build`: one fetch or conversion in its own process.
-
-Orders on stdin, reports on stdout."""
+"""`python -m enginehouse.optimize.build`: one fetch, merge or conversion in a process of its own."""
 
 import errno
 import os
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from enginehouse.optimize.artifact import Artifact, CannotBuild, File, Manifest, Quality, Recipe, Source, Toolchain
-from enginehouse.optimize.artifact import Report as ReportStage
-from enginehouse.optimize.child_process import begin
+from enginehouse.optimize.artifact import (
+    Artifact,
+    CannotBuild,
+    File,
+    Manifest,
+    Quality,
+    Recipe,
+    Report,
+    Source,
+    Toolchain,
+)
+from enginehouse.optimize.child_process import carry_out
 from enginehouse.optimize.memory import free_memory
 from enginehouse.optimize.quality.gate import judge
 from enginehouse.optimize.sources.adapter import Adapter, merge
@@ -52,11 +58,6 @@ class Build(msgspec.Struct, tag="build", frozen=True):
     anew: bool = False  # though there is one already
 
 
-class Progress(msgspec.Struct, tag="progress", frozen=True):
-    stage: str
-    fraction: float
-
-
 class Fetched(msgspec.Struct, tag="fetched", frozen=True):
     path: str
     offline: bool = False  # the hub was out of reach, and this is what its cache had
@@ -71,40 +72,33 @@ class Built(msgspec.Struct, tag="built", frozen=True):
     seconds: dict[str, float]  # by stage; empty if another process had built it
 
 
-class Failed(msgspec.Struct, tag="failed", frozen=True):
-    message: str
-    environment: bool = False  # as in CannotBuild
-
-
 Order = Fetch | FetchAdapter | Merge | Build
-Report = Progress | Fetched | Merged | Built | Failed
 
 
-def main() -> None:
-    order, send = begin(Order)
+def work(order: Order, report: Report) -> Fetched | Merged | Built:
+    stages = Stages(report)
     try:
         match order:
             case Fetch(source, revision, precision):
-                send(Fetched(*fetch(source, revision, precision, Stages(send).report)))
+                return Fetched(*fetch(source, revision, precision, stages.report))
             case FetchAdapter(adapter):
-                send(Fetched(*fetch_adapter(adapter, Stages(send).report)))
+                return Fetched(*fetch_adapter(adapter, stages.report))
             case Merge(base, adapter, cache):
-                send(Merged(merge(base, adapter, Path(cache), Stages(send).report)))
+                return Merged(merge(base, adapter, Path(cache), stages.report))
             case Build(gate=gate):
                 if gate:  # nobody may be waiting for it, and others are served meanwhile
                     os.nice(10)
-                send(build(order, send))
-    except CannotBuild as error:
-        send(Failed(str(error), error.environment))
+                return build(order, stages)
     except OSError as error:
-        send(Failed(no_room(order, error) if is_no_room(error) else f"building failed: {error}", environment=True))
-    except MemoryError:
-        send(Failed("building ran out of memory", environment=True))
+        reason = no_room(order, error) if is_no_room(error) else f"building failed: {error}"
+        raise CannotBuild(reason, environment=True) from error
+    except MemoryError as error:
+        raise CannotBuild("building ran out of memory", environment=True) from error
 
 
-def build(order: Build, send: Callable[[Report], None]) -> Built:
+def build(order: Build, stages: "Stages") -> Built:
     recipe, store = order.recipe, Store(Path(order.cache))
-    toolchain, stages = toolchains()[recipe.format], Stages(send)
+    toolchain = toolchains()[recipe.format]
     store.sweep()
     with store.building(recipe.key) as folder:
         manifest = store.manifest(recipe.key)
@@ -141,7 +135,7 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
     store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, own, quality))
 
 
-def judged(order: Build, toolchain: Toolchain, folder: Path, report: ReportStage) -> Quality:
+def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> Quality:
     path, precision = folder / toolchain.entry, order.recipe.precision
     return judge(
         order.source, toolchain, precision, path, Path(order.cache), lambda done: report("check", (1 + done) / 2)
@@ -186,8 +180,8 @@ def peak_bytes() -> int:
 class Stages:
     """Times the stages a toolchain reports and passes on at most a hundred steps of each."""
 
-    def __init__(self, send: Callable[[Report], None]) -> None:
-        self._send = send
+    def __init__(self, report: Report) -> None:
+        self._report = report
         self._stage, self._percent, self._began = "", -1, time.monotonic()
         self._seconds: dict[str, float] = {}
 
@@ -198,7 +192,7 @@ class Stages:
         percent = int(fraction * 100)
         if percent > self._percent:
             self._percent = percent
-            self._send(Progress(stage, fraction))
+            self._report(stage, fraction)
 
     def end(self) -> dict[str, float]:
         if self._stage:
@@ -218,4 +212,4 @@ def no_room(order: Order, error: OSError) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(Order, work)

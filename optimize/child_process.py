@@ -1,31 +1,122 @@
-"""A child process that reports on stdout, whatever its tools print there, and ends with its parent."""
+"""Work in a child process, both ends of it: an order goes to the child's stdin, how far it is and what came of it comes
+back on its stdout, each a line of JSON. Stdin stays open for as long as the parent lives, and the child no longer."""
 
+import asyncio
+import contextlib
 import os
+import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from asyncio.subprocess import PIPE
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
+from enginehouse.optimize.artifact import CannotBuild, Report
 
-def reports() -> Callable[[bytes], None]:
-    """Writes a line to what was stdout; tools print there as they like, and it is stderr from here on."""
+
+class StageProgress(msgspec.Struct, tag="progress", frozen=True):
+    stage: str
+    fraction: float  # of the stage, 0 to 1
+
+
+class Failed(msgspec.Struct, tag="failed", frozen=True):
+    message: str
+    environment: bool  # as in CannotBuild
+
+
+Result = TypeVar("Result", bound=msgspec.Struct)
+
+# --- the parent's end ---
+
+
+async def run(
+    module: str,
+    order: msgspec.Struct,
+    result: type[Result],
+    report: Report,
+    name: str,
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """What `python -m module` makes of the order; `name`: the child's in messages, `environment`: if not ours.
+
+    Raises the child's CannotBuild, and one where it dies on the way. Given up, it ends the child.
+    """
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # nothing that lies in the working directory is imported
+        "-m",
+        module,
+        stdin=PIPE,
+        stdout=PIPE,
+        env=environment,
+        start_new_session=True,  # Ctrl-C is the parent's to answer
+    )
+    assert child.stdin and child.stdout
+    last: Result | Failed | None = None
+    try:
+        with contextlib.suppress(ConnectionError):  # it has died already: its status says so below
+            child.stdin.write(msgspec.json.encode(order) + b"\n")
+            await child.stdin.drain()
+        async for line in child.stdout:
+            last = heard(line, result, report)
+    finally:
+        child.stdin.close()  # the child ends at that, whatever it is doing
+        status = await child.wait()
+    match last:
+        case None:
+            reason = f"{name} ended with status {status} in the middle of its work; see the log"
+            raise CannotBuild(reason, environment=status < 0)  # killed: not the fault of what it worked on
+        case Failed(message, of_environment):
+            raise CannotBuild(message, of_environment)
+    return last
+
+
+def run_blocking(
+    module: str,
+    order: msgspec.Struct,
+    result: type[Result],
+    report: Report,
+    name: str,
+    environment: Mapping[str, str] | None = None,
+) -> Result:
+    """The same where no event loop runs."""
+    return asyncio.run(run(module, order, result, report, name, environment))
+
+
+def heard(line: bytes, result: type[Result], report: Report) -> Result | Failed | None:
+    """None for progress, which is passed on."""
+    message: StageProgress | Failed | Result = msgspec.json.decode(line, type=StageProgress | Failed | result)
+    if isinstance(message, StageProgress):
+        report(message.stage, message.fraction)
+        return None
+    return message
+
+
+# --- the child's end ---
+
+
+def carry_out(orders: Any, work: Callable[[Any, Report], msgspec.Struct]) -> None:
+    """A child's whole main: `work` is given its order, one of the type `orders`, and gives the result."""
+    send = sender()
+    with os.fdopen(0, "rb", closefd=False) as stdin:
+        order = msgspec.json.decode(stdin.readline(), type=orders)
+    end_with_parent()
+    try:
+        send(work(order, lambda stage, fraction: send(StageProgress(stage, fraction))))
+    except CannotBuild as error:
+        send(Failed(str(error), error.environment))
+
+
+def sender() -> Callable[[msgspec.Struct], None]:
+    """Writes to what was stdout; tools print there as they like, and it is stderr from here on."""
     out = os.dup(1)
     os.dup2(2, 1)
 
-    def send(line: bytes) -> None:
-        os.write(out, line + b"\n")
+    def send(message: msgspec.Struct) -> None:
+        os.write(out, msgspec.json.encode(message) + b"\n")
 
     return send
-
-
-def begin(order: Any) -> tuple[Any, Callable[[msgspec.Struct], None]]:
-    """The order of this type that came on stdin, and what sends structs to who gave it."""
-    send_line = reports()
-    with os.fdopen(0, "rb", buffering=0, closefd=False) as orders:
-        given = msgspec.json.decode(orders.readline(), type=order)
-    end_with_parent()
-    return given, lambda report: send_line(msgspec.json.encode(report))
 
 
 def end_with_parent() -> None:

@@ -3,16 +3,14 @@ of it in a process of its own: runs the source, or the artifact by its own engin
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from enginehouse.optimize.artifact import CannotBuild, Quality, Source, Toolchain
-from enginehouse.optimize.child_process import begin
+from enginehouse.optimize.artifact import CannotBuild, Quality, Report, Source, Toolchain
+from enginehouse.optimize.child_process import Result, carry_out, run_blocking
 from enginehouse.optimize.quality.reference_runner import runner
 from enginehouse.optimize.quality.references import MADE, Reference, blocks, load, log_softmax, make, making
 from enginehouse.optimize.quality.texts import Passage, digest, passages
@@ -44,21 +42,14 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     what: str  # the artifact's name in messages
 
 
-class Advance(msgspec.Struct, frozen=True, tag="advance"):
-    fraction: float
+class Referred(msgspec.Struct, frozen=True, tag="referred"): ...
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
-    quality: Quality | None = None
-
-
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    message: str
-    environment: bool
+class Compared(msgspec.Struct, frozen=True, tag="compared"):
+    quality: Quality
 
 
 Order = Refer | Compare
-Report = Advance | Finished | Failed
 
 
 def judge(
@@ -68,52 +59,40 @@ def judge(
     name, texts = runner(source), passages(source)
     with making(cache, f"{source.fingerprint}-{digest(texts)}-{name}") as (file, work):
         if work:
-            run(Refer(source, name, texts, str(work)), lambda fraction: report(fraction / 2))
+            what = f"'{source.id}'"
+            gate_process(what, Refer(source, name, texts, str(work)), Referred, lambda done: report(done / 2))
             (work / MADE).rename(file)
         what = f"{toolchain.format} {precision} of '{source.id}'"
         order = Compare(toolchain.format, str(path), str(file), name, what)
-        finished = run(order, lambda fraction: report((1 + fraction) / 2))  # within: nobody prunes the reference
-    assert finished.quality
-    return finished.quality
+        # within: nobody prunes the reference
+        return gate_process(what, order, Compared, lambda done: report((1 + done) / 2)).quality
 
 
-def run(order: Order, report: Callable[[float], None]) -> Finished:
-    """One child process from start to its last word."""
-    last: Report | None = None
-    command = [sys.executable, "-m", "enginehouse.optimize.quality.gate"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=SPARING | os.environ) as child:
-        assert child.stdin and child.stdout
-        child.stdin.write(msgspec.json.encode(order) + b"\n")
-        child.stdin.flush()  # and stays open: the child ends when it closes, with this process
-        for line in child.stdout:
-            last = msgspec.json.decode(line, type=Report)
-            if isinstance(last, Advance):
-                report(last.fraction)
-    match last:
-        case Finished():
-            return last
-        case Failed(message, environment):
-            raise CannotBuild(message, environment)
-        case _:
-            what = order.what if isinstance(order, Compare) else f"'{order.source.id}'"
-            status = child.returncode
-            reason = f"the process that ran {what} for the quality gate ended with status {status}; see the log"
-            raise CannotBuild(reason, environment=status < 0)
+def gate_process(what: str, order: Order, result: type[Result], report: Callable[[float], None]) -> Result:
+    """`what` is run in it."""
+    return run_blocking(
+        "enginehouse.optimize.quality.gate",
+        order,
+        result,
+        lambda stage, fraction: report(fraction),
+        f"the process that ran {what} for the quality gate",
+        SPARING | os.environ,
+    )
 
 
-def main() -> None:
-    order, send = begin(Order)
+def work(order: Order, report: Report) -> Referred | Compared:
+    def advance(fraction: float) -> None:
+        report("check", fraction)
+
     try:
         match order:
-            case Refer(source, name, texts, work):
-                make(source, name, texts, Path(work), lambda fraction: send(Advance(fraction)))
-                send(Finished())
+            case Refer(source, name, texts, folder):
+                make(source, name, texts, Path(folder), advance)
+                return Referred()
             case Compare():
-                send(Finished(compare(order, load(Path(order.reference)), lambda fraction: send(Advance(fraction)))))
-    except CannotBuild as error:
-        send(Failed(str(error), error.environment))
-    except MemoryError:
-        send(Failed("the quality gate ran out of memory", environment=True))
+                return Compared(compare(order, load(Path(order.reference)), advance))
+    except MemoryError as error:
+        raise CannotBuild("the quality gate ran out of memory", environment=True) from error
 
 
 def compare(order: Compare, reference: Reference, report: Callable[[float], None]) -> Quality:
@@ -152,4 +131,4 @@ def divergences(reference: Reference, here: slice, logprobs: "np.ndarray[Any, An
 
 
 if __name__ == "__main__":
-    main()
+    carry_out(Order, work)

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from enginehouse.optimize.artifact import CannotBuild, Report
-from enginehouse.optimize.child_process import end_with_parent, reports
+from enginehouse.optimize.child_process import carry_out, run_blocking
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 # Olive's telemetry has a heartbeat that only CI stops; the two others obey their own variable.
@@ -24,48 +24,27 @@ SILENT = {
 STRETCH, STRETCHES = 128, 32  # tokens of calibration text at a time, and how often
 
 
+class Convert(msgspec.Struct, frozen=True):
+    checkpoint: str
+    precision: str
+    work: str  # a folder
+
+
+class Converted(msgspec.Struct, frozen=True, tag="converted"):
+    folder: str
+
+
 def run(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
     """The folder with the finished model, in `work`. In a process of its own, whose memory is free again for the check.
 
     Raises CannotBuild.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "enginehouse.optimize.toolchains.onnx.workflow",
-        str(checkpoint),
-        precision,
-        str(work),
-    ]
-    environment = {**os.environ, **SILENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    last: dict[str, Any] = {}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
-        assert child.stdout  # it ends when its stdin closes, with this process
-        for line in child.stdout:
-            last = json.loads(line)
-            if "stage" in last:
-                report(last["stage"], last["fraction"])
-    if "failed" in last:
-        raise CannotBuild(last["failed"])
-    if child.returncode or "made" not in last:
-        raise CannotBuild(
-            f"Olive's process ended with status {child.returncode} in the middle of its work; see the log"
-        )
-    return Path(last["made"])
+    module, order = "enginehouse.optimize.toolchains.onnx.workflow", Convert(str(checkpoint), precision, str(work))
+    return Path(run_blocking(module, order, Converted, report, "Olive's process", os.environ | SILENT).folder)
 
 
-def main(checkpoint: str, precision: str, work: str) -> None:
-    send_line = reports()
-    end_with_parent()
-
-    def send(**message: Any) -> None:
-        send_line(json.dumps(message).encode())
-
-    try:
-        made = run_here(Path(checkpoint), precision, Path(work), lambda stage, done: send(stage=stage, fraction=done))
-        send(made=str(made))
-    except CannotBuild as error:
-        send(failed=str(error))
+def convert(order: Convert, report: Report) -> Converted:
+    return Converted(str(run_here(Path(order.checkpoint), order.precision, Path(order.work), report)))
 
 
 def run_here(checkpoint: Path, precision: str, work: Path, report: Report) -> Path:
@@ -140,4 +119,4 @@ def calibration_data(checkpoint: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    carry_out(Convert, convert)
