@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.config.schema import DEFAULT_CONTEXT, Config, Model
-from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain, bits
+from enginehouse.optimize import ladder
+from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.prepare import adapt, locate
 from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import Local, Unavailable
@@ -192,16 +193,6 @@ class Knowledge:
             return source.fingerprint
         return toolchain.recipe(source, precision).key
 
-    def _below(self, toolchain: Toolchain, source: Source, pinned: str) -> dict[str, str]:
-        """Own precisions whose artifacts, kept or not, failed the quality gate, and by how much."""
-        below: dict[str, str] = {}
-        own = [own for name, own in toolchain.precisions.items() if name.lower() == pinned.lower()]
-        for precision in {*toolchain.ladder, *own}:
-            quality = self._store.quality(toolchain.recipe(source, precision).key)
-            if quality and (why := routing.shortfall(quality, self._config.optimize.limits(bits(precision)))):
-                below[precision] = why
-        return below
-
     def _offer(self, runtime: Local, source: Source, machine: Host, pinned: str) -> Offer:
         toolchain = self._toolchains.get(runtime.format)
         cannot = toolchain.unavailable() or toolchain.refuses(source) if toolchain else None
@@ -211,7 +202,9 @@ class Knowledge:
             runtime.unavailable(),
             toolchain.precisions if toolchain else {},
             tuple(toolchain.ladder) if toolchain else (),
-            self._below(toolchain, source, pinned) if toolchain and not cannot else {},
+            ladder.failed(toolchain, source, pinned, self._store, self._config.optimize)
+            if toolchain and not cannot
+            else {},
             cannot,
             runtime.features,
             machine.devices.get(runtime.name, ()),

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import IO
 
 from enginehouse.config.schema import Config
-from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bits, bytes_in_16_bits
+from enginehouse.optimize import ladder
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
-from enginehouse.runtimes.pool import host, routing, smoke_test
+from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Knowledge, context_length
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Candidate, Ranked
@@ -63,7 +64,7 @@ class Loader:
     async def _judge(self, name: str, source: Source, candidate: Candidate, key: str, quality: Quality) -> None:
         """Raises Unavailable for what is not to serve; the next decision then knows why."""
         rules = self._config.optimize
-        below = routing.shortfall(quality, rules.limits(bits(candidate.precision)))
+        below = ladder.shortfall(quality, candidate.precision, rules)
         if not below:
             return
         self._knowledge.age(source)

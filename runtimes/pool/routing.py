@@ -5,8 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.config.schema import Limits, Model
-from enginehouse.optimize.artifact import Quality, Source
+from enginehouse.config.schema import Model
+from enginehouse.optimize import ladder
+from enginehouse.optimize.artifact import Source
 from enginehouse.runtimes.contract import Device, Refused
 
 # Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
@@ -116,11 +117,13 @@ def decide(
     for offer in sorted(offers, key=lambda offer: (place(prior, offer.runtime), offer.runtime)):
         for device in devices(offer):
             verdict = judge(model, source, offer, device, prior, enforce)
-            if not isinstance(verdict, Rejected):
-                rejected += stepped_over(model, verdict, offer)
             if isinstance(verdict, Rejected):
                 rejected.append(verdict)
-            elif verdict.key in parked:
+                continue
+            if model.precision == "auto" and verdict.precision in offer.ladder:
+                below = ladder.passed_over(offer.ladder, verdict.precision, offer.below)
+                rejected += [Rejected(verdict.runtime, verdict.device, why) for why in below]
+            if verdict.key in parked:
                 waiting.append((verdict, offer))
             else:
                 candidates.append((verdict, offer))
@@ -166,7 +169,7 @@ def judge(
     if offer.cannot_build:
         return no(offer.cannot_build)
     if auto:
-        own = next((name for name in offer.ladder if name not in offer.below), None)
+        own = ladder.lowest(offer.ladder, offer.below)
     if own is None:
         return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
     if enforce and own in offer.below:
@@ -174,31 +177,9 @@ def judge(
     return Candidate(offer.runtime, device.kind, offer.format, own)
 
 
-def stepped_over(model: Model, chosen: Candidate, offer: Offer) -> list[Rejected]:
-    """Rungs of the ladder below the chosen one."""
-    if model.precision != "auto" or chosen.precision not in offer.ladder:
-        return []
-    rungs = offer.ladder[: offer.ladder.index(chosen.precision)]
-    return [Rejected(chosen.runtime, chosen.device, f"{rung} {offer.below[rung]}") for rung in rungs]
-
-
 def unquantized(source: Source, candidate: Candidate, offer: Offer) -> Ranked:
     precision = "" if source.kind == offer.format else offer.ladder[-1]
     return Ranked(msgspec.structs.replace(candidate, precision=precision), "stands in", offer.features)
-
-
-def shortfall(quality: Quality, limits: Limits) -> str | None:
-    """By how much an artifact misses the quality gate's bar, or None."""
-    misses = [
-        f"{name} {value:.3g} is {side} {limit:g}"
-        for name, value, limit, side, missed in (
-            ("divergence", quality.divergence, limits.divergence, "above", quality.divergence > limits.divergence),
-            ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
-            ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),
-        )
-        if missed
-    ]
-    return f"is below the quality bar: {', '.join(misses)}" if misses else None
 
 
 def rank(

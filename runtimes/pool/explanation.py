@@ -1,0 +1,71 @@
+"""What the house says of a model to people and clients: its state now, and which runtime serves it and why."""
+
+from typing import Literal
+
+import msgspec
+
+from enginehouse.optimize.artifact import Quality
+from enginehouse.runtimes.pool.host import Host
+from enginehouse.runtimes.pool.routing import Candidate, Figures, Rejected
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """How far something is that is under way."""
+
+    stage: str
+    percent: int
+    seconds_left: int
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag_field="state", tag="unloaded"):
+    requests: int
+
+
+class Loading(msgspec.Struct, frozen=True, tag_field="state", tag="loading"):
+    requests: int
+    stage: str
+    percent: int
+    seconds_left: int
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="loaded"):
+    better: Stage | msgspec.UnsetType = msgspec.UNSET  # what is built to take its place
+    requests: int
+    runtime: str
+    precision: str
+    device: str
+    context_length: int
+    slots: int
+    memory_bytes: int
+
+
+Status = Unloaded | Loading | Loaded
+
+
+class ExplainedCandidate(msgspec.Struct, frozen=True):
+    candidate: Candidate
+    reason: str
+    features: tuple[str, ...]
+    figures: Figures | None
+    key: str
+    measured_at: int | None  # seconds since the epoch
+    cost: float | None  # of the objective
+    quality: Quality | None
+
+
+class ExplainedHost(Host, frozen=True, kw_only=True):
+    kind: str
+    fingerprint: str
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Which runtime serves a model, and why."""
+
+    model: str
+    source: str
+    objective: Literal["balanced", "latency", "throughput", "memory"]
+    chosen: str | None  # key of a candidate
+    reason: str | None
+    candidates: tuple[ExplainedCandidate, ...]  # best first
+    rejected: tuple[Rejected, ...]
+    host: ExplainedHost
