@@ -180,7 +180,7 @@ class Done(msgspec.Struct, frozen=True):
     stop: str = ""  # the stop string that ended it, if one did
 
 
-class Placed(msgspec.Struct, frozen=True):
+class Assigned(msgspec.Struct, frozen=True):
     """Who gives the answer: its first event, and again if another engine takes it up in the middle."""
 
     runtime: str
@@ -191,7 +191,7 @@ class Placed(msgspec.Struct, frozen=True):
     again: bool = False  # from the start: what was said so far is void
 
 
-Event = Placed | Delta | Done
+Event = Assigned | Delta | Done
 
 
 class Refused(Exception):

@@ -35,7 +35,7 @@ def create(config: Config) -> Litestar:
         app.state.pool = Pool(config)
         app.state.responses = ResponseStore(config.cache_dir)
         app.state.started = int(time.time())
-        looking = asyncio.create_task(app.state.pool.look_around())
+        looking = asyncio.create_task(app.state.pool.probe_host())
         try:
             yield
         finally:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Delta, Done, Logprob, Placed
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Logprob
 
 Kind = Literal["thought", "text", "call"]
 
@@ -48,7 +48,7 @@ class HiddenTokens(msgspec.Struct, frozen=True):
     logprobs: Sequence[Logprob]
 
 
-Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | Placed | Done  # Placed: another engine goes on
+Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | Assigned | Done  # Assigned: another engine goes on
 
 
 class Content:

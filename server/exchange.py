@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from litestar import Request, Response
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Delta, Done, EngineFailed, Event, Job, Placed, Refused, Unavailable, Usage
+from enginehouse.runtimes.contract import Assigned, Delta, Done, EngineFailed, Event, Job, Refused, Unavailable, Usage
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
@@ -27,7 +27,7 @@ class Answer:
 
     def __init__(self, job: Job) -> None:
         self.content = Content()
-        self.placed: Placed | None = None  # who gives it
+        self.placed: Assigned | None = None  # who gives it
         self.done: Done | None = None
         self._job, self._began = job, time.monotonic()
 
@@ -40,7 +40,7 @@ class Answer:
                 self.done = event
                 log_done(self._job, self.placed, event, time.monotonic() - self._began)
                 return self.content.end(event)
-            case Placed():
+            case Assigned():
                 handed_over, self.placed = self.placed is not None, event
                 if event.again:
                     self.content = Content()
@@ -50,10 +50,10 @@ class Answer:
 class Renderer(Protocol):
     """Shows the answers to one request."""
 
-    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Any:
+    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Any:
         """The body, when all have ended."""
 
-    def start(self, placed: Placed | None) -> bytes:
+    def start(self, placed: Assigned | None) -> bytes:
         """The beginning of a stream; None: it failed before anyone could answer."""
 
     def step(self, index: int, step: Step) -> bytes:
@@ -83,7 +83,7 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
     )
 
 
-async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Placed:
+async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:
     """Waits until all answers are whole; who was the first to give one."""
     index, first = await keepalive.first_of(events)
     answers[index].take(first)
@@ -100,7 +100,7 @@ async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEven
         yield renderer.start(placed)
         try:
             async for index, event in events:
-                if isinstance(event, Placed) and answers[index].placed:
+                if isinstance(event, Assigned) and answers[index].placed:
                     yield comment(f"its engine died; {event.runtime} {event.precision} goes on")
                 for step in answers[index].take(event):
                     if part := renderer.step(index, step):
@@ -160,7 +160,7 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
     )
 
 
-def log_done(job: Job, placed: Placed | None, done: Done, seconds: float) -> None:
+def log_done(job: Job, placed: Assigned | None, done: Done, seconds: float) -> None:
     assert placed
     log.info(
         "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",

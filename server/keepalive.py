@@ -11,12 +11,12 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from enginehouse.runtimes.contract import EngineFailed, Event, Placed, Refused, Unavailable
+from enginehouse.runtimes.contract import Assigned, EngineFailed, Event, Refused, Unavailable
 from enginehouse.server.sse import comment
 
 T = TypeVar("T")
 IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
-FirstEvent = tuple[int, Placed]  # of them
+FirstEvent = tuple[int, Assigned]  # of them
 Parts = AsyncGenerator[bytes, None]
 Body = Callable[[FirstEvent, IndexedEvents], Parts]
 SILENT_SECONDS = 2.0  # before the first comment
@@ -53,7 +53,7 @@ async def stream_response(
 async def first_of(events: IndexedEvents) -> FirstEvent:
     """Every answer begins with who gives it, and so do all together."""
     index, placed = await anext(events)
-    assert isinstance(placed, Placed)
+    assert isinstance(placed, Assigned)
     return index, placed
 
 
@@ -90,7 +90,7 @@ async def commented(
                 yield part
 
 
-def placed_headers(placed: Placed) -> dict[str, str]:
+def placed_headers(placed: Assigned) -> dict[str, str]:
     return {
         "x-enginehouse-runtime": placed.runtime,
         "x-enginehouse-precision": placed.precision,

@@ -24,7 +24,7 @@ log = logging.getLogger("enginehouse.routing")
 DECISION_SECONDS = 30.0  # a decision is made anew after it, for candidates whose parking has ended
 
 
-class Known(msgspec.Struct):
+class Decided(msgspec.Struct):
     """A model's source as found for its load, and what was decided for it."""
 
     source: Source
@@ -32,7 +32,7 @@ class Known(msgspec.Struct):
     until: float  # on the monotonic clock
 
 
-class Knowledge:
+class Decisions:
     def __init__(
         self,
         config: Config,
@@ -48,28 +48,28 @@ class Knowledge:
         self._store = Store(self._cache)
         self._host: asyncio.Task[Host] | None = None
         self._sources: dict[str, asyncio.Task[Source]] = {}
-        self._known: dict[str, Known] = {}
-        self._deciding: dict[str, asyncio.Task[Known]] = {}
+        self._decided_by_model: dict[str, Decided] = {}
+        self._deciding: dict[str, asyncio.Task[Decided]] = {}
 
-    async def of(self, name: str, fresh: bool = False) -> Known:
-        """What is known of a model now. No await while a decision is young: this is in the way of every request."""
-        known = self._known.get(name)
-        if known and not fresh and time.monotonic() < known.until:
-            return known
+    async def of(self, name: str, fresh: bool = False) -> Decided:
+        """What was decided for a model. No await while a decision is young: this is in the way of every request."""
+        decided = self._decided_by_model.get(name)
+        if decided and not fresh and time.monotonic() < decided.until:
+            return decided
         deciding = self._deciding.get(name)
         if deciding is None or fresh:
-            deciding = self._deciding[name] = asyncio.create_task(self._decided(name, known))
+            deciding = self._deciding[name] = asyncio.create_task(self._decided(name, decided))
             deciding.add_done_callback(lambda done: self._deciding.pop(name, None))
         return await asyncio.shield(deciding)
 
-    async def _decided(self, name: str, known: Known | None) -> Known:
-        source = known.source if known else await self.source(name)
+    async def _decided(self, name: str, decided: Decided | None) -> Decided:
+        source = decided.source if decided else await self.source(name)
         machine = await self.host()
         decision = await asyncio.to_thread(self._decide, name, source, machine)
-        if known is None or known.decision != decision:
+        if decided is None or decided.decision != decision:
             tell(decision)
-        self._known[name] = Known(source, decision, time.monotonic() + DECISION_SECONDS)
-        return self._known[name]
+        self._decided_by_model[name] = Decided(source, decision, time.monotonic() + DECISION_SECONDS)
+        return self._decided_by_model[name]
 
     async def source(self, name: str) -> Source:
         """Looked for once; kept until `forget`."""
@@ -88,7 +88,7 @@ class Knowledge:
 
     def forget(self, name: str) -> None:
         """The next load looks at the source again: it may have changed."""
-        self._known.pop(name, None)
+        self._decided_by_model.pop(name, None)
         self._sources.pop(name, None)
 
     async def host(self) -> Host:
@@ -120,34 +120,34 @@ class Knowledge:
 
     def age(self, source: Source) -> None:
         """The next request decides anew."""
-        for known in self._known.values():
-            if known.source.fingerprint == source.fingerprint:
-                known.until = 0.0
+        for decided in self._decided_by_model.values():
+            if decided.source.fingerprint == source.fingerprint:
+                decided.until = 0.0
 
     async def explain(self, name: str) -> dict[str, object]:
         """The decision for a model with every number it was made from."""
-        known, machine = await self.of(name, fresh=True), await self.host()
-        at = await asyncio.to_thread(self._measurements, name, known.source, machine)
-        keys = [self._artifact_of(known.source, ranked.candidate.key) for ranked in known.decision.ranked]
+        decided, machine = await self.of(name, fresh=True), await self.host()
+        at = await asyncio.to_thread(self._measurements, name, decided.source, machine)
+        keys = [self._artifact_of(decided.source, ranked.candidate.key) for ranked in decided.decision.ranked]
         qualities = await asyncio.to_thread(lambda: [self._store.quality(key) for key in keys])
         rows = [
             msgspec.to_builtins(ranked)
             | {
                 "key": ranked.candidate.key,
                 "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
-                "cost": ranked.figures and ranked.figures.cost(known.decision.objective),
+                "cost": ranked.figures and ranked.figures.cost(decided.decision.objective),
                 "quality": msgspec.to_builtins(quality),
             }
-            for ranked, quality in zip(known.decision.ranked, qualities, strict=True)
+            for ranked, quality in zip(decided.decision.ranked, qualities, strict=True)
         ]
         return {
             "model": name,
-            "source": known.source.id,
-            "objective": known.decision.objective,
+            "source": decided.source.id,
+            "objective": decided.decision.objective,
             "chosen": rows[0]["key"] if rows else None,
             "reason": rows[0]["reason"] if rows else None,
             "candidates": rows,
-            "rejected": msgspec.to_builtins(known.decision.rejected),
+            "rejected": msgspec.to_builtins(decided.decision.rejected),
             "host": msgspec.to_builtins(machine) | {"kind": machine.kind, "fingerprint": machine.fingerprint},
         }
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from enginehouse.runtimes.contract import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host
-from enginehouse.runtimes.pool.decisions import Knowledge
+from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.routing import Figures, Ranked
 
@@ -14,11 +14,11 @@ log = logging.getLogger("enginehouse.measure")
 IDLE_SECONDS = 20.0
 
 
-class Idle:
+class IdleBenchmark:
     def __init__(
-        self, knowledge: Knowledge, loader: Loader, measure: Callable[[str, Ranked], Awaitable[Figures]]
+        self, decisions: Decisions, loader: Loader, measure: Callable[[str, Ranked], Awaitable[Figures]]
     ) -> None:
-        self._knowledge, self._loader, self._measure = knowledge, loader, measure
+        self._decisions, self._loader, self._measure = decisions, loader, measure
         self._asked: set[str] = set()  # models that had a request
         self._measuring: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -52,13 +52,13 @@ class Idle:
     async def _measure_untried(self) -> None:
         """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
         for name in sorted(self._asked):
-            known = await self._knowledge.of(name)
-            if len(known.decision.ranked) < 2:
+            decided = await self._decisions.of(name)
+            if len(decided.decision.ranked) < 2:
                 continue
-            for ranked in known.decision.ranked:
+            for ranked in decided.decision.ranked:
                 if (
                     ranked.figures is None
-                    and self._loader.building_bytes(known.source, ranked.candidate) > host.free_memory()
+                    and self._loader.building_bytes(decided.source, ranked.candidate) > host.free_memory()
                 ):
                     log.info("'%s' is not measured on %s: building may not fit in memory", name, ranked.candidate.key)
                 elif ranked.figures is None:

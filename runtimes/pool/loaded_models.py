@@ -14,22 +14,22 @@ import msgspec
 
 from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
-from enginehouse.runtimes.contract import EngineFailed, Local, Placed, Unavailable
+from enginehouse.runtimes.contract import Assigned, EngineFailed, Local, Unavailable
 from enginehouse.runtimes.pool import host, routing
-from enginehouse.runtimes.pool.decisions import Knowledge
+from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
-from enginehouse.runtimes.pool.progress import Courses
+from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
 from enginehouse.runtimes.worker.client import Worker, WorkerDied
 
 log = logging.getLogger("enginehouse.models")
 RETRY_SECONDS = 5
-SETTLED_SECONDS = 600.0  # after nothing better could be built, before that is tried again
+GAVE_UP_SECONDS = 600.0  # after nothing better could be built, before that is tried again
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 Needs = Collection[tuple[str, str]]
 
 
-class Loaded:
+class LoadedModel:
     """A model in memory."""
 
     retired = False  # another serves in its place: it ends with the last request it has
@@ -45,7 +45,7 @@ class Loaded:
     ) -> None:
         self.worker, self.candidate, self.source = worker, ranked.candidate, source
         self.artifact, self.stands_in = artifact, stands_in
-        self.placed = Placed(
+        self.assigned = Assigned(
             ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason, fingerprint
         )
         self.users = 0
@@ -56,51 +56,53 @@ class Loaded:
 Key = tuple[str, str]  # name of the model, key of the candidate
 
 
-class Models:
+class LoadedModels:
     def __init__(
         self,
         config: Config,
         runtimes: Mapping[str, Local],
-        knowledge: Knowledge,
+        decisions: Decisions,
         loader: Loader,
-        courses: Courses,
+        progress: ProgressTracker,
         requests: Callable[[str], int],
         loaded: Callable[[], None],
     ) -> None:
         """`requests`: how many a model has under way or waiting; `loaded` is called when a load has ended."""
-        self._config, self._runtimes, self._knowledge, self._loader = config, runtimes, knowledge, loader
-        self._courses, self._requests, self._tell = courses, requests, loaded
-        self._loads: dict[Key, asyncio.Task[Loaded]] = {}
+        self._config, self._runtimes, self._decisions, self._loader = config, runtimes, decisions, loader
+        self._progress, self._requests, self._tell = progress, requests, loaded
+        self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._closing: list[Worker] = []
-        self._improving: dict[str, asyncio.Task[None]] = {}  # models that a stand-in serves for now
-        self._settled: defaultdict[str, float] = defaultdict(float)  # until when nothing better is looked for
+        self._building_better: dict[str, asyncio.Task[None]] = {}  # models that a stand-in serves for now
+        self._gave_up_until: defaultdict[str, float] = defaultdict(float)  # until when nothing better is looked for
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
 
     # --- leases ---
 
-    async def waited(self, name: str, lease: Coroutine[Any, Any, Loaded], seconds: float | None) -> Loaded:
+    async def wait_for_lease(
+        self, name: str, lease: Coroutine[Any, Any, LoadedModel], seconds: float | None
+    ) -> LoadedModel:
         """What a lease brings in that time. A client that leaves or is sent away does not end what it waited for."""
         try:
             async with asyncio.timeout(seconds):
                 return await lease
         except asyncio.CancelledError:
             if not self.has(name):
-                self._improve(name)
+                self._build_better(name)
             raise
         except TimeoutError:
             if not self.has(name):
-                self._improve(name)
-            message = f"model '{name}' is not ready yet: {self._courses.told(name)}; ask again"
-            after = max(1, round(self._courses.of(name).seconds_left))
+                self._build_better(name)
+            message = f"model '{name}' is not ready yet: {self._progress.told(name)}; ask again"
+            after = max(1, round(self._progress.of(name).seconds_left))
             raise Unavailable(message, "model_loading", after) from None
 
-    async def lease(self, name: str, needs: Needs, tried: dict[str, str], may_stand_in: bool = True) -> Loaded:
+    async def lease(self, name: str, needs: Needs, tried: dict[str, str], may_stand_in: bool = True) -> LoadedModel:
         """The best candidate that can be had, loaded; those that could not are noted in `tried`."""
         model = self._config.models[name]
         while True:
-            decision = (await self._knowledge.of(name)).decision
+            decision = (await self._decisions.of(name)).decision
             ranked = routing.pick(decision, needs, tried, self._config.routing.strict)
             if ranked is None:
                 reason = routing.why_none(decision, model, self._runtimes, tried)
@@ -108,7 +110,7 @@ class Models:
             if routing.lacking(decision.ranked[0], needs):
                 self.counts["detours", name] += 1
             if may_stand_in and (other := await self._stand_in(name, decision, ranked, needs, tried)):
-                self._improve(name)
+                self._build_better(name)
                 ranked = other
             try:
                 return await self._loaded(name, ranked, ranked not in decision.ranked)
@@ -117,16 +119,16 @@ class Models:
                 if error.retry_after:
                     raise
 
-    async def another(self, name: str, needs: Needs, tried: dict[str, str], loaded: Loaded) -> bool:
+    async def has_alternative(self, name: str, needs: Needs, tried: dict[str, str], loaded: LoadedModel) -> bool:
         """Whether a candidate is left beside this one."""
         without = {**tried, loaded.candidate.key: ""}
-        decision = (await self._knowledge.of(name)).decision
+        decision = (await self._decisions.of(name)).decision
         return any(
             ranked.candidate.key not in without and routing.lacking(ranked, needs) is None for ranked in decision.ranked
         )
 
     @contextmanager
-    def using(self, loaded: Loaded) -> Iterator[None]:
+    def using(self, loaded: LoadedModel) -> Iterator[None]:
         loaded.users += 1
         try:
             yield
@@ -136,12 +138,12 @@ class Models:
             if loaded.retired and not loaded.users:
                 self._drop((loaded.worker.name, loaded.candidate.key), loaded)
 
-    async def mourn(self, name: str, loaded: Loaded, death: WorkerDied) -> None:
+    async def record_death(self, name: str, loaded: LoadedModel, death: WorkerDied) -> None:
         """Notes a death once, however many requests saw it."""
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
             self.counts["deaths", name] += 1
-            await self._knowledge.failed(loaded.source, loaded.candidate, "death", str(death))
+            await self._decisions.failed(loaded.source, loaded.candidate, "death", str(death))
 
     # --- stand-ins ---
 
@@ -163,16 +165,16 @@ class Models:
         loaded = [other for other in (*others, *unquantized) if self._in_memory((name, other.candidate.key))]
         if loaded:
             return loaded[0]
-        source = (await self._knowledge.of(name)).source
+        source = (await self._decisions.of(name)).source
         return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others, unquantized)
 
-    def _improve(self, name: str) -> None:
+    def _build_better(self, name: str) -> None:
         """Starts to build what should serve a model, in the place of what serves it now."""
-        if name not in self._improving and time.monotonic() > self._settled[name] and not self._draining:
-            task = self._improving[name] = asyncio.create_task(self._improved(name))
-            task.add_done_callback(lambda _: self._improving.pop(name))
+        if name not in self._building_better and time.monotonic() > self._gave_up_until[name] and not self._draining:
+            task = self._building_better[name] = asyncio.create_task(self._replace(name))
+            task.add_done_callback(lambda _: self._building_better.pop(name))
 
-    async def _improved(self, name: str) -> None:
+    async def _replace(self, name: str) -> None:
         tried: dict[str, str] = {}
         try:
             try:
@@ -183,13 +185,13 @@ class Models:
                 await self._retire(name, None)  # not room for both at once: who comes meanwhile waits
                 loaded = await self.lease(name, (), tried, may_stand_in=False)
         except (Unavailable, EngineFailed) as error:
-            self._settled[name] = time.monotonic() + SETTLED_SECONDS
+            self._gave_up_until[name] = time.monotonic() + GAVE_UP_SECONDS
             log.warning("'%s' goes on with what stands in: %s", name, error)
             return
         log.info("'%s' is served by %s from now on", name, loaded.candidate.key)
         await self._retire(name, loaded)
 
-    async def _retire(self, name: str, but: Loaded | None) -> None:
+    async def _retire(self, name: str, but: LoadedModel | None) -> None:
         """Sends no further request to a model's workers but one, and waits until they have ended."""
         closing: list[Coroutine[Any, Any, None]] = []
         gone: list[str] = []
@@ -207,7 +209,7 @@ class Models:
 
     # --- loads ---
 
-    async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
+    async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> LoadedModel:
         """Loads it if need be; all who wait for it wait for the same load."""
         key = (name, ranked.candidate.key)
         while True:
@@ -220,34 +222,34 @@ class Models:
                 return loaded
             self._drop(key, loaded)
 
-    async def _load(self, name: str, ranked: Ranked, stands_in: bool) -> Loaded:
+    async def _load(self, name: str, ranked: Ranked, stands_in: bool) -> LoadedModel:
         began = time.monotonic()
-        key, source = (name, ranked.candidate.key), (await self._knowledge.of(name)).source
-        self._courses.expect(
+        key, source = (name, ranked.candidate.key), (await self._decisions.of(name)).source
+        self._progress.expect(
             key, await asyncio.to_thread(self._loader.estimate, source, ranked.candidate, not stands_in)
         )
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
-        after = (await self._knowledge.of(name)).decision.ranked  # what the build has shown of it counts in
+        after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         await self.make_room(key, ranked, artifact)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
-        return Loaded(worker, ranked, artifact, source, fingerprint, stands_in)
+        return LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
 
     async def _fingerprint(self, name: str, candidate: Candidate, artifact: Artifact, source: Source) -> str:
         """Of all that decides, with a seed, what a model says."""
-        runtime, versions = self._runtimes[candidate.runtime], (await self._knowledge.host()).versions
+        runtime, versions = self._runtimes[candidate.runtime], (await self._decisions.host()).versions
         options = self._config.models[name].options.get(runtime.name)
         own = [(package, versions.get(package)) for package in runtime.distributions]
         told = [source.fingerprint, candidate.key, artifact.precision, options, own]
         return f"fp_{hashlib.blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()}"
 
-    def _end_load(self, key: Key, load: asyncio.Task[Loaded]) -> None:
+    def _end_load(self, key: Key, load: asyncio.Task[LoadedModel]) -> None:
         name = key[0]
         self.release(key)
-        self._courses.forget(key)
+        self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
@@ -264,11 +266,11 @@ class Models:
                 if not self._requests(name) and idle_seconds is not None and not self._draining:
                     loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
 
-    def _unload(self, key: Key, loaded: Loaded) -> None:
+    def _unload(self, key: Key, loaded: LoadedModel) -> None:
         if not loaded.users and not self._requests(key[0]):
             self._drop(key, loaded)
 
-    def _drop(self, key: Key, loaded: Loaded) -> bool:
+    def _drop(self, key: Key, loaded: LoadedModel) -> bool:
         """Ends a worker unless that was done already."""
         if (key, loaded) not in self._all():
             return False
@@ -276,7 +278,7 @@ class Models:
         self.counts["unloads", key[0]] += 1
         del self._loads[key]
         if not self.has(key[0]):
-            self._knowledge.forget(key[0])
+            self._decisions.forget(key[0])
         self.close(loaded.worker)
         return True
 
@@ -317,13 +319,13 @@ class Models:
 
     # --- what there is ---
 
-    def _all(self) -> Iterator[tuple[Key, Loaded]]:
+    def _all(self) -> Iterator[tuple[Key, LoadedModel]]:
         """Of loads that ended well."""
         for key, load in list(self._loads.items()):
             if load.done() and not load.cancelled() and not load.exception():
                 yield key, load.result()
 
-    def of(self, name: str) -> list[Loaded]:
+    def of(self, name: str) -> list[LoadedModel]:
         """A model's workers, the one that serves it first."""
         found = [loaded for (model, _), loaded in self._all() if model == name]
         return sorted(found, key=lambda loaded: (loaded.retired, -loaded.used))
@@ -331,9 +333,9 @@ class Models:
     def has(self, name: str) -> bool:
         return any(model == name for model, _ in self._loads)
 
-    def improving(self, name: str | None = None) -> bool:
+    def is_building_better(self, name: str | None = None) -> bool:
         """Whether something better is being made for a model, or for any."""
-        return name in self._improving if name else bool(self._improving)
+        return name in self._building_better if name else bool(self._building_better)
 
     def _in_memory(self, key: Key) -> bool:
         return any(there == key and not loaded.retired and not loaded.worker.death for there, loaded in self._all())
@@ -341,7 +343,7 @@ class Models:
     async def end(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        under_way = [*self._loads.values(), *self._improving.values()]
+        under_way = [*self._loads.values(), *self._building_better.values()]
         for key, loaded in self._all():
             self._drop(key, loaded)
         for task in under_way:

@@ -15,7 +15,7 @@ from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
 from enginehouse.runtimes.pool import host, smoke_test
-from enginehouse.runtimes.pool.decisions import Knowledge, context_length
+from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Candidate, Ranked
 from enginehouse.runtimes.worker.client import Worker
@@ -33,13 +33,13 @@ class Loader:
         config: Config,
         runtimes: Mapping[str, Local],
         toolchains: Mapping[str, Toolchain],
-        knowledge: Knowledge,
+        decisions: Decisions,
         records: Records,
         report: Callable[[str, str, str, float], None],
     ) -> None:
         """`report` takes model and candidate key, the stage of its loading and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
-        self._knowledge, self._records, self._report = knowledge, records, report
+        self._decisions, self._records, self._report = decisions, records, report
         self._cache = Path(config.cache_dir).expanduser()
         self._store, self._verified = Store(self._cache), set[str]()
 
@@ -55,7 +55,7 @@ class Loader:
             artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate, anew)
         except CannotBuild as error:
             if not error.environment:
-                await self._knowledge.failed(source, candidate, "build", str(error))
+                await self._decisions.failed(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
         if gate and artifact.quality:
             await self._judge(name, source, candidate, artifact.key, artifact.quality)
@@ -67,7 +67,7 @@ class Loader:
         below = ladder.shortfall(quality, candidate.precision, rules)
         if not below:
             return
-        self._knowledge.age(source)
+        self._decisions.age(source)
         if self._config.models[name].precision == "auto":
             await asyncio.to_thread(self._store.discard, key)
         elif rules.quality == "warn":
@@ -164,7 +164,7 @@ class Loader:
             report = functools.partial(self._report, name, candidate.key, "load")
             await worker.start(load, runtime.environment, report, use)
         except Unavailable as error:
-            await self._knowledge.failed(source, candidate, "load", error.message)
+            await self._decisions.failed(source, candidate, "load", error.message)
             raise
         try:
             if model.context and model.context > worker.facts.context_length:
@@ -178,11 +178,11 @@ class Loader:
 
     async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
         """Raises Unavailable for an engine that answers nonsense."""
-        expected = await asyncio.to_thread(self._records.saying, source.fingerprint)
+        expected = await asyncio.to_thread(self._records.smoke_answer, source.fingerprint)
         try:
             said = await smoke_test.test(worker, expected)
         except (smoke_test.Gibberish, EngineFailed) as error:
-            await self._knowledge.failed(source, candidate, "smoke", str(error))
+            await self._decisions.failed(source, candidate, "smoke", str(error))
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and said:
-            await asyncio.to_thread(self._records.says, source.fingerprint, said)
+            await asyncio.to_thread(self._records.record_smoke_answer, source.fingerprint, said)

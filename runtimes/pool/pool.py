@@ -17,12 +17,12 @@ from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import (
+    Assigned,
     Busy,
     Chat,
     Done,
     Event,
     Job,
-    Placed,
     Pooling,
     Prompt,
     Unavailable,
@@ -32,11 +32,11 @@ from enginehouse.runtimes.contract import (
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
-from enginehouse.runtimes.pool.decisions import Knowledge, context_length
-from enginehouse.runtimes.pool.idle_benchmark import Idle
-from enginehouse.runtimes.pool.loaded_models import RETRY_SECONDS, Loaded, Models
+from enginehouse.runtimes.pool.decisions import Decisions, context_length
+from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
+from enginehouse.runtimes.pool.loaded_models import RETRY_SECONDS, LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
-from enginehouse.runtimes.pool.progress import Courses
+from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
 from enginehouse.runtimes.worker import prompt as chat
@@ -53,20 +53,20 @@ class Pool:
         self.config = config
         self._runtimes, makers = runtimes(), toolchains()
         kept = Records(Path(config.cache_dir).expanduser() / records.FILE)
-        self._courses = Courses()
-        self._knowledge = Knowledge(config, self._runtimes, makers, kept, self._courses.report)
-        self._loader = Loader(config, self._runtimes, makers, self._knowledge, kept, self._courses.report)
+        self._progress = ProgressTracker()
+        self._decisions = Decisions(config, self._runtimes, makers, kept, self._progress.report)
+        self._loader = Loader(config, self._runtimes, makers, self._decisions, kept, self._progress.report)
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
-        self._models = Models(
+        self._models = LoadedModels(
             config,
             self._runtimes,
-            self._knowledge,
+            self._decisions,
             self._loader,
-            self._courses,
+            self._progress,
             self._requests.__getitem__,
             self._load_ended,
         )
-        self._idle = Idle(self._knowledge, self._loader, self.measure)
+        self._idle = IdleBenchmark(self._decisions, self._loader, self.measure)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tokenizers: dict[str, token_count.Tokenizer] = {}  # by source fingerprint
@@ -74,14 +74,14 @@ class Pool:
         self._draining = False
         self.counts = self._models.counts  # of what happened, by kind and model; see server/api/metrics.py
 
-    async def look_around(self) -> None:
+    async def probe_host(self) -> None:
         """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
-        await self._knowledge.host()
+        await self._decisions.host()
 
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        await asyncio.gather(self._idle.end(), self._models.end(), self._knowledge.close())
+        await asyncio.gather(self._idle.end(), self._models.end(), self._decisions.close())
 
     # --- requests ---
 
@@ -94,7 +94,7 @@ class Pool:
             raise UnknownModel(f"The model '{name}' does not exist; have: {have}") from None
 
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
-        """Placed, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
+        """Assigned, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
         name = self.resolve(job.model)
         with self._request(name):
             if isinstance(job.prompt, Chat):
@@ -106,31 +106,31 @@ class Pool:
                         self.counts["completion_tokens", name] += event.usage.completion_tokens
                     yield event
 
-    async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Placed, Embedded]:
+    async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Assigned, Embedded]:
         """A vector for each text."""
         return await self._ask(model, [("embeddings", "model")], lambda worker: worker.embed(texts, pooling))
 
-    async def tokenize(self, model: str, prompt: Prompt) -> tuple[Placed, list[int]]:
+    async def tokenize(self, model: str, prompt: Prompt) -> tuple[Assigned, list[int]]:
         """The token ids of a prompt, rendered as for an answer."""
         return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
 
-    async def detokenize(self, model: str, ids: list[int]) -> tuple[Placed, str]:
+    async def detokenize(self, model: str, ids: list[int]) -> tuple[Assigned, str]:
         return await self._ask(model, [], lambda worker: worker.detokenize(ids))
 
     async def _ask(
         self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
-    ) -> tuple[Placed, T]:
+    ) -> tuple[Assigned, T]:
         """What one worker says to a question that can be put again to the next should it die."""
         name = self.resolve(model)
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._models.waited(name, self._models.lease(name, needs, tried), self._patience)
+                loaded = await self._models.wait_for_lease(name, self._models.lease(name, needs, tried), self._patience)
                 with self._models.using(loaded):
                     try:
-                        return loaded.placed, await question(loaded.worker)
+                        return loaded.assigned, await question(loaded.worker)
                     except WorkerDied as death:
-                        await self._models.mourn(name, loaded, death)
+                        await self._models.record_death(name, loaded, death)
                         if attempt == ATTEMPTS:
                             raise
             raise AssertionError("the last attempt returns or raises")
@@ -141,25 +141,25 @@ class Pool:
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         said: list[int] = []
-        told: Loaded | None = None  # whom the client knows to answer
+        told: LoadedModel | None = None  # whom the client knows to answer
         while True:
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
             suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
             async with suspect:
                 patience = None if job.streamed else self._patience  # a stream is told how far it is
-                loaded = await self._models.waited(name, self._models.lease(name, needs, tried), patience)
+                loaded = await self._models.wait_for_lease(name, self._models.lease(name, needs, tried), patience)
                 try:
                     with self._models.using(loaded):
                         async with aclosing(loaded.worker.stream(job, said)) as events:
                             async for event in events:
                                 if told is not loaded:
                                     again = told is not None and not job.resumable
-                                    yield msgspec.structs.replace(loaded.placed, again=again)
+                                    yield msgspec.structs.replace(loaded.assigned, again=again)
                                     told = loaded
                                 yield event
                     return
                 except WorkerDied as death:
-                    await self._models.mourn(name, loaded, death)
+                    await self._models.record_death(name, loaded, death)
                     deaths.append(loaded.candidate.key)
                     if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
                         raise
@@ -171,7 +171,7 @@ class Pool:
                     then = f"going on after {len(said)} tokens" if said else "running the request again"
                     log.warning("%s; %s", death, then)
             on_this = deaths.count(loaded.candidate.key)
-            if on_this == ATTEMPTS - 1 and await self._models.another(name, needs, tried, loaded):
+            if on_this == ATTEMPTS - 1 and await self._models.has_alternative(name, needs, tried, loaded):
                 tried[loaded.candidate.key] = f"died {on_this} times"
 
     @contextmanager
@@ -190,15 +190,15 @@ class Pool:
             self._requests[name] -= 1
             self._models.rest(name)
             self._rest()
-            if not self._requests[name] and not self._models.has(name) and not self._models.improving(name):
-                self._knowledge.forget(name)
+            if not self._requests[name] and not self._models.has(name) and not self._models.is_building_better(name):
+                self._decisions.forget(name)
 
     def _load_ended(self) -> None:
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
         self._rest()
 
     def _rest(self) -> None:
-        resting = not self._requests.total() and not self._models.improving()
+        resting = not self._requests.total() and not self._models.is_building_better()
         if resting and not self._draining and self.config.routing.measure == "idle":
             self._idle.rest()
 
@@ -206,7 +206,7 @@ class Pool:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
         if self._models.has(name):
             return
-        source = await self._knowledge.source(name)
+        source = await self._decisions.source(name)
         limit = context_length(self.config.models[name], source)
         count = await asyncio.to_thread(self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
@@ -229,11 +229,11 @@ class Pool:
 
     def status(self, name: str) -> dict[str, object]:
         """What is known of a model now, for `GET /v1/models`."""
-        requests, found, better = self._requests[name], self._models.of(name), self._models.improving(name)
-        now = self._courses.of(name)
+        requests, found, better = self._requests[name], self._models.of(name), self._models.is_building_better(name)
+        now = self._progress.of(name)
         under_way = {"stage": now.stage, "percent": round(now.percent), "seconds_left": round(now.seconds_left)}
         if not found:
-            if not better and not self._models.has(name) and not self._knowledge.finding(name):
+            if not better and not self._models.has(name) and not self._decisions.finding(name):
                 return {"state": "unloaded", "requests": requests}
             return {"state": "loading", "requests": requests, **under_way}
         first = found[0]
@@ -241,9 +241,9 @@ class Pool:
             "state": "loaded",
             **({"better": under_way} if better else {}),
             "requests": requests,
-            "runtime": first.placed.runtime,
-            "precision": first.placed.precision,
-            "device": first.placed.device,
+            "runtime": first.assigned.runtime,
+            "precision": first.assigned.precision,
+            "device": first.assigned.device,
             "context_length": first.worker.facts.context_length,
             "slots": first.worker.facts.slots,
             "memory_bytes": self.memory(name),
@@ -259,12 +259,12 @@ class Pool:
 
     def progress(self, name: str) -> Progress:
         """How far a model is on its way to being loaded or measured."""
-        return self._courses.of(name)
+        return self._progress.of(name)
 
     def waiting_for(self, name: str) -> str | None:
         """What requests for a model wait for, None when they need not."""
         served = any(not loaded.retired for loaded in self._models.of(name))
-        return None if served else self._courses.told(name)
+        return None if served else self._progress.told(name)
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -278,14 +278,14 @@ class Pool:
         return all(model.source == "builtin:echo" for model in self.config.models.values())
 
     async def source(self, model: str) -> Source:
-        return (await self._knowledge.of(self.resolve(model))).source
+        return (await self._decisions.of(self.resolve(model))).source
 
     async def decision(self, model: str) -> Decision:
-        return (await self._knowledge.of(self.resolve(model), fresh=True)).decision
+        return (await self._decisions.of(self.resolve(model), fresh=True)).decision
 
     async def explain(self, model: str) -> dict[str, object]:
         """The decision for a model with every number it was made from."""
-        return await self._knowledge.explain(self.resolve(model))
+        return await self._decisions.explain(self.resolve(model))
 
     # --- apart from requests ---
 
@@ -298,14 +298,14 @@ class Pool:
         try:
             worker = await self._loader.start(name, source, ranked.candidate, artifact)
             try:
-                self._courses.report(name, ranked.candidate.key, "measure", 0.0)
+                self._progress.report(name, ranked.candidate.key, "measure", 0.0)
                 figures = await measure(worker)
             finally:
                 self._models.close(worker)
         finally:
             self._models.release(key)
-            self._courses.forget((name, ranked.candidate.key))
-        await self._knowledge.measured(name, ranked.candidate, figures)
+            self._progress.forget((name, ranked.candidate.key))
+        await self._decisions.measured(name, ranked.candidate, figures)
         log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
         return figures
 
@@ -314,7 +314,7 @@ class Pool:
         name = self.resolve(model)
         source = await self.source(name)
         estimates = await asyncio.to_thread(self._loader.estimate, source, ranked.candidate)
-        self._courses.expect((name, ranked.candidate.key), estimates)
+        self._progress.expect((name, ranked.candidate.key), estimates)
         return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
 
 

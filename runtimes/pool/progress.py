@@ -6,28 +6,28 @@ from collections.abc import Mapping
 from enginehouse.optimize.progress import UNKNOWN, Course, Progress
 
 
-class Courses:
+class ProgressTracker:
     def __init__(self) -> None:
-        self._courses: dict[tuple[str, str], Course] = {}  # by model and candidate; the one that moved last at the end
+        self._progress: dict[tuple[str, str], Course] = {}  # by model and candidate; the one that moved last at the end
 
     def report(self, name: str, candidate: str, stage: str, fraction: float) -> None:
         """`candidate` is "" as long as the model's source is looked for."""
-        course = self._courses.pop((name, candidate), None) or Course(UNKNOWN, time.monotonic())
+        course = self._progress.pop((name, candidate), None) or Course(UNKNOWN, time.monotonic())
         course.report(stage, fraction, time.monotonic())
-        self._courses[name, candidate] = course
+        self._progress[name, candidate] = course
 
     def expect(self, key: tuple[str, str], estimates: Mapping[str, float]) -> None:
         """What lies before a candidate, in seconds by stage; the fetching of its source lies behind it."""
-        course = self._courses.pop((key[0], ""), None) or Course(UNKNOWN, time.monotonic())
+        course = self._progress.pop((key[0], ""), None) or Course(UNKNOWN, time.monotonic())
         course.expect(estimates, time.monotonic())
-        self._courses[key] = course
+        self._progress[key] = course
 
     def forget(self, key: tuple[str, str]) -> None:
-        self._courses.pop(key, None)
+        self._progress.pop(key, None)
 
     def of(self, name: str) -> Progress:
-        courses = [course for (model, _), course in self._courses.items() if model == name]
-        return courses[-1].at(time.monotonic()) if courses else Progress("start", 0.0, sum(UNKNOWN.values()))
+        progress = [course for (model, _), course in self._progress.items() if model == name]
+        return progress[-1].at(time.monotonic()) if progress else Progress("start", 0.0, sum(UNKNOWN.values()))
 
     def told(self, name: str) -> str:
         now = self.of(name)

@@ -79,10 +79,10 @@ class Records:
                 out[candidate] = f"parked until {when}: {often}: {message}"
         return out
 
-    def saying(self, source: str) -> list[int] | None:
+    def smoke_answer(self, source: str) -> list[int] | None:
         """The tokens that the first engine answered the smoke test with, if it was sure of them."""
         rows = self._run("select tokens from sayings where source = ?", (source,))
         return msgspec.json.decode(rows[0][0], type=list[int]) if rows else None
 
-    def says(self, source: str, tokens: list[int]) -> None:
+    def record_smoke_answer(self, source: str, tokens: list[int]) -> None:
         self._run("insert or ignore into sayings values (?, ?)", (source, msgspec.json.encode(tokens)))

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Placed, Refused
+from enginehouse.runtimes.contract import Assigned, Refused
 from enginehouse.server.api import openai_types
 from enginehouse.server.errors import describe
 from enginehouse.server.exchange import Answer, total
@@ -34,7 +34,7 @@ class Chunks:
         self._kind, self._per_prompt = kind, per_prompt
         self._include_usage = options is not None and options.include_usage
 
-    def place(self, placed: Placed) -> None:
+    def place(self, placed: Assigned) -> None:
         fields = {"id": self.id, "object": self._kind, "created": self.created, "model": self.model}
         head = encode(fields | {"system_fingerprint": placed.fingerprint})
         self.before = b"data: " + head[:-1] + b',"choices":['

@@ -19,7 +19,7 @@ import openai
 
 from enginehouse.optimize.prepare import locate, prepare
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import Delta, Done, Event, Job, Placed, Text, Usage
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Text, Usage
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chat.protocol import Message as ChatMessage
@@ -71,7 +71,7 @@ RENDERERS: dict[str, Callable[[], Renderer]] = {
 
 
 async def events() -> AsyncGenerator[Event, None]:
-    yield Placed("echo", "echo", "cpu", "because", "fp_1")
+    yield Assigned("echo", "echo", "cpu", "because", "fp_1")
     for _ in range(DELTAS):
         yield Delta("word ")
     yield Done("stop", Usage(1, DELTAS))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from enginehouse.runtimes.contract import Done, Logprob, Placed
+from enginehouse.runtimes.contract import Assigned, Done, Logprob
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chunks import Chunks
@@ -21,7 +21,7 @@ class ChatRenderer:
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
         self._count = request.n
 
-    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
+    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
         chunks = self._chunks
         return openai_types.ChatCompletion(
             self.id,
@@ -33,7 +33,7 @@ class ChatRenderer:
             chunks.usage(answers),
         )
 
-    def start(self, placed: Placed | None) -> bytes:
+    def start(self, placed: Assigned | None) -> bytes:
         if placed is None:
             return b""
         self._place(placed)
@@ -57,7 +57,7 @@ class ChatRenderer:
             case Done():
                 finish = b'{},"finish_reason":' + encode(step.finish_reason) + b"}"
                 return self._before[index] + finish + self._chunks.after
-            case Placed():
+            case Assigned():
                 self._place(step)
                 return b""
 
@@ -67,7 +67,7 @@ class ChatRenderer:
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         return chunks.failure(error)
 
-    def _place(self, placed: Placed) -> None:
+    def _place(self, placed: Assigned) -> None:
         """Encodes what stands around the delta of each choice."""
         self._chunks.place(placed)
         before, self._after = self._chunks.before, b',"finish_reason":null}' + self._chunks.after

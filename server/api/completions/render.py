@@ -5,7 +5,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
-from enginehouse.runtimes.contract import Done, Logprob, Placed, Scored
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, Scored
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chunks import Chunks
 from enginehouse.server.api.completions.protocol import CompletionRequest
@@ -20,7 +20,7 @@ class CompletionRenderer:
         self._chunks = Chunks("text_completion", self.id, request.model, request.stream_options, request.n)
         self._scores = defaultdict[int, Scores](Scores)  # by choice
 
-    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> openai_types.Completion:
+    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> openai_types.Completion:
         chunks = self._chunks
         return openai_types.Completion(
             self.id,
@@ -32,7 +32,7 @@ class CompletionRenderer:
             chunks.usage(answers),
         )
 
-    def start(self, placed: Placed | None) -> bytes:
+    def start(self, placed: Assigned | None) -> bytes:
         if placed:
             self._chunks.place(placed)
         return b""
@@ -45,7 +45,7 @@ class CompletionRenderer:
                 return self._chunk(index, "", step.logprobs)
             case Done():
                 return self._chunk(index, "", (), step.finish_reason)
-            case Placed():
+            case Assigned():
                 self._chunks.place(step)
                 return b""
             case BlockStart() | BlockStop():

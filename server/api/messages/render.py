@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 
-from enginehouse.runtimes.contract import Done, Placed, Usage
+from enginehouse.runtimes.contract import Assigned, Done, Usage
 from enginehouse.server import errors
 from enginehouse.server.api.messages.protocol import MessageRequest
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -102,12 +102,12 @@ class MessageRenderer:
         self._draft = draft(self.id, request.model)
         self._max_tokens, self._omit_thinking = request.max_tokens, request.thinking.display == "omitted"
 
-    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
+    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
         return finished(self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking)
 
-    def start(self, placed: Placed | None) -> bytes:
+    def start(self, placed: Assigned | None) -> bytes:
         return event("message_start", {"message": self._draft}) + event("ping", {})
 
     def step(self, index: int, step: Step) -> bytes:
@@ -125,7 +125,7 @@ class MessageRenderer:
             case Done():
                 fields = {"delta": stop_fields(step, self._max_tokens), "usage": usage_fields(step.usage)}
                 return event("message_delta", fields) + event("message_stop", {})
-            case HiddenTokens() | Placed():
+            case HiddenTokens() | Assigned():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:

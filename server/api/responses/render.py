@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Done, Logprob, Placed, Usage
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, Usage
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.responses.protocol import ResponseRequest
@@ -130,10 +130,10 @@ class ResponseRenderer:
         self._draft, self._save = draft(request, self.id, int(time.time())), save
         self._numbers = itertools.count()
 
-    async def whole(self, placed: Placed, answers: Sequence[Answer]) -> Fields:
+    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Fields:
         return await self._finished(answers)
 
-    def start(self, placed: Placed | None) -> bytes:
+    def start(self, placed: Assigned | None) -> bytes:
         return self._event("response.created", response=self._draft) + self._event(
             "response.in_progress", response=self._draft
         )
@@ -146,7 +146,7 @@ class ResponseRenderer:
                 return self._opened(block)
             case BlockStop(block):
                 return self._closed(block)
-            case HiddenTokens() | Placed() | Done():
+            case HiddenTokens() | Assigned() | Done():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:

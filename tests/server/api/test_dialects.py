@@ -21,13 +21,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 
 from enginehouse.runtimes.contract import (
+    Assigned,
     Delta,
     Done,
     EngineFailed,
     Event,
     Job,
     Logprob,
-    Placed,
     Refused,
     Scored,
     Text,
@@ -54,7 +54,7 @@ RESPONSE_EVENT = pydantic.TypeAdapter[Any](ResponseStreamEvent)
 MESSAGE_EVENT = pydantic.TypeAdapter[Any](RawMessageStreamEvent)
 DONE = Done("stop", Usage(7, 5, 3, 1))
 MAX_TOKENS = 5
-JOB, PLACED = Job("job", "pocket", Text("hello")), Placed("echo", "echo", "cpu", "because", "fp_1")
+JOB, PLACED = Job("job", "pocket", Text("hello")), Assigned("echo", "echo", "cpu", "because", "fp_1")
 
 pieces = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=4)
 scored = st.builds(Logprob, st.builds(Scored, st.just(5), st.binary(max_size=3), st.floats(-20, 0)))
@@ -204,7 +204,7 @@ def test_a_text_completions_chunks_add_up_to_the_whole_one(deltas: list[Delta], 
     "renderer", [chat_renderer(), CompletionRenderer(CompletionRequest("pocket", "hello"))], ids=["chat", "text"]
 )
 def test_chunks_bear_the_fingerprint_of_the_engine_that_goes_on(renderer: Renderer) -> None:
-    other = Placed("other", "int4", "cpu", "the first one died", "fp_2")
+    other = Assigned("other", "int4", "cpu", "the first one died", "fp_2")
     before, after = streamed(renderer, [Delta("one "), other, Delta("two")], DONE).split(
         b": its engine died; other int4 goes on\n\n"
     )
@@ -213,7 +213,7 @@ def test_chunks_bear_the_fingerprint_of_the_engine_that_goes_on(renderer: Render
 
 
 def test_what_was_sent_to_no_client_is_void_when_another_engine_begins_anew() -> None:
-    again = Placed("other", "int4", "cpu", "the first one died", "fp_2", again=True)
+    again = Assigned("other", "int4", "cpu", "the first one died", "fp_2", again=True)
     (choice,) = whole(chat_renderer(), [Delta("one "), again, Delta("two")], DONE)["choices"]
     assert choice["message"]["content"] == "two"
     goes_on = msgspec.structs.replace(again, again=False)
