@@ -16,6 +16,7 @@ from enginehouse.optimize.prepare import adapt, locate
 from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import Local, Unavailable
 from enginehouse.runtimes.pool import host, routing
+from enginehouse.runtimes.pool.explanation import ExplainedCandidate, ExplainedHost, Explanation
 from enginehouse.runtimes.pool.host import Host
 from enginehouse.runtimes.pool.records import Measurement, Records
 from enginehouse.runtimes.pool.routing import AS_IS, Candidate, Decision, Figures, Offer
@@ -67,7 +68,7 @@ class Decisions:
         machine = await self.host()
         decision = await asyncio.to_thread(self._decide, name, source, machine)
         if decided is None or decided.decision != decision:
-            tell(decision)
+            log_decision(decision)
         self._decided_by_model[name] = Decided(source, decision, time.monotonic() + DECISION_SECONDS)
         return self._decided_by_model[name]
 
@@ -97,14 +98,14 @@ class Decisions:
             self._host = asyncio.create_task(host.discover(self._runtimes))
         return await asyncio.shield(self._host)
 
-    async def failed(self, source: Source, candidate: Candidate, kind: str, message: str) -> None:
+    async def record_failure(self, source: Source, candidate: Candidate, kind: str, message: str) -> None:
         """Remembers what a candidate did; the next decision counts it in."""
         machine = await self.host()
         key = candidate.key
         await asyncio.to_thread(self._records.failed, source.fingerprint, key, machine.fingerprint, kind, message)
-        self.age(source)
+        self.expire(source)
 
-    async def measured(self, name: str, candidate: Candidate, figures: Figures) -> None:
+    async def record_measurement(self, name: str, candidate: Candidate, figures: Figures) -> None:
         source, machine = (await self.of(name)).source, await self.host()
         slots = self._config.models[name].slots
         await asyncio.to_thread(
@@ -116,40 +117,44 @@ class Decisions:
             self._artifact_of(source, candidate.key),
             figures,
         )
-        self.age(source)
+        self.expire(source)
 
-    def age(self, source: Source) -> None:
+    def expire(self, source: Source) -> None:
         """The next request decides anew."""
         for decided in self._decided_by_model.values():
             if decided.source.fingerprint == source.fingerprint:
                 decided.until = 0.0
 
-    async def explain(self, name: str) -> dict[str, object]:
+    async def explain(self, name: str) -> Explanation:
         """The decision for a model with every number it was made from."""
         decided, machine = await self.of(name, fresh=True), await self.host()
-        at = await asyncio.to_thread(self._measurements, name, decided.source, machine)
-        keys = [self._artifact_of(decided.source, ranked.candidate.key) for ranked in decided.decision.ranked]
+        source, decision = decided.source, decided.decision
+        at = await asyncio.to_thread(self._measurements, name, source, machine)
+        keys = [self._artifact_of(source, ranked.candidate.key) for ranked in decision.ranked]
         qualities = await asyncio.to_thread(lambda: [self._store.quality(key) for key in keys])
-        rows = [
-            msgspec.to_builtins(ranked)
-            | {
-                "key": ranked.candidate.key,
-                "measured_at": int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
-                "cost": ranked.figures and ranked.figures.cost(decided.decision.objective),
-                "quality": msgspec.to_builtins(quality),
-            }
-            for ranked, quality in zip(decided.decision.ranked, qualities, strict=True)
-        ]
-        return {
-            "model": name,
-            "source": decided.source.id,
-            "objective": decided.decision.objective,
-            "chosen": rows[0]["key"] if rows else None,
-            "reason": rows[0]["reason"] if rows else None,
-            "candidates": rows,
-            "rejected": msgspec.to_builtins(decided.decision.rejected),
-            "host": msgspec.to_builtins(machine) | {"kind": machine.kind, "fingerprint": machine.fingerprint},
-        }
+        rows = tuple(
+            ExplainedCandidate(
+                ranked.candidate,
+                ranked.reason,
+                ranked.features,
+                ranked.figures,
+                ranked.candidate.key,
+                int(at[ranked.candidate.key].at) if ranked.candidate.key in at else None,
+                ranked.figures.cost(decision.objective) if ranked.figures else None,
+                quality,
+            )
+            for ranked, quality in zip(decision.ranked, qualities, strict=True)
+        )
+        return Explanation(
+            name,
+            source.id,
+            decision.objective,
+            rows[0].key if rows else None,
+            rows[0].reason if rows else None,
+            rows,
+            decision.rejected,
+            ExplainedHost(**msgspec.structs.asdict(machine), kind=machine.kind, fingerprint=machine.fingerprint),
+        )
 
     async def close(self) -> None:
         tasks = [*self._deciding.values(), *self._sources.values(), *([self._host] if self._host else [])]
@@ -216,7 +221,7 @@ def context_length(model: Model, source: Source) -> int:
     return model.context or min(source.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
-def tell(decision: Decision) -> None:
+def log_decision(decision: Decision) -> None:
     """One line for a decision."""
     if not decision.ranked:
         return

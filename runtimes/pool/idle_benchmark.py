@@ -19,16 +19,16 @@ class IdleBenchmark:
         self, decisions: Decisions, loader: Loader, measure: Callable[[str, Ranked], Awaitable[Figures]]
     ) -> None:
         self._decisions, self._loader, self._measure = decisions, loader, measure
-        self._asked: set[str] = set()  # models that had a request
+        self._in_use: set[str] = set()  # models that had a request
         self._measuring: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def asked(self, name: str) -> None:
+    def note_request(self, name: str) -> None:
         """A request came: everything else waits."""
-        self._asked.add(name)
+        self._in_use.add(name)
         self.stop()
 
-    def rest(self) -> None:
+    def start_timer(self) -> None:
         """Nothing is asked for now."""
         if self._timer:
             self._timer.cancel()
@@ -51,7 +51,7 @@ class IdleBenchmark:
 
     async def _measure_untried(self) -> None:
         """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
-        for name in sorted(self._asked):
+        for name in sorted(self._in_use):
             decided = await self._decisions.of(name)
             if len(decided.decision.ranked) < 2:
                 continue

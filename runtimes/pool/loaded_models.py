@@ -5,8 +5,8 @@ import functools
 import hashlib
 import logging
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import msgspec
 
 from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
-from enginehouse.runtimes.contract import Assigned, EngineFailed, Local, Unavailable
+from enginehouse.runtimes.contract import Assigned, Local, Unavailable
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
@@ -24,9 +24,9 @@ from enginehouse.runtimes.worker.client import Worker, WorkerDied
 
 log = logging.getLogger("enginehouse.models")
 RETRY_SECONDS = 5
-GAVE_UP_SECONDS = 600.0  # after nothing better could be built, before that is tried again
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
-Needs = Collection[tuple[str, str]]
+Needs = Collection[tuple[str, str]]  # a feature, and the field that asks for it
+Instead = Callable[[Decision, Ranked], Awaitable[Ranked | None]]  # of the best: what may answer in its place
 
 
 class LoadedModel:
@@ -65,41 +65,24 @@ class LoadedModels:
         loader: Loader,
         progress: ProgressTracker,
         requests: Callable[[str], int],
-        loaded: Callable[[], None],
+        load_ended: Callable[[], None],
     ) -> None:
-        """`requests`: how many a model has under way or waiting; `loaded` is called when a load has ended."""
+        """`requests`: how many a model has under way or waiting; `load_ended` is called after each load."""
         self._config, self._runtimes, self._decisions, self._loader = config, runtimes, decisions, loader
-        self._progress, self._requests, self._tell = progress, requests, loaded
+        self._progress, self._requests, self._load_ended = progress, requests, load_ended
         self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._closing: list[Worker] = []
-        self._building_better: dict[str, asyncio.Task[None]] = {}  # models that a stand-in serves for now
-        self._gave_up_until: defaultdict[str, float] = defaultdict(float)  # until when nothing better is looked for
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
 
     # --- leases ---
 
-    async def wait_for_lease(
-        self, name: str, lease: Coroutine[Any, Any, LoadedModel], seconds: float | None
+    async def lease(
+        self, name: str, needs: Needs, tried: dict[str, str], instead: Instead | None = None
     ) -> LoadedModel:
-        """What a lease brings in that time. A client that leaves or is sent away does not end what it waited for."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await lease
-        except asyncio.CancelledError:
-            if not self.has(name):
-                self._build_better(name)
-            raise
-        except TimeoutError:
-            if not self.has(name):
-                self._build_better(name)
-            message = f"model '{name}' is not ready yet: {self._progress.told(name)}; ask again"
-            after = max(1, round(self._progress.of(name).seconds_left))
-            raise Unavailable(message, "model_loading", after) from None
-
-    async def lease(self, name: str, needs: Needs, tried: dict[str, str], may_stand_in: bool = True) -> LoadedModel:
-        """The best candidate that can be had, loaded; those that could not are noted in `tried`."""
+        """The best candidate that can be had, loaded, or what `instead` names; those that could not are noted in
+        `tried`."""
         model = self._config.models[name]
         while True:
             decision = (await self._decisions.of(name)).decision
@@ -109,8 +92,7 @@ class LoadedModels:
                 raise Unavailable(f"model '{name}': {reason}", "model_load_failed")
             if routing.lacking(decision.ranked[0], needs):
                 self.counts["detours", name] += 1
-            if may_stand_in and (other := await self._stand_in(name, decision, ranked, needs, tried)):
-                self._build_better(name)
+            if instead and (other := await instead(decision, ranked)):
                 ranked = other
             try:
                 return await self._loaded(name, ranked, ranked not in decision.ranked)
@@ -143,55 +125,9 @@ class LoadedModels:
         key = (name, loaded.candidate.key)
         if self._drop(key, loaded):
             self.counts["deaths", name] += 1
-            await self._decisions.failed(loaded.source, loaded.candidate, "death", str(death))
+            await self._decisions.record_failure(loaded.source, loaded.candidate, "death", str(death))
 
-    # --- stand-ins ---
-
-    async def _stand_in(
-        self,
-        name: str,
-        decision: Decision,
-        best: Ranked,
-        needs: Needs,
-        tried: Mapping[str, str],
-    ) -> Ranked | None:
-        """What answers now, while `best` is built; None when that is not worth it."""
-        if self._in_memory((name, best.candidate.key)) or self._config.optimize.first_load == "wait":
-            return None
-        others, unquantized = (
-            [r for r in some if r.candidate.key not in (*tried, best.candidate.key) and not routing.lacking(r, needs)]
-            for some in (decision.ranked, decision.unquantized)
-        )
-        loaded = [other for other in (*others, *unquantized) if self._in_memory((name, other.candidate.key))]
-        if loaded:
-            return loaded[0]
-        source = (await self._decisions.of(name)).source
-        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others, unquantized)
-
-    def _build_better(self, name: str) -> None:
-        """Starts to build what should serve a model, in the place of what serves it now."""
-        if name not in self._building_better and time.monotonic() > self._gave_up_until[name] and not self._draining:
-            task = self._building_better[name] = asyncio.create_task(self._replace(name))
-            task.add_done_callback(lambda _: self._building_better.pop(name))
-
-    async def _replace(self, name: str) -> None:
-        tried: dict[str, str] = {}
-        try:
-            try:
-                loaded = await self.lease(name, (), tried, may_stand_in=False)
-            except Unavailable as error:
-                if error.code != "no_memory":
-                    raise
-                await self._retire(name, None)  # not room for both at once: who comes meanwhile waits
-                loaded = await self.lease(name, (), tried, may_stand_in=False)
-        except (Unavailable, EngineFailed) as error:
-            self._gave_up_until[name] = time.monotonic() + GAVE_UP_SECONDS
-            log.warning("'%s' goes on with what stands in: %s", name, error)
-            return
-        log.info("'%s' is served by %s from now on", name, loaded.candidate.key)
-        await self._retire(name, loaded)
-
-    async def _retire(self, name: str, but: LoadedModel | None) -> None:
+    async def retire(self, name: str, but: LoadedModel | None) -> None:
         """Sends no further request to a model's workers but one, and waits until they have ended."""
         closing: list[Coroutine[Any, Any, None]] = []
         gone: list[str] = []
@@ -242,9 +178,9 @@ class LoadedModels:
         """Of all that decides, with a seed, what a model says."""
         runtime, versions = self._runtimes[candidate.runtime], (await self._decisions.host()).versions
         options = self._config.models[name].options.get(runtime.name)
-        own = [(package, versions.get(package)) for package in runtime.distributions]
-        told = [source.fingerprint, candidate.key, artifact.precision, options, own]
-        return f"fp_{hashlib.blake2b(msgspec.json.encode(told), digest_size=6).hexdigest()}"
+        installed = [(package, versions.get(package)) for package in runtime.distributions]
+        identity = [source.fingerprint, candidate.key, artifact.precision, options, installed]
+        return f"fp_{hashlib.blake2b(msgspec.json.encode(identity), digest_size=6).hexdigest()}"
 
     def _end_load(self, key: Key, load: asyncio.Task[LoadedModel]) -> None:
         name = key[0]
@@ -253,10 +189,10 @@ class LoadedModels:
         if load.cancelled() or load.exception():
             del self._loads[key]
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
-        self.rest(name)  # whoever asked for it may have left
-        self._tell()
+        self.schedule_unload(name)  # whoever asked for it may have left
+        self._load_ended()
 
-    def rest(self, name: str) -> None:
+    def schedule_unload(self, name: str) -> None:
         """Unloads what nobody has wanted for its keep_alive; a request puts that off until it has ended."""
         loop, idle_seconds = asyncio.get_running_loop(), seconds(self._config.models[name].keep_alive)
         for key, loaded in self._all():
@@ -333,17 +269,14 @@ class LoadedModels:
     def has(self, name: str) -> bool:
         return any(model == name for model, _ in self._loads)
 
-    def is_building_better(self, name: str | None = None) -> bool:
-        """Whether something better is being made for a model, or for any."""
-        return name in self._building_better if name else bool(self._building_better)
-
-    def _in_memory(self, key: Key) -> bool:
+    def in_memory(self, name: str, candidate: Candidate) -> bool:
+        key = (name, candidate.key)
         return any(there == key and not loaded.retired and not loaded.worker.death for there, loaded in self._all())
 
     async def end(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        under_way = [*self._loads.values(), *self._building_better.values()]
+        under_way = list(self._loads.values())
         for key, loaded in self._all():
             self._drop(key, loaded)
         for task in under_way:

@@ -55,7 +55,7 @@ class Loader:
             artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate, anew)
         except CannotBuild as error:
             if not error.environment:
-                await self._decisions.failed(source, candidate, "build", str(error))
+                await self._decisions.record_failure(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
         if gate and artifact.quality:
             await self._judge(name, source, candidate, artifact.key, artifact.quality)
@@ -67,7 +67,7 @@ class Loader:
         below = ladder.shortfall(quality, candidate.precision, rules)
         if not below:
             return
-        self._decisions.age(source)
+        self._decisions.expire(source)
         if self._config.models[name].precision == "auto":
             await asyncio.to_thread(self._store.discard, key)
         elif rules.quality == "warn":
@@ -164,7 +164,7 @@ class Loader:
             report = functools.partial(self._report, name, candidate.key, "load")
             await worker.start(load, runtime.environment, report, use)
         except Unavailable as error:
-            await self._decisions.failed(source, candidate, "load", error.message)
+            await self._decisions.record_failure(source, candidate, "load", error.message)
             raise
         try:
             if model.context and model.context > worker.facts.context_length:
@@ -182,7 +182,7 @@ class Loader:
         try:
             said = await smoke_test.test(worker, expected)
         except (smoke_test.Gibberish, EngineFailed) as error:
-            await self._decisions.failed(source, candidate, "smoke", str(error))
+            await self._decisions.record_failure(source, candidate, "smoke", str(error))
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and said:
             await asyncio.to_thread(self._records.record_smoke_answer, source.fingerprint, said)

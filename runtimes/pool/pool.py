@@ -33,12 +33,14 @@ from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
+from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, Stage, Status, Unloaded
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
 from enginehouse.runtimes.pool.loaded_models import RETRY_SECONDS, LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
+from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.client import Worker, WorkerDied
 from enginehouse.runtimes.worker.protocol import Embedded
@@ -52,10 +54,10 @@ class Pool:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._runtimes, makers = runtimes(), toolchains()
-        kept = Records(Path(config.cache_dir).expanduser() / records.FILE)
+        learnt = Records(Path(config.cache_dir).expanduser() / records.FILE)
         self._progress = ProgressTracker()
-        self._decisions = Decisions(config, self._runtimes, makers, kept, self._progress.report)
-        self._loader = Loader(config, self._runtimes, makers, self._decisions, kept, self._progress.report)
+        self._decisions = Decisions(config, self._runtimes, makers, learnt, self._progress.report)
+        self._loader = Loader(config, self._runtimes, makers, self._decisions, learnt, self._progress.report)
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
         self._models = LoadedModels(
             config,
@@ -66,6 +68,7 @@ class Pool:
             self._requests.__getitem__,
             self._load_ended,
         )
+        self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress)
         self._idle = IdleBenchmark(self._decisions, self._loader, self.measure)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -81,7 +84,7 @@ class Pool:
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        await asyncio.gather(self._idle.end(), self._models.end(), self._decisions.close())
+        await asyncio.gather(self._idle.end(), self._stand_ins.end(), self._models.end(), self._decisions.close())
 
     # --- requests ---
 
@@ -125,7 +128,7 @@ class Pool:
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._models.wait_for_lease(name, self._models.lease(name, needs, tried), self._patience)
+                loaded = await self._stand_ins.lease(name, needs, tried, self._patience)
                 with self._models.using(loaded):
                     try:
                         return loaded.assigned, await question(loaded.worker)
@@ -140,35 +143,35 @@ class Pool:
         needs = job.needs()
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
-        said: list[int] = []
-        told: LoadedModel | None = None  # whom the client knows to answer
+        generated: list[int] = []
+        announced: LoadedModel | None = None  # to the client, as who answers
         while True:
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
             suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
             async with suspect:
                 patience = None if job.streamed else self._patience  # a stream is told how far it is
-                loaded = await self._models.wait_for_lease(name, self._models.lease(name, needs, tried), patience)
+                loaded = await self._stand_ins.lease(name, needs, tried, patience)
                 try:
                     with self._models.using(loaded):
-                        async with aclosing(loaded.worker.stream(job, said)) as events:
+                        async with aclosing(loaded.worker.stream(job, generated)) as events:
                             async for event in events:
-                                if told is not loaded:
-                                    again = told is not None and not job.resumable
+                                if announced is not loaded:
+                                    again = announced is not None and not job.resumable
                                     yield msgspec.structs.replace(loaded.assigned, again=again)
-                                    told = loaded
+                                    announced = loaded
                                 yield event
                     return
                 except WorkerDied as death:
                     await self._models.record_death(name, loaded, death)
                     deaths.append(loaded.candidate.key)
-                    if len(deaths) == ATTEMPTS or (told and job.streamed and not job.resumable):
+                    if len(deaths) == ATTEMPTS or (announced and job.streamed and not job.resumable):
                         raise
                     if not job.resumable:
-                        said.clear()
-                    elif told:
-                        job = msgspec.structs.replace(job, echo=False)  # it is said
-                    self.counts["continuations" if said else "reruns", name] += 1
-                    then = f"going on after {len(said)} tokens" if said else "running the request again"
+                        generated.clear()
+                    elif announced:
+                        job = msgspec.structs.replace(job, echo=False)  # the client has it
+                    self.counts["continuations" if generated else "reruns", name] += 1
+                    then = f"going on after {len(generated)} tokens" if generated else "running the request again"
                     log.warning("%s; %s", death, then)
             on_this = deaths.count(loaded.candidate.key)
             if on_this == ATTEMPTS - 1 and await self._models.has_alternative(name, needs, tried, loaded):
@@ -183,24 +186,24 @@ class Pool:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
         self.counts["requests", name] += 1
-        self._idle.asked(name)
+        self._idle.note_request(name)
         try:
             yield
         finally:
             self._requests[name] -= 1
-            self._models.rest(name)
-            self._rest()
-            if not self._requests[name] and not self._models.has(name) and not self._models.is_building_better(name):
+            self._models.schedule_unload(name)
+            self._start_idle_timer()
+            if not self._requests[name] and not self._models.has(name) and not self._stand_ins.replacing(name):
                 self._decisions.forget(name)
 
     def _load_ended(self) -> None:
         self._tokenizers.clear()  # a hundred MB for a large vocabulary, and the worker counts from here on
-        self._rest()
+        self._start_idle_timer()
 
-    def _rest(self) -> None:
-        resting = not self._requests.total() and not self._models.is_building_better()
-        if resting and not self._draining and self.config.routing.measure == "idle":
-            self._idle.rest()
+    def _start_idle_timer(self) -> None:
+        quiet = not self._requests.total() and not self._stand_ins.replacing()
+        if quiet and not self._draining and self.config.routing.measure == "idle":
+            self._idle.start_timer()
 
     async def _check_length(self, name: str, prompt: Chat) -> None:
         """Refuses a prompt whose messages alone overflow the context, before a model is loaded for it."""
@@ -227,27 +230,26 @@ class Pool:
 
     # --- what is known ---
 
-    def status(self, name: str) -> dict[str, object]:
+    def status(self, name: str) -> Status:
         """What is known of a model now, for `GET /v1/models`."""
-        requests, found, better = self._requests[name], self._models.of(name), self._models.is_building_better(name)
+        requests, found, better = self._requests[name], self._models.of(name), self._stand_ins.replacing(name)
         now = self._progress.of(name)
-        under_way = {"stage": now.stage, "percent": round(now.percent), "seconds_left": round(now.seconds_left)}
+        stage, percent, seconds_left = now.stage, round(now.percent), round(now.seconds_left)
         if not found:
             if not better and not self._models.has(name) and not self._decisions.finding(name):
-                return {"state": "unloaded", "requests": requests}
-            return {"state": "loading", "requests": requests, **under_way}
+                return Unloaded(requests)
+            return Loading(requests, stage, percent, seconds_left)
         first = found[0]
-        return {
-            "state": "loaded",
-            **({"better": under_way} if better else {}),
-            "requests": requests,
-            "runtime": first.assigned.runtime,
-            "precision": first.assigned.precision,
-            "device": first.assigned.device,
-            "context_length": first.worker.facts.context_length,
-            "slots": first.worker.facts.slots,
-            "memory_bytes": self.memory(name),
-        }
+        return Loaded(
+            better=Stage(stage, percent, seconds_left) if better else msgspec.UNSET,
+            requests=requests,
+            runtime=first.assigned.runtime,
+            precision=first.assigned.precision,
+            device=first.assigned.device,
+            context_length=first.worker.facts.context_length,
+            slots=first.worker.facts.slots,
+            memory_bytes=self.memory(name),
+        )
 
     def under_way(self, name: str) -> int:
         """Requests that are answered now or wait."""
@@ -264,7 +266,7 @@ class Pool:
     def waiting_for(self, name: str) -> str | None:
         """What requests for a model wait for, None when they need not."""
         served = any(not loaded.retired for loaded in self._models.of(name))
-        return None if served else self._progress.told(name)
+        return None if served else self._progress.describe(name)
 
     def ready(self) -> str | None:
         """Why nothing can be served, or None."""
@@ -283,7 +285,7 @@ class Pool:
     async def decision(self, model: str) -> Decision:
         return (await self._decisions.of(self.resolve(model), fresh=True)).decision
 
-    async def explain(self, model: str) -> dict[str, object]:
+    async def explain(self, model: str) -> Explanation:
         """The decision for a model with every number it was made from."""
         return await self._decisions.explain(self.resolve(model))
 
@@ -305,8 +307,8 @@ class Pool:
         finally:
             self._models.release(key)
             self._progress.forget((name, ranked.candidate.key))
-        await self._decisions.measured(name, ranked.candidate, figures)
-        log.info("measured '%s' on %s: %s", name, ranked.candidate.key, told(figures))
+        await self._decisions.record_measurement(name, ranked.candidate, figures)
+        log.info("measured '%s' on %s: %s", name, ranked.candidate.key, describe(figures))
         return figures
 
     async def prepare(self, model: str, ranked: Ranked, anew: bool = False) -> Artifact:
@@ -318,7 +320,7 @@ class Pool:
         return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
 
 
-def told(figures: Figures) -> str:
+def describe(figures: Figures) -> str:
     return (
         f"prefill {figures.prefill:.0f} tok/s, decode {figures.decode:.1f} alone and {figures.decode_crowd:.1f} in all "
         f"for {figures.slots}, first token {figures.first_token_seconds:.2f} s, load {figures.load_seconds:.1f} s, "

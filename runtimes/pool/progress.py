@@ -29,6 +29,6 @@ class ProgressTracker:
         progress = [course for (model, _), course in self._progress.items() if model == name]
         return progress[-1].at(time.monotonic()) if progress else Progress("start", 0.0, sum(UNKNOWN.values()))
 
-    def told(self, name: str) -> str:
+    def describe(self, name: str) -> str:
         now = self.of(name)
         return f"{now.stage}, {now.percent:.0f} %, about {now.seconds_left:.0f} s left"

@@ -1,10 +1,10 @@
 """GET /v1/models, and the health checks."""
 
-import msgspec
 from litestar import get
 from litestar.datastructures import State
 
 from enginehouse.runtimes.contract import Unavailable
+from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types
 from enginehouse.server.openapi import described
@@ -20,13 +20,13 @@ async def list_models(state: State) -> openai_types.ModelList:
 EXPLAIN = "/explain"
 
 
-@get("/v1/models/{name:path}", operation_class=described((openai_types.Model, openai_types.Explanation)))
-async def get_model(state: State, name: str) -> openai_types.Model | openai_types.Explanation:
+@get("/v1/models/{name:path}", operation_class=described((openai_types.Model, Explanation)))
+async def get_model(state: State, name: str) -> openai_types.Model | Explanation:
     """One model, by its name or an alias; with /explain after it, which runtime serves it and why, with the numbers."""
     pool: Pool = state.pool
     name = name.removeprefix("/")
     if name.endswith(EXPLAIN):  # names may hold slashes, so the router cannot tell the two apart
-        return msgspec.convert(await pool.explain(name.removesuffix(EXPLAIN)), openai_types.Explanation)
+        return await pool.explain(name.removesuffix(EXPLAIN))
     return describe(pool, state.started, pool.resolve(name))
 
 

@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from enginehouse.runtimes.contract import Logprob, Scored, Usage
+from enginehouse.runtimes.pool import explanation
 
 LEAST_LOGPROB = -9999.0
 FinishReason = Annotated[str, msgspec.Meta(pattern="^(stop|length|tool_calls)$")]
@@ -160,25 +161,12 @@ class Model(msgspec.Struct, frozen=True):
     owned_by: str
     aliases: list[str]
     source: str
-    status: dict[str, Any]
+    status: explanation.Status
 
 
 class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"]
     data: list[Model]
-
-
-class Explanation(msgspec.Struct, frozen=True):
-    """Which runtime serves a model, and why."""
-
-    model: str
-    source: str
-    objective: str
-    chosen: str | None
-    reason: str | None
-    candidates: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
-    host: dict[str, Any]
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ from litestar import Request, Response, post
 from litestar.datastructures import State
 
 from enginehouse.runtimes.contract import Chat, Prompt, Refused, Text
+from enginehouse.runtimes.pool.explanation import Loaded
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api import openai_types
@@ -48,9 +49,9 @@ async def tokenize(request: Request[Any, Any, State], state: State) -> Response[
     asked = body.convert(fields, TokenizeRequest)
     pool: Pool = state.pool
     placed, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
-    context = pool.status(pool.resolve(asked.model))["context_length"]
-    assert isinstance(context, int)
-    return Response(openai_types.Tokens(ids, len(ids), context), headers=placed_headers(placed))
+    status = pool.status(pool.resolve(asked.model))
+    assert isinstance(status, Loaded)
+    return Response(openai_types.Tokens(ids, len(ids), status.context_length), headers=placed_headers(placed))
 
 
 @post(

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import msgspec
 from rich.box import SIMPLE
@@ -13,9 +11,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from enginehouse.config.schema import Config
+from enginehouse.optimize.artifact import Quality
 from enginehouse.runtimes.contract import EngineFailed, Unavailable, UnknownModel
+from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
-from enginehouse.runtimes.pool.routing import Ranked
+from enginehouse.runtimes.pool.routing import Figures, Ranked
 
 SHOW_SECONDS = 0.2
 
@@ -29,20 +29,20 @@ def run(config: Config, model: str, only: Names, precisions: Names, as_json: boo
 
 
 def explain(config: Config, model: str, as_json: bool) -> None:
-    async def ask() -> dict[str, Any]:
+    async def ask() -> Explanation:
         async with pool_of(config) as pool:
             return await pool.explain(model)
 
     explained = asyncio.run(ask())
     if as_json:
-        print(json.dumps(explained, indent=2))
+        print(to_json(explained))
     else:
         show(explained)
 
 
 async def _bench(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
     errors: dict[str, str] = {}
-    explained: list[dict[str, Any]] = []
+    explained: list[Explanation] = []
     for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
         async with pool_of(one) as pool:
             name = pool.resolve(model)
@@ -56,7 +56,7 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
                     await timed(pool, name, candidate, bar, errors)
             explained.append(await pool.explain(name))
     if as_json:
-        print(json.dumps({"explained": explained, "errors": errors}, indent=2))
+        print(to_json({"explained": explained, "errors": errors}))
         return
     for shown in explained:
         show(shown)
@@ -104,27 +104,31 @@ def progress(quiet: bool) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=quiet)
 
 
-def show(explained: dict[str, Any]) -> None:
-    host = explained["host"]
+def to_json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+
+
+def show(explained: Explanation) -> None:
+    host = explained.host
     console = Console()
     console.print(
-        f"[bold]{explained['model']}[/bold] from {explained['source']}, for {explained['objective']}, on "
-        f"{host['processor']}, {host['cores']} cores ({', '.join(host['instructions']) or 'no vector instructions'}), "
-        f"kind '{host['kind']}'",
+        f"[bold]{explained.model}[/bold] from {explained.source}, for {explained.objective}, on "
+        f"{host.processor}, {host.cores} cores ({', '.join(host.instructions) or 'no vector instructions'}), "
+        f"kind '{host.kind}'",
         highlight=False,
     )
     table = Table(*COLUMNS, box=SIMPLE, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in explained["candidates"]:
-        speed = numbers(row["figures"], row["cost"]) if row["figures"] else [""] * len(SPEED)
-        table.add_row(row["key"], *speed, *(closeness(row["quality"]) if row["quality"] else []))
+    for row in explained.candidates:
+        speed = numbers(row.figures, row.cost) if row.figures and row.cost is not None else [""] * len(SPEED)
+        table.add_row(row.key, *speed, *(closeness(row.quality) if row.quality else []))
     console.print(table)
-    for row in explained["candidates"]:
-        print(f"{row['key']}: {row['reason']}")
-    for rejected in explained["rejected"]:
-        print(f"not {rejected['runtime']}: {rejected['reason']}")
+    for row in explained.candidates:
+        print(f"{row.key}: {row.reason}")
+    for rejected in explained.rejected:
+        print(f"not {rejected.runtime}: {rejected.reason}")
 
 
 # Speeds are in tokens per second; "together" is all slots at once. The last three: see Quality in optimize/artifact.py.
@@ -132,17 +136,17 @@ SPEED = ("prefill", "alone", "together", "first s", "load s", "MiB", "cost")
 COLUMNS = ("candidate", *SPEED, "KL", "top-1", "ppl")
 
 
-def numbers(figures: dict[str, Any], cost: float) -> list[str]:
+def numbers(figures: Figures, cost: float) -> list[str]:
     return [
-        f"{figures['prefill']:.0f}",
-        f"{figures['decode']:.1f}",
-        f"{figures['decode_crowd']:.1f}",
-        f"{figures['first_token_seconds']:.2f}",
-        f"{figures['load_seconds']:.1f}",
-        f"{figures['memory_bytes'] >> 20}",
+        f"{figures.prefill:.0f}",
+        f"{figures.decode:.1f}",
+        f"{figures.decode_crowd:.1f}",
+        f"{figures.first_token_seconds:.2f}",
+        f"{figures.load_seconds:.1f}",
+        f"{figures.memory_bytes >> 20}",
         f"{cost:.2f}",
     ]
 
 
-def closeness(quality: dict[str, Any]) -> list[str]:
-    return [f"{quality['divergence']:.4f}", f"{quality['agreement']:.1%}", f"{quality['perplexity']:.3f}"]
+def closeness(quality: Quality) -> list[str]:
+    return [f"{quality.divergence:.4f}", f"{quality.agreement:.1%}", f"{quality.perplexity:.3f}"]

@@ -46,10 +46,10 @@ def test_a_candidate_that_cannot_be_had_is_parked_at_once(records: Records, kind
 
 
 def test_what_the_first_engine_said_stays(records: Records) -> None:
-    assert records.saying("source") is None
-    records.says("source", [1, 2, 3])
-    records.says("source", [4])
-    assert records.saying("source") == [1, 2, 3]
+    assert records.smoke_answer("source") is None
+    records.record_smoke_answer("source", [1, 2, 3])
+    records.record_smoke_answer("source", [4])
+    assert records.smoke_answer("source") == [1, 2, 3]
 
 
 def test_a_file_that_cannot_be_used_costs_no_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

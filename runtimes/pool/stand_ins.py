@@ -1,0 +1,104 @@
+"""Stand-ins: what answers a model's first requests while something better is built, and the change to that."""
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+
+from enginehouse.config.schema import Config
+from enginehouse.runtimes.contract import EngineFailed, Unavailable
+from enginehouse.runtimes.pool import routing
+from enginehouse.runtimes.pool.decisions import Decisions
+from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels, Needs
+from enginehouse.runtimes.pool.loader import Loader
+from enginehouse.runtimes.pool.progress import ProgressTracker
+from enginehouse.runtimes.pool.routing import Decision, Ranked
+
+log = logging.getLogger("enginehouse.stand_ins")
+GAVE_UP_SECONDS = 600.0  # after nothing better could be built, before that is tried again
+
+
+class StandIns:
+    def __init__(
+        self, config: Config, decisions: Decisions, loader: Loader, models: LoadedModels, progress: ProgressTracker
+    ) -> None:
+        self._config, self._decisions, self._loader = config, decisions, loader
+        self._models, self._progress = models, progress
+        self._replacing: dict[str, asyncio.Task[None]] = {}  # models for which something better is built
+        self._gave_up_until: defaultdict[str, float] = defaultdict(float)
+        self._draining = False
+
+    async def lease(self, name: str, needs: Needs, tried: dict[str, str], seconds: float | None) -> LoadedModel:
+        """What can answer soonest, within that time. A client that leaves or is sent away does not end what it waited
+        for: that is built to its end."""
+
+        async def instead(decision: Decision, best: Ranked) -> Ranked | None:
+            other = await self._choose(name, decision, best, needs, tried)
+            if other:
+                self._start_replacing(name)
+            return other
+
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._models.lease(name, needs, tried, instead)
+        except asyncio.CancelledError:
+            if not self._models.has(name):
+                self._start_replacing(name)
+            raise
+        except TimeoutError:
+            if not self._models.has(name):
+                self._start_replacing(name)
+            message = f"model '{name}' is not ready yet: {self._progress.describe(name)}; ask again"
+            after = max(1, round(self._progress.of(name).seconds_left))
+            raise Unavailable(message, "model_loading", after) from None
+
+    def replacing(self, name: str | None = None) -> bool:
+        """Whether something better is being made for a model, or for any."""
+        return name in self._replacing if name else bool(self._replacing)
+
+    async def end(self) -> None:
+        self._draining = True
+        tasks = list(self._replacing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _choose(
+        self, name: str, decision: Decision, best: Ranked, needs: Needs, tried: Mapping[str, str]
+    ) -> Ranked | None:
+        """What answers now, while `best` is built; None when that is not worth it."""
+        if self._models.in_memory(name, best.candidate) or self._config.optimize.first_load == "wait":
+            return None
+        others, unquantized = (
+            [r for r in some if r.candidate.key not in (*tried, best.candidate.key) and not routing.lacking(r, needs)]
+            for some in (decision.ranked, decision.unquantized)
+        )
+        for other in (*others, *unquantized):
+            if self._models.in_memory(name, other.candidate):
+                return other
+        source = (await self._decisions.of(name)).source
+        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others, unquantized)
+
+    def _start_replacing(self, name: str) -> None:
+        """Builds what should serve a model, in the place of what serves it now."""
+        if name not in self._replacing and time.monotonic() > self._gave_up_until[name] and not self._draining:
+            task = self._replacing[name] = asyncio.create_task(self._replace(name))
+            task.add_done_callback(lambda _: self._replacing.pop(name))
+
+    async def _replace(self, name: str) -> None:
+        tried: dict[str, str] = {}
+        try:
+            try:
+                loaded = await self._models.lease(name, (), tried)
+            except Unavailable as error:
+                if error.code != "no_memory":
+                    raise
+                await self._models.retire(name, None)  # not room for both at once: who comes meanwhile waits
+                loaded = await self._models.lease(name, (), tried)
+        except (Unavailable, EngineFailed) as error:
+            self._gave_up_until[name] = time.monotonic() + GAVE_UP_SECONDS
+            log.warning("'%s' goes on with what stands in: %s", name, error)
+            return
+        log.info("'%s' is served by %s from now on", name, loaded.candidate.key)
+        await self._models.retire(name, loaded)
