@@ -57,9 +57,8 @@ async def measure(worker: Worker) -> Figures:
 
 async def answer(worker: Worker, ids: list[int], tokens: int) -> Timed:
     sampling = Sampling(max_tokens=tokens, temperature=0, ignore_eos=True)
-    said: list[int] = []
     began = time.monotonic()
-    async with aclosing(worker.stream(Job("measure", worker.name, Ids(ids), sampling), said)) as events:
+    async with aclosing(worker.stream(Job("measure", worker.name, Ids(ids), sampling), [])) as events:
         async for event in events:
             if isinstance(event, Done):
                 usage = event.usage

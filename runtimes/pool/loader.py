@@ -180,9 +180,9 @@ class Loader:
         """Raises Unavailable for an engine that answers nonsense."""
         expected = await asyncio.to_thread(self._records.smoke_answer, source.fingerprint)
         try:
-            said = await smoke_test.test(worker, expected)
+            answered = await smoke_test.test(worker, expected)
         except (smoke_test.Gibberish, EngineFailed) as error:
             await self._decisions.record_failure(source, candidate, "smoke", str(error))
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
-        if expected is None and said:
-            await asyncio.to_thread(self._records.record_smoke_answer, source.fingerprint, said)
+        if expected is None and answered:
+            await asyncio.to_thread(self._records.record_smoke_answer, source.fingerprint, answered)

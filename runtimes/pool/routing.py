@@ -159,22 +159,22 @@ def judge(
     if model.runtime == "auto" and offer.runtime not in prior and not ready:
         return no(f"not chosen on this kind of host unless 'runtime: {offer.runtime}' says so")
     auto = model.precision == "auto"
-    own = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
-    if ready and (auto or own == source.precision):
+    precision = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
+    if ready and (auto or precision == source.precision):
         return Candidate(offer.runtime, device.kind, offer.format, "")
     if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
         return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
-    if own is None and not auto:
+    if precision is None and not auto:
         return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")
     if offer.cannot_build:
         return no(offer.cannot_build)
     if auto:
-        own = ladder.lowest(offer.ladder, offer.below)
-    if own is None:
+        precision = ladder.lowest(offer.ladder, offer.below)
+    if precision is None:
         return no("; ".join(f"{name} {offer.below[name]}" for name in offer.ladder))
-    if enforce and own in offer.below:
-        return no(f"{own} {offer.below[own]}, and optimize.quality is 'enforce'; set precision: auto")
-    return Candidate(offer.runtime, device.kind, offer.format, own)
+    if enforce and precision in offer.below:
+        return no(f"{precision} {offer.below[precision]}, and optimize.quality is 'enforce'; set precision: auto")
+    return Candidate(offer.runtime, device.kind, offer.format, precision)
 
 
 def unquantized(source: Source, candidate: Candidate, offer: Offer) -> Ranked:
@@ -260,11 +260,11 @@ class Held(msgspec.Struct, frozen=True):
 
 def evictions(needed: int, budget: int, held: Sequence[Held]) -> list[tuple[str, str]] | None:
     """Which idle models must go, longest unused first, for `needed` bytes to fit; None if not even all would do."""
-    room = budget - sum(one.bytes for one in held)
+    room = budget - sum(model.bytes for model in held)
     gone = []
-    for one in sorted((one for one in held if not one.busy), key=lambda one: one.used):
+    for model in sorted((model for model in held if not model.busy), key=lambda model: model.used):
         if room >= needed:
             break
-        gone.append(one.key)
-        room += one.bytes
+        gone.append(model.key)
+        room += model.bytes
     return gone if room >= needed else None

@@ -35,8 +35,8 @@ async def test(worker: Worker, expected: list[int] | None) -> list[int] | None:
         return None
     if not all(math.isfinite(one.logprob) for one in scored):
         raise Gibberish("the smoke test gave log-probabilities that are no numbers")
-    said = [one.id for one in scored]
-    if expected and not any(a == b for a, b in zip(said, expected, strict=False)):
-        raise Gibberish(f"the smoke test gave tokens {said[: len(expected)]} where this model says {expected}")
+    answered = [one.id for one in scored]
+    if expected and not any(a == b for a, b in zip(answered, expected, strict=False)):
+        raise Gibberish(f"the smoke test gave tokens {answered[: len(expected)]} where this model says {expected}")
     sure = [one.id for one in itertools.takewhile(lambda one: one.logprob > SURE, scored)]
     return sure if len(sure) >= FEW else None
