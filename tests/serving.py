@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import openai
 import psutil
 
+COMMAND = (sys.executable, "-m", "enginehouse.server.cli.main")
 START_SECONDS = 60
 LINE_SECONDS = 120
 REFERENCES = tempfile.TemporaryDirectory(prefix="references-")
@@ -67,6 +68,7 @@ def serve(
     environment: dict[str, str] | None = None,
     routing: dict[str, Any] | None = None,
     optimize: dict[str, Any] | None = None,
+    command: Sequence[str] = COMMAND,
     **server: Any,
 ) -> Iterator[Served]:
     """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it.
@@ -80,7 +82,7 @@ def serve(
     sections["optimize"] = {"first_load": "wait"} | (optimize or {})
     config.write_text(json.dumps({**sections, "cache_dir": str(folder / "cache"), "models": models}))
     process = subprocess.Popen(
-        [sys.executable, "-m", "enginehouse.server.cli.main", "serve", "--config", str(config)],
+        [*command, "serve", "--config", str(config)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environment or {})},
