@@ -5,6 +5,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import Shape
 
 FinishReason = str  # "stop" | "length" | "tool_calls"
@@ -192,44 +193,6 @@ class Assigned(msgspec.Struct, frozen=True):
 
 
 Event = Assigned | Delta | Done
-
-
-class Refused(Exception):
-    """The request cannot be served as it stands; becomes a 400."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.param, self.code = message, param, code
-
-
-def too_long(context: int, count: str) -> Refused:
-    """OpenAI's own sentence: clients look for it."""
-    return Refused(
-        f"This model's maximum context length is {context} tokens. However, your messages resulted in {count} tokens. "
-        "Please reduce the length of the messages.",
-        "messages",
-        "context_length_exceeded",
-    )
-
-
-class UnknownModel(Exception):
-    """No model or alias of that name; becomes a 404."""
-
-
-class Unavailable(Exception):
-    """The model cannot be served now; becomes a 503. `retry_after` in seconds when waiting helps."""
-
-    def __init__(self, message: str, code: str = "model_unavailable", retry_after: int | None = None) -> None:
-        super().__init__(message)
-        self.message, self.code, self.retry_after = message, code, retry_after
-
-
-class Busy(Unavailable):
-    """Too many requests wait already; becomes a 429."""
-
-
-class EngineFailed(Exception):
-    """The engine or its worker broke in the middle of this answer; becomes a 500 or an SSE error event."""
 
 
 class Token(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from litestar import Request
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with

@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.contract import Busy, EngineFailed, Refused, Unavailable, UnknownModel
+from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, Unavailable, UnknownModel
 
 log = logging.getLogger("enginehouse.server")
 CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from litestar import Request, Response
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Assigned, Delta, Done, EngineFailed, Event, Job, Refused, Unavailable, Usage
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Usage
+from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step

@@ -11,7 +11,8 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from enginehouse.runtimes.contract import Assigned, EngineFailed, Event, Refused, Unavailable
+from enginehouse.runtimes.contract import Assigned, Event
+from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.server.sse import comment
 
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from enginehouse.runtimes.contract import Facts, Logprob, Pooling, Sampling, Tok
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.sampling import Choice
-from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide, Guides
+from enginehouse.runtimes.errors import ConstraintFailed
+from enginehouse.runtimes.grammar.matcher import Guide, Guides
 
 R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken

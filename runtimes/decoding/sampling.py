@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enginehouse.runtimes.contract import Logprob, Sampling, Scored
-from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide
+from enginehouse.runtimes.errors import ConstraintFailed
+from enginehouse.runtimes.grammar.matcher import Guide
 
 if TYPE_CHECKING:
     import numpy as np

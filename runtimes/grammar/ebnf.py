@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from enginehouse.runtimes.errors import NotEnforceable
 from enginehouse.runtimes.grammar import json_schema
 from enginehouse.runtimes.structure import Chain, Either, Free, Json, Literal, Repeat, Shape, Until
 
@@ -11,7 +12,7 @@ OBJECT = {"type": "object"}
 
 
 def grammar(shape: Shape) -> str:
-    """Raises ebnf.NotEnforceable."""
+    """Raises NotEnforceable."""
     writer = Writer()
     root = writer.write(shape)
     return "\n".join([f"root ::= {root}", *writer.lines])
@@ -66,7 +67,7 @@ class Writer:
         name = f"v{len(self.lines)}"
         try:
             text = json_schema.Writer(json.loads(value.schema), f"{name}_").text(name)
-        except json_schema.NotEnforceable:
+        except NotEnforceable:
             if value.must:
                 raise
             text = json_schema.Writer(OBJECT, f"{name}_").text(name)

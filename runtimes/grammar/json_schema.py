@@ -10,6 +10,8 @@ import re._parser as regex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from enginehouse.runtimes.errors import NotEnforceable
+
 Schema = Any  # a JSON value: an object, true or false
 
 BLANKS = r'((" " | "\n" [ \t]{0,24})?)'
@@ -49,10 +51,6 @@ OWN = {  # what says something about values of one type
     "boolean": set[str](),
     "null": set[str](),
 }
-
-
-class NotEnforceable(ValueError):
-    """The message names what in the schema it is."""
 
 
 def grammar(schema: Schema) -> str:

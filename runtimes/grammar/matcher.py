@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.runtimes.contract import Constraint, Grammar, JsonSchema, Refused, Regex, Shaped
+from enginehouse.runtimes.contract import Constraint, Grammar, JsonSchema, Regex, Shaped
+from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.lark import lark as written
 from enginehouse.runtimes.structure import Json
 
@@ -74,10 +75,6 @@ PARAM = "response_format"
 def param_of(constraint: Constraint) -> str:
     """The request's field that asks for it."""
     return constraint.asked_by if isinstance(constraint, Shaped) else PARAM
-
-
-class ConstraintFailed(Exception):
-    """A constraint cannot be followed any further; only the job under it is lost."""
 
 
 class Guide:

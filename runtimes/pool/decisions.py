@@ -14,7 +14,8 @@ from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.prepare import adapt, locate
 from enginehouse.optimize.store import Store
-from enginehouse.runtimes.contract import Local, Unavailable
+from enginehouse.runtimes.contract import Local
+from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.explanation import ExplainedCandidate, ExplainedHost, Explanation
 from enginehouse.runtimes.pool.host import Host

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from enginehouse.runtimes.contract import EngineFailed, Unavailable
+from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader

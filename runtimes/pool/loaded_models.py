@@ -14,13 +14,14 @@ import msgspec
 
 from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
-from enginehouse.runtimes.contract import Assigned, Local, Unavailable
+from enginehouse.runtimes.contract import Assigned, Local
+from enginehouse.runtimes.errors import Unavailable, WorkerDied
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
-from enginehouse.runtimes.worker.client import Worker, WorkerDied
+from enginehouse.runtimes.worker.client import Worker
 
 log = logging.getLogger("enginehouse.models")
 RETRY_SECONDS = 5

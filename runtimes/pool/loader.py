@@ -13,7 +13,8 @@ from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source
 from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import Store
-from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
+from enginehouse.runtimes.contract import Load, Local
+from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.records import Records

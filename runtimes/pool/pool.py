@@ -16,20 +16,9 @@ from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import (
-    Assigned,
-    Busy,
-    Chat,
-    Done,
-    Event,
-    Job,
-    Pooling,
-    Prompt,
-    Unavailable,
-    UnknownModel,
-    too_long,
-)
+from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Prompt
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import Busy, Unavailable, UnknownModel, WorkerDied, too_long
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -42,7 +31,7 @@ from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
 from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.worker import prompt as chat
-from enginehouse.runtimes.worker.client import Worker, WorkerDied
+from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.protocol import Embedded
 
 log = logging.getLogger("enginehouse.pool")

@@ -8,7 +8,8 @@ import msgspec
 from enginehouse.config.schema import Model
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import Source
-from enginehouse.runtimes.contract import Device, Refused
+from enginehouse.runtimes.contract import Device
+from enginehouse.runtimes.errors import Refused
 
 # Without measurements, the order of preference on a kind of host; a runtime that is not in it serves only when pinned.
 # Where the orders are from: apple, intel, nvidia: the runtimes' own makers recommend them there (MLX, OpenVINO and

@@ -4,7 +4,8 @@ import itertools
 import math
 from contextlib import aclosing
 
-from enginehouse.runtimes.contract import Chat, Delta, Job, Refused, Sampling, Scored
+from enginehouse.runtimes.contract import Chat, Delta, Job, Sampling, Scored
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.worker.client import Worker
 
 QUESTION = Chat([{"role": "user", "content": "Repeat: lemon river stone"}])

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from enginehouse.config.schema import Config
-from enginehouse.runtimes.contract import EngineFailed, Unavailable
+from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels, Needs

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import NOTHING, Free, Json, Literal, Repeat, Shape, Until, chain, either
 from enginehouse.runtimes.tool_calls.scanner import Brackets, Incoming, Reading, text, thought
 

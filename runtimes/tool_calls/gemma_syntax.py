@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import NOTHING, Json, Literal, Repeat, Shape, Until, chain, either
 from enginehouse.runtimes.tool_calls.format import Format, Setting, Tool, tagged, words, words_shape
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading

@@ -21,7 +21,6 @@ from enginehouse.runtimes.contract import (
     JsonSchema,
     Logprob,
     Prompt,
-    Refused,
     Sampling,
     Scored,
     Shaped,
@@ -30,9 +29,9 @@ from enginehouse.runtimes.contract import (
     Usage,
     asked_for,
     check_tokens,
-    too_long,
 )
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import Refused, too_long
 from enginehouse.runtimes.structure import Json
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Setting, Tool

@@ -13,19 +13,8 @@ from typing import IO, TypeVar
 
 import psutil
 
-from enginehouse.runtimes.contract import (
-    Delta,
-    Done,
-    EngineFailed,
-    Facts,
-    Job,
-    Load,
-    Pooling,
-    Prompt,
-    Refused,
-    ToolCall,
-    Unavailable,
-)
+from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
+from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, WorkerDied
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -55,10 +44,6 @@ GRACE_SECONDS = 5.0
 Reply = Embedded | Tokenized | Detokenized
 Item = Delta | Done | Reply | Refusal | EngineFailed
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
-
-
-class WorkerDied(EngineFailed):
-    """The process is gone; jobs that have sent nothing may run elsewhere."""
 
 
 class Worker:

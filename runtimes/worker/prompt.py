@@ -10,7 +10,8 @@ import jinja2.meta
 import jinja2.sandbox
 
 from enginehouse.optimize.sources.chat_template import sandbox
-from enginehouse.runtimes.contract import Facts, Refused
+from enginehouse.runtimes.contract import Facts
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Format
 

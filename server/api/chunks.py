@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Assigned, Refused
+from enginehouse.runtimes.contract import Assigned
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api import openai_types
 from enginehouse.server.errors import describe
 from enginehouse.server.exchange import Answer, total

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 
 Role = Literal["system", "user", "assistant"]
 

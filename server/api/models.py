@@ -3,7 +3,7 @@
 from litestar import get
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Unavailable
+from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types

@@ -7,7 +7,8 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Pooling, Refused
+from enginehouse.runtimes.contract import Pooling
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api import openai_types

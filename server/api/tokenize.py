@@ -6,7 +6,8 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Chat, Prompt, Refused, Text
+from enginehouse.runtimes.contract import Chat, Prompt, Text
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.explanation import Loaded
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.body import convert
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import Quality
-from enginehouse.runtimes.contract import EngineFailed, Unavailable, UnknownModel
+from enginehouse.runtimes.errors import EngineFailed, Unavailable, UnknownModel
 from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.runtimes.pool.routing import Figures, Ranked

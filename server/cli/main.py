@@ -12,8 +12,8 @@ import msgspec
 
 from enginehouse.config.load import BadConfig, convert, load
 from enginehouse.config.schema import Config
-from enginehouse.runtimes.contract import Unavailable, UnknownModel
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
 STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
 

@@ -13,8 +13,8 @@ from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import Artifact, Manifest
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.store import Store
-from enginehouse.runtimes.contract import Unavailable
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.runtimes.pool.routing import Decision

@@ -11,8 +11,9 @@ from enginehouse.optimize.artifact import Artifact, CannotBuild, Recipe
 from enginehouse.optimize.prepare import locate, prepare
 from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import EngineFailed, Load, Local, Unavailable
+from enginehouse.runtimes.contract import Load, Local
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.routing import Figures

@@ -8,7 +8,8 @@ from typing import Any
 
 from enginehouse.runtimes.decoding.jobs import Running
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW
-from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide
+from enginehouse.runtimes.errors import ConstraintFailed
+from enginehouse.runtimes.grammar.matcher import Guide
 
 ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbouring positions do not meet
 

@@ -4,10 +4,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from enginehouse.runtimes.contract import Constraint, JsonSchema, Refused, Regex, Shaped
+from enginehouse.runtimes.contract import Constraint, JsonSchema, Regex, Shaped
 from enginehouse.runtimes.engines.openvino.graphs import last_line, trial_pipeline
+from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf as ebnf_shape
-from enginehouse.runtimes.grammar.json_schema import NotEnforceable, grammar
+from enginehouse.runtimes.grammar.json_schema import grammar
 from enginehouse.runtimes.grammar.matcher import Guide, param_of
 
 KEPT = 64  # structures

@@ -21,7 +21,6 @@ from enginehouse.runtimes.contract import (
     Local,
     Logprob,
     Pooling,
-    Refused,
     Regex,
     Sampling,
     Shaped,
@@ -36,7 +35,8 @@ from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.openvino.constraints import Structures
 from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, save_detokenizer, without_head
 from enginehouse.runtimes.engines.openvino.prefixes import Prefixes
-from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide
+from enginehouse.runtimes.errors import ConstraintFailed, Refused
+from enginehouse.runtimes.grammar.matcher import Guide
 
 if TYPE_CHECKING:
     import numpy as np

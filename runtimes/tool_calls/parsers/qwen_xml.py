@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import Json, Literal, Shape, Until, chain, either
 from enginehouse.runtimes.tool_calls.format import Setting, Tool, Word, optional, tagged, words
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Refused
+from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options
 from enginehouse.server.api.sampling import (
     JsonFormat,

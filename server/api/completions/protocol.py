@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Ids, Job, Refused, Text
+from enginehouse.runtimes.contract import Ids, Job, Text
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options
 from enginehouse.server.api.sampling import MOST_ANSWERS, SamplingFields, copies, sampling_of
 from enginehouse.server.body import Texts, Whole, parse, texts_of

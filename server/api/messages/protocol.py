@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Chat, Job, Refused, Sampling
+from enginehouse.runtimes.contract import Chat, Job, Sampling
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.sampling import TopP, json_schema
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Refused, Sampling
+from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sampling
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.sampling import (
     JsonFormat,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Refused
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server import body
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pooling, Refused, Sampling, Token
+from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
-from enginehouse.runtimes.grammar.matcher import ConstraintFailed, Guide, Guides
+from enginehouse.runtimes.errors import ConstraintFailed, Refused
+from enginehouse.runtimes.grammar.matcher import Guide, Guides
 
 VOCABULARY, CONTEXT, END = 23, 40, 22
 STATES, WINDOW = 997, 6

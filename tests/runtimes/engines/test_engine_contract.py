@@ -23,13 +23,13 @@ from enginehouse.runtimes.contract import (
     Load,
     Local,
     Pooling,
-    Refused,
     Regex,
     Sampling,
     Shaped,
     Token,
 )
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import Json
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Setting, Tool

@@ -12,11 +12,12 @@ import pytest
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.mlx.toolchain import PLANS, TOOLCHAIN
-from enginehouse.runtimes.contract import Engine, Load, Refused, Regex, Sampling, Token
+from enginehouse.runtimes.contract import Engine, Load, Regex, Sampling, Token
 from enginehouse.runtimes.decoding.jobs import Running
 from enginehouse.runtimes.decoding.sampling import Sampler
 from enginehouse.runtimes.engines.mlx.engine import RUNTIME
 from enginehouse.runtimes.engines.mlx.sampling import State, choosing
+from enginehouse.runtimes.errors import Refused
 from tests.serving import serve
 
 if reason := RUNTIME.unavailable():

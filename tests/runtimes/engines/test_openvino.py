@@ -15,9 +15,10 @@ import pytest
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.openvino.toolchain import FAMILIES, TOOLCHAIN
-from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Refused, Regex, Sampling
+from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Regex, Sampling
 from enginehouse.runtimes.engines.openvino.engine import RUNTIME
-from enginehouse.runtimes.grammar.json_schema import NotEnforceable, grammar
+from enginehouse.runtimes.errors import NotEnforceable, Refused
+from enginehouse.runtimes.grammar.json_schema import grammar
 from tests.runtimes.engines.test_engine_contract import Jobs, answer
 
 if reason := RUNTIME.unavailable() or TOOLCHAIN.unavailable():

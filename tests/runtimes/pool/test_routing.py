@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from enginehouse.config.schema import Model
 from enginehouse.optimize.artifact import Source
-from enginehouse.runtimes.contract import Device, Refused
+from enginehouse.runtimes.contract import Device
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.routing import (
     PRIOR,
     Candidate,

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse import config
-from enginehouse.runtimes.contract import Facts, Refused, Shaped
+from enginehouse.runtimes.contract import Facts, Shaped
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
+from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf
-from enginehouse.runtimes.grammar.json_schema import NotEnforceable
 from enginehouse.runtimes.grammar.matcher import Guides
 from enginehouse.runtimes.structure import Json
 from enginehouse.runtimes.tool_calls import parsers

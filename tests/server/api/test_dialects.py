@@ -20,21 +20,9 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 
-from enginehouse.runtimes.contract import (
-    Assigned,
-    Delta,
-    Done,
-    EngineFailed,
-    Event,
-    Job,
-    Logprob,
-    Refused,
-    Scored,
-    Text,
-    ToolCall,
-    Usage,
-)
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Logprob, Scored, Text, ToolCall, Usage
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.errors import EngineFailed, Refused
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chat.protocol import Message as ChatMessage
 from enginehouse.server.api.chat.render import ChatRenderer

@@ -1,0 +1,62 @@
+"""What can go wrong with a request; server/errors.py makes the HTTP status of each.
+
+Exception
+├── Refused              400  the request cannot be served as it stands: server, routing, worker, engines
+├── UnknownModel         404  no model or alias of that name: pool, commands
+├── Unavailable          503  the model cannot be served now: pool, worker/client.py at a load
+│   └── Busy             429  too many requests wait for it already: pool
+├── EngineFailed         500  the engine failed this job; in a stream that has begun, an error event: worker/client.py
+│   └── WorkerDied            its process is gone: the pool asks another engine where it can
+├── ConstraintFailed          a constraint cannot be followed further: grammar, decoding; the engine ends that job alone
+└── NotEnforceable            a schema that xgrammar's EBNF cannot say: grammar; the engine makes it a Refused
+"""
+
+
+class Refused(Exception):
+    """`param`: the request's field at fault; `code`: one of OpenAI's words for it."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code = message, param, code
+
+
+def too_long(context: int, count: str) -> Refused:
+    """OpenAI's own sentence: clients look for it."""
+    return Refused(
+        f"This model's maximum context length is {context} tokens. However, your messages resulted in {count} tokens. "
+        "Please reduce the length of the messages.",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+class UnknownModel(Exception):
+    pass
+
+
+class Unavailable(Exception):
+    """`retry_after` in seconds when waiting helps."""
+
+    def __init__(self, message: str, code: str = "model_unavailable", retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.code, self.retry_after = message, code, retry_after
+
+
+class Busy(Unavailable):
+    pass
+
+
+class EngineFailed(Exception):
+    pass
+
+
+class WorkerDied(EngineFailed):
+    """Jobs that have sent nothing may run elsewhere."""
+
+
+class ConstraintFailed(Exception):
+    pass
+
+
+class NotEnforceable(ValueError):
+    """The message names what in the schema it is."""
