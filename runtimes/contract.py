@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.runtimes.structure import Shape
+from enginehouse.runtimes.structure import Structure
 
 FinishReason = str  # "stop" | "length" | "tool_calls"
 Pooling = Literal["mean", "last", "cls"]
@@ -30,14 +30,14 @@ class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
     lark: str
 
 
-class Shaped(msgspec.Struct, frozen=True, tag="tools"):
-    """The answer is of the shape that thoughts and tool calls have in the model's own form. Made by the worker."""
+class Structured(msgspec.Struct, frozen=True, tag="tools"):
+    """The answer has the structure of thoughts and tool calls in the model's own form. Made by the worker."""
 
-    shape: Shape
+    structure: Structure
     asked_by: str = "tools"  # the request's field
 
 
-Constraint = JsonSchema | Regex | Grammar | Shaped
+Constraint = JsonSchema | Regex | Grammar | Structured
 JSON_OBJECT = JsonSchema('{"type": "object"}')
 
 
@@ -74,7 +74,7 @@ def asked_for(sampling: Sampling, echo: bool = False) -> Iterator[tuple[str, str
         yield "top_logprobs", "top_logprobs"
     if echo and sampling.logprobs is not None:
         yield "prompt_logprobs", "echo"
-    if isinstance(sampling.constraint, Shaped):
+    if isinstance(sampling.constraint, Structured):
         yield "tools", sampling.constraint.asked_by
     elif sampling.constraint:
         yield str(sampling.constraint.__struct_config__.tag), "response_format"

@@ -1,19 +1,22 @@
-"""What an answer with tool calls may look like, as a small tree that every engine's constraint can be written from."""
+"""What an answer with tool calls may look like, as a small tree that every engine's constraint can be written from.
+
+The names are those of xgrammar's structural tags, as far as it has them.
+"""
 
 from collections.abc import Sequence
 
 import msgspec
 
 
-class Literal(msgspec.Struct, frozen=True, tag="literal"):
+class ConstString(msgspec.Struct, frozen=True, tag="const_string"):
     """This text; where `spaced`, after up to two line breaks: without a limit small models write them for ever."""
 
     text: str
     spaced: bool = False
 
 
-class Json(msgspec.Struct, frozen=True, tag="json"):
-    """A JSON value that validates against the schema."""
+class JsonValue(msgspec.Struct, frozen=True, tag="json_value"):
+    """Validates against the schema."""
 
     schema: str  # as JSON text
     must: bool  # else, where the engine cannot enforce it, any object will do
@@ -25,38 +28,38 @@ class Until(msgspec.Struct, frozen=True, tag="until"):
     end: str
 
 
-class Free(msgspec.Struct, frozen=True, tag="free"):
+class AnyText(msgspec.Struct, frozen=True, tag="any_text"):
     """Any text to the end of the answer. Where one of these triggers comes up, what belongs to it follows."""
 
-    after: "tuple[tuple[str, Shape], ...]" = ()
+    after: "tuple[tuple[str, Structure], ...]" = ()
     once: bool = False  # nothing comes after the first of them
     unlike: tuple[str, ...] = ()  # what the text does not begin with
 
 
-class Chain(msgspec.Struct, frozen=True, tag="chain"):
+class Concat(msgspec.Struct, frozen=True, tag="concat"):
     """One after the other."""
 
-    parts: "tuple[Shape, ...]"
+    parts: "tuple[Structure, ...]"
 
 
-class Either(msgspec.Struct, frozen=True, tag="either"):
-    options: "tuple[Shape, ...]"
+class Or(msgspec.Struct, frozen=True, tag="or"):
+    options: "tuple[Structure, ...]"
 
 
 class Repeat(msgspec.Struct, frozen=True, tag="repeat"):
     """One or more."""
 
-    part: "Shape"
+    part: "Structure"
     between: str = ""
 
 
-Shape = Literal | Json | Until | Free | Chain | Either | Repeat
-NOTHING = Chain(())
+Structure = ConstString | JsonValue | Until | AnyText | Concat | Or | Repeat
+NOTHING = Concat(())
 
 
-def chain(*parts: Shape | str) -> Shape:
-    return Chain(tuple(Literal(part) if isinstance(part, str) else part for part in parts))
+def concat(*parts: Structure | str) -> Structure:
+    return Concat(tuple(ConstString(part) if isinstance(part, str) else part for part in parts))
 
 
-def either(options: Sequence[Shape]) -> Shape:
-    return options[0] if len(options) == 1 else Either(tuple(options))
+def one_of(options: Sequence[Structure]) -> Structure:
+    return options[0] if len(options) == 1 else Or(tuple(options))

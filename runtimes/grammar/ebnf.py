@@ -1,20 +1,20 @@
-"""A shape as a grammar in xgrammar's EBNF."""
+"""A structure as a grammar in xgrammar's EBNF."""
 
 import json
 from collections.abc import Sequence
 
 from enginehouse.runtimes.errors import NotEnforceable
 from enginehouse.runtimes.grammar import json_schema
-from enginehouse.runtimes.structure import Chain, Either, Free, Json, Literal, Repeat, Shape, Until
+from enginehouse.runtimes.structure import AnyText, Concat, ConstString, JsonValue, Or, Repeat, Structure, Until
 
 ANY = r"[\U00000000-\U0000d7ff\U0000e000-\U0010ffff]*"
 OBJECT = {"type": "object"}
 
 
-def grammar(shape: Shape) -> str:
+def grammar(structure: Structure) -> str:
     """Raises NotEnforceable."""
     writer = Writer()
-    root = writer.write(shape)
+    root = writer.write(structure)
     return "\n".join([f"root ::= {root}", *writer.lines])
 
 
@@ -24,27 +24,27 @@ class Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def write(self, shape: Shape) -> str:
-        match shape:
-            case Literal(text, spaced):
+    def write(self, structure: Structure) -> str:
+        match structure:
+            case ConstString(text, spaced):
                 return rf"[\n]{{0,2}} {json_schema.literal(text)}" if spaced else json_schema.literal(text)
-            case Json():
-                return self._value(shape)
+            case JsonValue():
+                return self._value(structure)
             case Until(end):
                 return self._rule(
                     f"TagDispatch(stop_eos=false,stop_str=({quoted(end)}),loop_after_dispatch=false,excludes=())"
                 )
-            case Chain(parts):
+            case Concat(parts):
                 return " ".join(map(self.write, parts)) or '""'
-            case Either(options):
+            case Or(options):
                 return f"({' | '.join(map(self.write, options))})"
             case Repeat(part, between):
                 one = self._rule(self.write(part))
                 return f"({one} ({json_schema.literal(between)} {one})*)"
-            case Free(after, once, unlike):
+            case AnyText(after, once, unlike):
                 return self._free(after, once) if after else self._other(unlike)
 
-    def _free(self, after: Sequence[tuple[str, Shape]], once: bool) -> str:
+    def _free(self, after: Sequence[tuple[str, Structure]], once: bool) -> str:
         tags = "".join(f"({quoted(trigger)}, {self._rule(self.write(rest))})," for trigger, rest in after)
         loop = "false" if once else "true"
         return self._rule(f"TagDispatch({tags}stop_eos=true,stop_str=(),loop_after_dispatch={loop},excludes=())")
@@ -63,7 +63,7 @@ class Writer:
                 options.append(f"{json_schema.literal(letter)} {rest}")
         return self._rule(" | ".join(options))
 
-    def _value(self, value: Json) -> str:
+    def _value(self, value: JsonValue) -> str:
         name = f"v{len(self.lines)}"
         try:
             text = json_schema.Writer(json.loads(value.schema), f"{name}_").text(name)

@@ -1,45 +1,45 @@
-"""A shape as a grammar in llguidance's dialect of Lark."""
+"""A structure as a grammar in llguidance's dialect of Lark."""
 
 import json
 from collections.abc import Callable
 
-from enginehouse.runtimes.structure import Chain, Either, Free, Json, Literal, Repeat, Shape, Until
+from enginehouse.runtimes.structure import AnyText, Concat, ConstString, JsonValue, Or, Repeat, Structure, Until
 
 ANY = r"/(.|\n)*/"
 
 
-def lark(shape: Shape, enforceable: Callable[[Json], str]) -> str:
+def lark(structure: Structure, enforceable: Callable[[JsonValue], str]) -> str:
     """`enforceable` gives the schema to write for a value, as JSON text."""
     writer = Writer(enforceable)
-    return "\n".join([f"start: {writer.write(shape)}", *writer.lines])
+    return "\n".join([f"start: {writer.write(structure)}", *writer.lines])
 
 
 class Writer:
     """Collects the terminals. A terminal holds all that is to be told from free text: the lexer does not look back."""
 
-    def __init__(self, enforceable: Callable[[Json], str]) -> None:
+    def __init__(self, enforceable: Callable[[JsonValue], str]) -> None:
         self.lines: list[str] = []
         self._enforceable = enforceable
 
-    def write(self, shape: Shape) -> str:
-        match shape:
-            case Literal(text, spaced):
+    def write(self, structure: Structure) -> str:
+        match structure:
+            case ConstString(text, spaced):
                 return self._terminal(rf"/\n{{0,2}}/ {quoted(text)}") if spaced else quoted(text)
-            case Json():
-                return self._named(f"%json {self._enforceable(shape)}")
+            case JsonValue():
+                return self._named(f"%json {self._enforceable(structure)}")
             case Until(end):
                 return self._lazy(f"{ANY} {quoted(end)}")
-            case Chain(parts):
+            case Concat(parts):
                 return " ".join(map(self.write, parts)) or '""'
-            case Either(options):
+            case Or(options):
                 return f"({' | '.join(map(self.write, options))})"
             case Repeat(part, between):
                 one = self._named(self.write(part))
                 return f"({one} ({quoted(between)} {one})*)" if between else f"{one}+"
-            case Free():
-                return self._free(shape)
+            case AnyText():
+                return self._free(structure)
 
-    def _free(self, free: Free) -> str:
+    def _free(self, free: AnyText) -> str:
         begins = " | ".join(map(quoted, free.unlike))
         unlike = rf" & ~(/\s*/ ({begins}) {ANY})" if begins else ""
         text = self._terminal(f"{ANY}{unlike}")

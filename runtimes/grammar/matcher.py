@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.runtimes.contract import Constraint, Grammar, JsonSchema, Regex, Shaped
+from enginehouse.runtimes.contract import Constraint, Grammar, JsonSchema, Regex, Structured
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.lark import lark as written
-from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.structure import JsonValue
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,13 +56,13 @@ class Guides:
                 return str(self._lib.LLMatcher.grammar_from_regex(pattern))
             case Grammar(lark):
                 return str(self._lib.LLMatcher.grammar_from_lark(lark))
-            case Shaped(shape):
-                return str(self._lib.LLMatcher.grammar_from_lark(written(shape, self._enforceable)))
+            case Structured(structure):
+                return str(self._lib.LLMatcher.grammar_from_lark(written(structure, self._enforceable)))
 
     def _of_schema(self, schema: str) -> str:
         return str(self._lib.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS}))
 
-    def _enforceable(self, value: Json) -> str:
+    def _enforceable(self, value: JsonValue) -> str:
         """The value's schema, or that of any object where it need not be enforced and cannot be."""
         trouble = self._lib.LLMatcher.validate_grammar(self._of_schema(value.schema), self._tokenizer)
         schema = {"type": "object"} if trouble and not value.must else json.loads(value.schema)
@@ -74,7 +74,7 @@ PARAM = "response_format"
 
 def param_of(constraint: Constraint) -> str:
     """The request's field that asks for it."""
-    return constraint.asked_by if isinstance(constraint, Shaped) else PARAM
+    return constraint.asked_by if isinstance(constraint, Structured) else PARAM
 
 
 class Guide:

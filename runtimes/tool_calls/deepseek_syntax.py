@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from enginehouse.runtimes.structure import Shape
+from enginehouse.runtimes.structure import Structure
 from enginehouse.runtimes.tool_calls.format import Format, Messages, Setting, tagged
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
@@ -15,7 +15,7 @@ HEAD = re.compile(rf"\s{{0,8}}{CALL}(?:function{NAME})?([\w.-]{{1,64}})(?:{NAME}
 HEAD_LENGTH = 200
 
 
-def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[Setting], Shape]) -> Format:
+def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[Setting], Structure]) -> Format:
     """Versions differ in what stands within the marks."""
     marks = (BEGIN, END, CALL, NAME, END_CALL)
     return tagged(name, recognizes, (BEGIN,), read_calls, after, repeats=False, marks=marks, prepare=arguments_as_text)

@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.runtimes.structure import NOTHING, Free, Json, Literal, Repeat, Shape, Until, chain, either
+from enginehouse.runtimes.structure import (
+    NOTHING,
+    AnyText,
+    ConstString,
+    JsonValue,
+    Repeat,
+    Structure,
+    Until,
+    concat,
+    one_of,
+)
 from enginehouse.runtimes.tool_calls.scanner import Brackets, Incoming, Reading, text, thought
 
 Messages = list[dict[str, Any]]
@@ -17,7 +27,7 @@ THINK = ("<think>", "</think>")
 
 class Tool(msgspec.Struct, frozen=True):
     name: str
-    arguments: Json
+    arguments: JsonValue
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -28,7 +38,7 @@ class Setting(msgspec.Struct, frozen=True):
     parallel: bool = True  # several, if the form has them
     reasoning: bool = False  # the template knows thoughts
     thinking: bool = False  # the prompt ends inside one
-    content: Json | None = None  # what an answer without calls must be
+    content: JsonValue | None = None  # what an answer without calls must be
 
 
 class Format(msgspec.Struct, frozen=True):
@@ -37,7 +47,7 @@ class Format(msgspec.Struct, frozen=True):
     name: str
     recognizes: Callable[[str], bool]  # by the text of the chat template
     read: Callable[[Incoming, Setting], Reading[None]]
-    shape: Callable[[Setting], Shape]  # of an answer
+    structure: Callable[[Setting], Structure]  # of an answer
     marks: tuple[str, ...] = ()  # tokens that must show their text, though a tokenizer may call them special
     thought: tuple[str, str] = THINK
     knows_tools: bool = True  # the template writes the tools into the prompt
@@ -49,7 +59,7 @@ def tagged(
     recognizes: Callable[[str], bool],
     triggers: tuple[str, ...],
     read_calls: Callable[[Incoming, Setting, str], Reading[None]],
-    after: Callable[[Setting], Shape],
+    after: Callable[[Setting], Structure],
     repeats: bool,
     **more: Any,
 ) -> Format:
@@ -62,20 +72,20 @@ def tagged(
         while trigger := (yield from incoming.until(triggers if setting.tools else (), text)):
             yield from read_calls(incoming, setting, trigger)
 
-    def shape(setting: Setting) -> Shape:
+    def structure(setting: Setting) -> Structure:
         if not setting.tools:
-            return answer_shape(setting, marks)
+            return answer_structure(setting, marks)
         once = not (repeats and setting.parallel)
-        one = chain(Literal(triggers[0], spaced=True), after(setting))
+        one = concat(ConstString(triggers[0], spaced=True), after(setting))
         calls = one if once else Repeat(one)
         if setting.required:
-            return chain(thought_shape(setting, marks), calls)
+            return concat(thought_structure(setting, marks), calls)
         if setting.content:
-            return chain(thought_shape(setting, marks), either([calls, content_shape(setting.content)]))
-        free = Free(((triggers[0], after(setting)),), once, unlike=(marks[0],) if setting.reasoning else ())
-        return chain(thought_shape(setting, marks), free)
+            return concat(thought_structure(setting, marks), one_of([calls, content_structure(setting.content)]))
+        free = AnyText(((triggers[0], after(setting)),), once, unlike=(marks[0],) if setting.reasoning else ())
+        return concat(thought_structure(setting, marks), free)
 
-    return Format(name, recognizes, read, shape, **more)
+    return Format(name, recognizes, read, structure, **more)
 
 
 def beginning(
@@ -83,7 +93,7 @@ def beginning(
     recognizes: Callable[[str], bool],
     triggers: Callable[[Setting], tuple[str, ...]],
     read_calls: Callable[[Incoming, Setting, str], Reading[None]],
-    calls: Callable[[Setting], Shape],
+    calls: Callable[[Setting], Structure],
     **more: Any,
 ) -> Format:
     """A form whose answers are either calls from one of the triggers on, or text."""
@@ -95,19 +105,19 @@ def beginning(
             yield from read_calls(incoming, setting, trigger)
         yield from incoming.until((), text)
 
-    def shape(setting: Setting) -> Shape:
+    def structure(setting: Setting) -> Structure:
         if not setting.tools:
-            return answer_shape(setting, marks)
+            return answer_structure(setting, marks)
         if setting.required:
-            return chain(thought_shape(setting, marks), calls(setting))
+            return concat(thought_structure(setting, marks), calls(setting))
         if setting.content:
             raise Refused(
                 "'response_format' cannot be combined with this model's form of tool calls", "response_format"
             )
         unlike = (*triggers(setting), *([marks[0]] if setting.reasoning else []))
-        return chain(thought_shape(setting, marks), either([calls(setting), Free(unlike=unlike)]))
+        return concat(thought_structure(setting, marks), one_of([calls(setting), AnyText(unlike=unlike)]))
 
-    return Format(name, recognizes, read, shape, **more)
+    return Format(name, recognizes, read, structure, **more)
 
 
 # --- thoughts and content ---
@@ -122,21 +132,23 @@ def read_thought(incoming: Incoming, setting: Setting, marks: tuple[str, str]) -
         yield from incoming.until(marks[1:], thought, reasoning=True)
 
 
-def thought_shape(setting: Setting, marks: tuple[str, str]) -> Shape:
+def thought_structure(setting: Setting, marks: tuple[str, str]) -> Structure:
     if setting.thinking:
         return Until(marks[1])
     if setting.reasoning:
-        return either([chain(Literal(marks[0], spaced=True), Until(marks[1])), NOTHING])
+        return one_of([concat(ConstString(marks[0], spaced=True), Until(marks[1])), NOTHING])
     return NOTHING
 
 
-def answer_shape(setting: Setting, marks: tuple[str, str]) -> Shape:
+def answer_structure(setting: Setting, marks: tuple[str, str]) -> Structure:
     """Of an answer that can call nothing."""
-    return chain(thought_shape(setting, marks), content_shape(setting.content) if setting.content else Free())
+    return concat(
+        thought_structure(setting, marks), content_structure(setting.content) if setting.content else AnyText()
+    )
 
 
-def content_shape(content: Json) -> Shape:
-    return chain(either([Literal("\n\n"), Literal("\n"), NOTHING]), content)
+def content_structure(content: JsonValue) -> Structure:
+    return concat(one_of([ConstString("\n\n"), ConstString("\n"), NOTHING]), content)
 
 
 # --- calls as JSON ---
@@ -207,18 +219,18 @@ def read_list(incoming: Incoming, before: str, end: str = "") -> Reading[None]:
         yield from incoming.starts((end,))
 
 
-def object_shape(setting: Setting, key: str = "arguments", spaced: bool = False) -> Shape:
-    heads = [Literal(f'{{"name": {json.dumps(tool.name)}, "{key}": ', spaced) for tool in setting.tools]
-    return either([chain(head, tool.arguments, "}") for head, tool in zip(heads, setting.tools, strict=True)])
+def object_structure(setting: Setting, key: str = "arguments", spaced: bool = False) -> Structure:
+    heads = [ConstString(f'{{"name": {json.dumps(tool.name)}, "{key}": ', spaced) for tool in setting.tools]
+    return one_of([concat(head, tool.arguments, "}") for head, tool in zip(heads, setting.tools, strict=True)])
 
 
-def list_shape(setting: Setting, end: str = "") -> Shape:
-    one = object_shape(setting)
-    return chain("[", Repeat(one, ", ") if setting.parallel else one, f"]{end}")
+def list_structure(setting: Setting, end: str = "") -> Structure:
+    one = object_structure(setting)
+    return concat("[", Repeat(one, ", ") if setting.parallel else one, f"]{end}")
 
 
-def optional(shape: Shape) -> Shape:
-    return either([shape, NOTHING])
+def optional(structure: Structure) -> Structure:
+    return one_of([structure, NOTHING])
 
 
 # --- arguments that are not written as one JSON object ---
@@ -246,14 +258,17 @@ def words(tool: Tool) -> list[Word]:
     ]
 
 
-def words_shape(shapes: Sequence[tuple[Word, Shape]], between: str) -> Shape:
+def words_structure(structures: Sequence[tuple[Word, Structure]], between: str) -> Structure:
     """What is required, then of the others any."""
-    fixed = [shape for word, shape in shapes if word.required]
-    free = [shape for word, shape in shapes if not word.required]
+    fixed = [structure for word, structure in structures if word.required]
+    free = [structure for word, structure in structures if not word.required]
     if fixed:
-        later = [chain(between, shape) for shape in fixed[1:]] + [optional(chain(between, shape)) for shape in free]
-        return chain(fixed[0], *later)
+        later = [concat(between, structure) for structure in fixed[1:]] + [
+            optional(concat(between, structure)) for structure in free
+        ]
+        return concat(fixed[0], *later)
     options = [
-        chain(shape, *(optional(chain(between, other)) for other in free[at + 1 :])) for at, shape in enumerate(free)
+        concat(structure, *(optional(concat(between, other)) for other in free[at + 1 :]))
+        for at, structure in enumerate(free)
     ]
-    return either([*options, NOTHING])
+    return one_of([*options, NOTHING])

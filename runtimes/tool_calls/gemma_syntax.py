@@ -1,4 +1,4 @@
-"""Gemma's way to write a call, call:NAME{key:value,…}, with a mark of its own for quotes: read, and as a shape."""
+"""Gemma's way to write a call, call:NAME{key:value,…}, with a mark of its own for quotes: read, and as a structure."""
 
 import json
 import re
@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.runtimes.structure import NOTHING, Json, Literal, Repeat, Shape, Until, chain, either
-from enginehouse.runtimes.tool_calls.format import Format, Setting, Tool, tagged, words, words_shape
+from enginehouse.runtimes.structure import NOTHING, ConstString, JsonValue, Repeat, Structure, Until, concat, one_of
+from enginehouse.runtimes.tool_calls.format import Format, Setting, Tool, tagged, words, words_structure
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(\{.*\})\s*", re.DOTALL)
@@ -59,35 +59,35 @@ def as_json(written: str, quote: str) -> str | None:
         return None
 
 
-def after(setting: Setting, marks: Marks) -> Shape:
-    return either([chain(f"call:{tool.name}", object_shape(tool, marks), marks.end) for tool in setting.tools])
+def after(setting: Setting, marks: Marks) -> Structure:
+    return one_of([concat(f"call:{tool.name}", object_structure(tool, marks), marks.end) for tool in setting.tools])
 
 
-def object_shape(tool: Tool, marks: Marks) -> Shape:
-    shapes = [(word, chain(f"{word.name}:", value_shape(word.schema, tool, marks))) for word in words(tool)]
-    return chain("{", words_shape(shapes, ","), "}")
+def object_structure(tool: Tool, marks: Marks) -> Structure:
+    structures = [(word, concat(f"{word.name}:", value_structure(word.schema, tool, marks))) for word in words(tool)]
+    return concat("{", words_structure(structures, ","), "}")
 
 
-def value_shape(said: dict[str, Any], tool: Tool, marks: Marks) -> Shape:
+def value_structure(said: dict[str, Any], tool: Tool, marks: Marks) -> Structure:
     quote = marks.quote
     if "enum" in said or "const" in said:
         values = said.get("enum", [said.get("const")])
-        return either([Literal(f"{quote}{v}{quote}" if isinstance(v, str) else json.dumps(v)) for v in values])
+        return one_of([ConstString(f"{quote}{v}{quote}" if isinstance(v, str) else json.dumps(v)) for v in values])
     if "anyOf" in said:
-        return either([value_shape(one, tool, marks) for one in said["anyOf"]])
+        return one_of([value_structure(one, tool, marks) for one in said["anyOf"]])
     match said.get("type"):
         case list(types):
-            return either([value_shape(said | {"type": one}, tool, marks) for one in types])
+            return one_of([value_structure(said | {"type": one}, tool, marks) for one in types])
         case "array":
-            items = Repeat(value_shape(said.get("items", {}), tool, marks), ",")
-            return chain("[", either([items, NOTHING]), "]")
+            items = Repeat(value_structure(said.get("items", {}), tool, marks), ",")
+            return concat("[", one_of([items, NOTHING]), "]")
         case "object" if "properties" in said:
-            inner = Tool(tool.name, Json(json.dumps(said), tool.arguments.must))
-            return object_shape(inner, marks)
+            inner = Tool(tool.name, JsonValue(json.dumps(said), tool.arguments.must))
+            return object_structure(inner, marks)
         case kind if kind in PLAIN:
-            return Json(json.dumps(said), tool.arguments.must)
+            return JsonValue(json.dumps(said), tool.arguments.must)
     told = said.keys() - {"type", "description", "title", "default", "$defs", "definitions"}
     if tool.arguments.must and (told or said.get("type") != "string"):
         what = min(told, default="type")
         raise Refused(f"'{what}' cannot be enforced for the arguments of '{tool.name}' on this model", "tools")
-    return chain(quote, Until(quote))
+    return concat(quote, Until(quote))

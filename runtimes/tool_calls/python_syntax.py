@@ -1,12 +1,12 @@
-"""Tool calls in Python's syntax, f(a=1, b="x"): read, and as a shape."""
+"""Tool calls in Python's syntax, f(a=1, b="x"): read, and as a structure."""
 
 import ast
 import json
 import re
 from typing import Any
 
-from enginehouse.runtimes.structure import Json, Literal, Shape, chain, either
-from enginehouse.runtimes.tool_calls.format import Tool, words, words_shape
+from enginehouse.runtimes.structure import ConstString, JsonValue, Structure, concat, one_of
+from enginehouse.runtimes.tool_calls.format import Tool, words, words_structure
 from enginehouse.runtimes.tool_calls.scanner import Brackets, Incoming, Reading
 
 CONSTANTS = {"true": True, "false": False, "null": None}
@@ -65,23 +65,23 @@ def literal(node: ast.expr) -> Any:
     return value
 
 
-def call_shape(tool: Tool) -> Shape:
+def call_structure(tool: Tool) -> Structure:
     """What follows `f(`."""
-    shapes = [(word, chain(f"{word.name}=", value_shape(word.schema, tool))) for word in words(tool)]
-    return chain(words_shape(shapes, ", "), ")")
+    structures = [(word, concat(f"{word.name}=", value_structure(word.schema, tool))) for word in words(tool)]
+    return concat(words_structure(structures, ", "), ")")
 
 
-def value_shape(said: dict[str, Any], tool: Tool) -> Shape:
+def value_structure(said: dict[str, Any], tool: Tool) -> Structure:
     """As Python writes it; inside lists and objects JSON's words are as good."""
     if "enum" in said or "const" in said:
-        return either([Literal(python(value)) for value in said.get("enum", [said.get("const")])])
+        return one_of([ConstString(python(value)) for value in said.get("enum", [said.get("const")])])
     if isinstance(said.get("type"), list):
-        return either([value_shape(said | {"type": one}, tool) for one in said["type"]])
+        return one_of([value_structure(said | {"type": one}, tool) for one in said["type"]])
     if said.get("type") == "boolean":
-        return either([Literal("True"), Literal("False")])
+        return one_of([ConstString("True"), ConstString("False")])
     if said.get("type") == "null":
-        return Literal("None")
-    return Json(json.dumps(said), tool.arguments.must)
+        return ConstString("None")
+    return JsonValue(json.dumps(said), tool.arguments.must)
 
 
 def python(value: Any) -> str:

@@ -23,7 +23,7 @@ from enginehouse.runtimes.contract import (
     Prompt,
     Sampling,
     Scored,
-    Shaped,
+    Structured,
     Text,
     Token,
     Usage,
@@ -32,7 +32,7 @@ from enginehouse.runtimes.contract import (
 )
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused, too_long
-from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Setting, Tool
 from enginehouse.runtimes.worker import prompt as chat
@@ -235,10 +235,12 @@ class Loop:
             if sampling.constraint and not setting.content:
                 raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
             allowed = tuple(tool for tool in setting.tools if prompt.call_name in ("", tool.name))
-            shaped = Shaped(form.shape(msgspec.structs.replace(setting, tools=allowed)))
-            sampling = msgspec.structs.replace(sampling, constraint=shaped)
+            structured = Structured(form.structure(msgspec.structs.replace(setting, tools=allowed)))
+            sampling = msgspec.structs.replace(sampling, constraint=structured)
         elif setting.content and (setting.thinking or not begin):  # only what comes after the thought is held to it
-            sampling = msgspec.structs.replace(sampling, constraint=Shaped(form.shape(setting), "response_format"))
+            sampling = msgspec.structs.replace(
+                sampling, constraint=Structured(form.structure(setting), "response_format")
+            )
         return self._engine.encode(text), Output(sampling.stop, lambda incoming: form.read(incoming, setting)), sampling
 
     def _encoded(self, prompt: Text) -> list[int]:
@@ -307,11 +309,11 @@ def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
     schema = {"type": "object"} | (function.get("parameters") or {"properties": {}})
     if "properties" in schema and not schema.keys() & MORE_PROPERTIES:  # other names than these help nobody
         schema = {"additionalProperties": False} | schema
-    return Tool(function["name"], Json(msgspec.json.encode(schema).decode(), must))
+    return Tool(function["name"], JsonValue(msgspec.json.encode(schema).decode(), must))
 
 
-def content_of(sampling: Sampling) -> Json | None:
-    return Json(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
+def content_of(sampling: Sampling) -> JsonValue | None:
+    return JsonValue(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
 
 
 def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:

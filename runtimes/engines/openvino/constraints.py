@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from enginehouse.runtimes.contract import Constraint, JsonSchema, Regex, Shaped
+from enginehouse.runtimes.contract import Constraint, JsonSchema, Regex, Structured
 from enginehouse.runtimes.engines.openvino.graphs import last_line, trial_pipeline
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf as ebnf_shape
@@ -66,8 +66,8 @@ def ebnf(constraint: Constraint) -> str:
         match constraint:
             case JsonSchema(schema):
                 return grammar(json.loads(schema))
-            case Shaped(shape):
-                return ebnf_shape.grammar(shape)
+            case Structured(structure):
+                return ebnf_shape.grammar(structure)
     except NotEnforceable as error:
         reason = f"this model's engine cannot enforce {error}"
         raise Refused(reason, param_of(constraint), "invalid_constraint") from error

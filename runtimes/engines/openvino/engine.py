@@ -23,7 +23,7 @@ from enginehouse.runtimes.contract import (
     Pooling,
     Regex,
     Sampling,
-    Shaped,
+    Structured,
     Token,
     check_tokens,
 )
@@ -287,7 +287,7 @@ class OpenVino:
             config.rng_seed = random.getrandbits(32) if sampling.seed is None else sampling.seed & 0xFFFFFFFF
         if sampling.constraint:
             if sampling.min_tokens and not isinstance(sampling.constraint, Regex):
-                combined = "tools" if isinstance(sampling.constraint, Shaped) else "a schema"
+                combined = "tools" if isinstance(sampling.constraint, Structured) else "a schema"
                 raise Refused(f"'min_tokens' cannot be combined with {combined} on this model's engine", "min_tokens")
             config.structured_output_config = self._structures.of(sampling.constraint)
         try:

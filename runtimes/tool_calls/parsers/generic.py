@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from enginehouse.runtimes.structure import Repeat, Shape
-from enginehouse.runtimes.tool_calls.format import Messages, Setting, beginning, object_shape, read_object
+from enginehouse.runtimes.structure import Repeat, Structure
+from enginehouse.runtimes.tool_calls.format import Messages, Setting, beginning, object_structure, read_object
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 OBJECT = '{"name"'
@@ -23,8 +23,8 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
         incoming.held = OBJECT + incoming.held
 
 
-def calls(setting: Setting) -> Shape:
-    one = object_shape(setting, spaced=True)
+def calls(setting: Setting) -> Structure:
+    one = object_structure(setting, spaced=True)
     return Repeat(one) if setting.parallel else one
 
 

@@ -2,8 +2,8 @@
 
 import re
 
-from enginehouse.runtimes.structure import Free, Shape, Until, chain, either
-from enginehouse.runtimes.tool_calls.format import Format, Setting, content_shape, optional
+from enginehouse.runtimes.structure import AnyText, Structure, Until, concat, one_of
+from enginehouse.runtimes.tool_calls.format import Format, Setting, content_structure, optional
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading, text, thought
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
@@ -39,17 +39,19 @@ def read(incoming: Incoming, setting: Setting) -> Reading[None]:
     yield from incoming.until((), text)
 
 
-def shape(setting: Setting) -> Shape:
+def structure(setting: Setting) -> Structure:
     """One call at most: the model stops for its result."""
     heads = {tool: f"{CHANNEL}commentary to=functions.{tool.name} {CONSTRAIN}json{MESSAGE}" for tool in setting.tools}
     next_part = f"{START}assistant"
-    analysis = optional(chain(f"{CHANNEL}analysis{MESSAGE}", Until(END), next_part))
-    preamble = optional(chain(f"{CHANNEL}commentary{MESSAGE}", Until(END), next_part))
-    calls = [chain(head, tool.arguments) for tool, head in heads.items()]
+    analysis = optional(concat(f"{CHANNEL}analysis{MESSAGE}", Until(END), next_part))
+    preamble = optional(concat(f"{CHANNEL}commentary{MESSAGE}", Until(END), next_part))
+    calls = [concat(head, tool.arguments) for tool, head in heads.items()]
     if setting.required:
-        return chain(analysis, preamble, either(calls))
-    content = content_shape(setting.content) if setting.content else Free()
-    return chain(analysis, preamble, either([*calls, chain(f"{CHANNEL}final{MESSAGE}", content)]))
+        return concat(analysis, preamble, one_of(calls))
+    content = content_structure(setting.content) if setting.content else AnyText()
+    return concat(analysis, preamble, one_of([*calls, concat(f"{CHANNEL}final{MESSAGE}", content)]))
 
 
-FORMAT = Format("harmony", recognizes, read, shape, marks=(START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS), thought=("", ""))
+FORMAT = Format(
+    "harmony", recognizes, read, structure, marks=(START, CHANNEL, MESSAGE, CONSTRAIN, *ENDS), thought=("", "")
+)

@@ -1,7 +1,7 @@
 """Llama 3: the whole answer is {"name": …, "parameters": …}, with <|python_tag|> before it or not."""
 
-from enginehouse.runtimes.structure import Literal, Repeat, Shape, chain
-from enginehouse.runtimes.tool_calls.format import Setting, beginning, object_shape, optional, read_object
+from enginehouse.runtimes.structure import ConstString, Repeat, Structure, concat
+from enginehouse.runtimes.tool_calls.format import Setting, beginning, object_structure, optional, read_object
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 TAG, OBJECT = "<|python_tag|>", '{"name"'
@@ -20,9 +20,9 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
             return
 
 
-def calls(setting: Setting) -> Shape:
-    one = object_shape(setting, "parameters", spaced=True)
-    return chain(optional(Literal(TAG)), Repeat(one, "; ") if setting.parallel else one)
+def calls(setting: Setting) -> Structure:
+    one = object_structure(setting, "parameters", spaced=True)
+    return concat(optional(ConstString(TAG)), Repeat(one, "; ") if setting.parallel else one)
 
 
 FORMAT = beginning("llama-json", recognizes, lambda setting: (TAG, OBJECT), read_calls, calls, marks=(TAG,))

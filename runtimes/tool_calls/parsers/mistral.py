@@ -1,7 +1,7 @@
 """Mistral: [TOOL_CALLS][{"name": …, "arguments": …}, …]."""
 
-from enginehouse.runtimes.structure import Shape
-from enginehouse.runtimes.tool_calls.format import Setting, list_shape, read_list, tagged
+from enginehouse.runtimes.structure import Structure
+from enginehouse.runtimes.tool_calls.format import Setting, list_structure, read_list, tagged
 from enginehouse.runtimes.tool_calls.mistral_syntax import BEGIN, THOUGHT, with_short_ids
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
@@ -14,8 +14,8 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
     yield from read_list(incoming, trigger)
 
 
-def after(setting: Setting) -> Shape:
-    return list_shape(setting)
+def after(setting: Setting) -> Structure:
+    return list_structure(setting)
 
 
 FORMAT = tagged(

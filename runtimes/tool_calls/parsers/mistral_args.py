@@ -2,7 +2,7 @@
 
 import re
 
-from enginehouse.runtimes.structure import Shape, chain, either
+from enginehouse.runtimes.structure import Structure, concat, one_of
 from enginehouse.runtimes.tool_calls.format import Setting, read_list, tagged
 from enginehouse.runtimes.tool_calls.mistral_syntax import BEGIN, THOUGHT, with_short_ids
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
@@ -25,8 +25,8 @@ def read_call(incoming: Incoming, setting: Setting, trigger: str) -> Reading[Non
         yield from read_list(incoming, trigger)
 
 
-def after(setting: Setting) -> Shape:
-    return either([chain(f"{tool.name}{ARGUMENTS}", tool.arguments) for tool in setting.tools])
+def after(setting: Setting) -> Structure:
+    return one_of([concat(f"{tool.name}{ARGUMENTS}", tool.arguments) for tool in setting.tools])
 
 
 FORMAT = tagged(

@@ -1,7 +1,7 @@
 """Phi-4: <|tool_call|>[{"name": …, "arguments": …}, …]<|/tool_call|>, or functools[…] without an end."""
 
-from enginehouse.runtimes.structure import Shape
-from enginehouse.runtimes.tool_calls.format import Setting, list_shape, read_list, tagged
+from enginehouse.runtimes.structure import Structure
+from enginehouse.runtimes.tool_calls.format import Setting, list_structure, read_list, tagged
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 BEGIN, END, OTHER = "<|tool_call|>", "<|/tool_call|>", "functools["
@@ -17,8 +17,8 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
     yield from read_list(incoming, trigger, END)
 
 
-def after(setting: Setting) -> Shape:
-    return list_shape(setting, END)
+def after(setting: Setting) -> Structure:
+    return list_structure(setting, END)
 
 
 FORMAT = tagged("phi", recognizes, (BEGIN, OTHER), read_calls, after, repeats=False, marks=(BEGIN, END))

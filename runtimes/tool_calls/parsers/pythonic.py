@@ -1,8 +1,8 @@
 """Llama 4, Llama 3.2 and Gemma with a template for it: the whole answer is [f(a=1), g(b="x")]."""
 
-from enginehouse.runtimes.structure import Literal, Repeat, Shape, chain, either
+from enginehouse.runtimes.structure import ConstString, Repeat, Structure, concat, one_of
 from enginehouse.runtimes.tool_calls.format import Setting, beginning, optional
-from enginehouse.runtimes.tool_calls.python_syntax import call_shape, read_call
+from enginehouse.runtimes.tool_calls.python_syntax import call_structure, read_call
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 START, END = "<|python_start|>", "<|python_end|>"
@@ -34,10 +34,10 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
     yield from incoming.starts((END,))
 
 
-def calls(setting: Setting) -> Shape:
-    first = either([chain(Literal(f"[{tool.name}(", spaced=True), call_shape(tool)) for tool in setting.tools])
-    later = either([chain(f", {tool.name}(", call_shape(tool)) for tool in setting.tools])
-    return chain(first, optional(Repeat(later)), "]") if setting.parallel else chain(first, "]")
+def calls(setting: Setting) -> Structure:
+    first = one_of([concat(ConstString(f"[{tool.name}(", spaced=True), call_structure(tool)) for tool in setting.tools])
+    later = one_of([concat(f", {tool.name}(", call_structure(tool)) for tool in setting.tools])
+    return concat(first, optional(Repeat(later)), "]") if setting.parallel else concat(first, "]")
 
 
 FORMAT = beginning("pythonic", recognizes, triggers, read_calls, calls, marks=(START, END))

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.runtimes.structure import Json, Literal, Shape, Until, chain, either
+from enginehouse.runtimes.structure import ConstString, JsonValue, Structure, Until, concat, one_of
 from enginehouse.runtimes.tool_calls.format import Setting, Tool, Word, optional, tagged, words
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
@@ -60,26 +60,28 @@ def value(written: str, said: Any) -> str:
     return json.dumps(written, ensure_ascii=False)
 
 
-def after(setting: Setting) -> Shape:
-    return either([chain("\n", function_shape(tool), f"\n{END}") for tool in setting.tools])
+def after(setting: Setting) -> Structure:
+    return one_of([concat("\n", function_structure(tool), f"\n{END}") for tool in setting.tools])
 
 
-def function_shape(tool: Tool) -> Shape:
-    shapes = [(word, chain(f"{PARAMETER}{word.name}>\n", value_shape(word, tool), "\n")) for word in words(tool)]
-    return chain(
+def function_structure(tool: Tool) -> Structure:
+    structures = [
+        (word, concat(f"{PARAMETER}{word.name}>\n", value_structure(word, tool), "\n")) for word in words(tool)
+    ]
+    return concat(
         f"{FUNCTION}{tool.name}>\n",
-        *(shape if word.required else optional(shape) for word, shape in shapes),
+        *(structure if word.required else optional(structure) for word, structure in structures),
         END_FUNCTION,
     )
 
 
-def value_shape(word: Word, tool: Tool) -> Shape:
+def value_structure(word: Word, tool: Tool) -> Structure:
     """To the end of the parameter."""
     said, end = word.schema, f"\n{END_PARAMETER}"
     if texts := [value for value in said.get("enum", []) if isinstance(value, str)]:
-        return either([Literal(text + end) for text in texts])
+        return one_of([ConstString(text + end) for text in texts])
     if said.get("type") != "string":
-        return chain(Json(json.dumps(said), tool.arguments.must), end)
+        return concat(JsonValue(json.dumps(said), tool.arguments.must), end)
     if tool.arguments.must and (rules := said.keys() & RULES):
         raise Refused(f"'{min(rules)}' cannot be enforced for '{word.name}' of '{tool.name}' on this model", "tools")
     return Until(end)

@@ -1,8 +1,8 @@
 """Gemma's guide: Python calls in a fence, ```tool_code … ```, one to a line."""
 
-from enginehouse.runtimes.structure import Repeat, Shape, chain, either
+from enginehouse.runtimes.structure import Repeat, Structure, concat, one_of
 from enginehouse.runtimes.tool_calls.format import Setting, tagged
-from enginehouse.runtimes.tool_calls.python_syntax import call_shape, read_call
+from enginehouse.runtimes.tool_calls.python_syntax import call_structure, read_call
 from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
 
 BEGIN, END = "```tool_code", "```"
@@ -20,9 +20,9 @@ def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[No
             return
 
 
-def after(setting: Setting) -> Shape:
-    one = either([chain(f"\n{tool.name}(", call_shape(tool)) for tool in setting.tools])
-    return chain(Repeat(one) if setting.parallel else one, f"\n{END}")
+def after(setting: Setting) -> Structure:
+    one = one_of([concat(f"\n{tool.name}(", call_structure(tool)) for tool in setting.tools])
+    return concat(Repeat(one) if setting.parallel else one, f"\n{END}")
 
 
 FORMAT = tagged("tool-code", recognizes, (BEGIN,), read_calls, after, repeats=False)

@@ -25,12 +25,12 @@ from enginehouse.runtimes.contract import (
     Pooling,
     Regex,
     Sampling,
-    Shaped,
+    Structured,
     Token,
 )
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
-from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Setting, Tool
 from enginehouse.runtimes.worker.__main__ import check_features
@@ -577,9 +577,11 @@ def test_what_marks_thoughts_and_calls_is_shown_though_the_tokenizer_calls_it_sp
     assert [engine.text(id).decode() for id in ids] == list(MARKS)
     assert engine.text(engine.encode("<|im_end|>")[-1]) == b""
     city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
-    tool = Tool("get_weather", Json(json.dumps(city | {"additionalProperties": False}), must=True))
-    shape = parsers.form_of(engine.facts.chat_template).shape(Setting((tool,), required=True, parallel=False))
-    jobs = answer(engine, prompt("Weather in Rome?"), Sampling(max_tokens=60, temperature=0, constraint=Shaped(shape)))
+    tool = Tool("get_weather", JsonValue(json.dumps(city | {"additionalProperties": False}), must=True))
+    structure = parsers.form_of(engine.facts.chat_template).structure(Setting((tool,), required=True, parallel=False))
+    jobs = answer(
+        engine, prompt("Weather in Rome?"), Sampling(max_tokens=60, temperature=0, constraint=Structured(structure))
+    )
     said = re.fullmatch(r"\n{0,2}<tool_call>\n(.*)\n</tool_call>", jobs.text(0).decode())
     assert said, jobs.text(0)
     assert json.loads(said[1]) == {"name": "get_weather", "arguments": {"city": "Rome"}}

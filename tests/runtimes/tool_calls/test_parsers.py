@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse import config
-from enginehouse.runtimes.contract import Facts, Shaped
+from enginehouse.runtimes.contract import Facts, Structured
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf
 from enginehouse.runtimes.grammar.matcher import Guides
-from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.format import Setting, Tool
 from enginehouse.runtimes.worker import prompt
@@ -36,7 +36,7 @@ SCHEMA = {
     "additionalProperties": False,
 }  # fmt: skip
 FREE = {"type": "object", "properties": {"note": {"type": "string"}}, "additionalProperties": False}
-TOOLS = (Tool("weather", Json(json.dumps(SCHEMA), True)), Tool("note-it", Json(json.dumps(FREE), True)))
+TOOLS = (Tool("weather", JsonValue(json.dumps(SCHEMA), True)), Tool("note-it", JsonValue(json.dumps(FREE), True)))
 HEADER = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
 
 # As each family's own template writes it, in a few words: tools, turns, calls and results.
@@ -235,11 +235,11 @@ def guides(vocabulary: Vocabulary) -> Guides:
     return Guides(vocabulary.pieces, sorted(vocabulary.special), vocabulary.ends, vocabulary.encode)
 
 
-def said_at_random(guides: Guides, vocabulary: Vocabulary, shape: Any, seed: int, most: int = 400) -> str | None:
+def said_at_random(guides: Guides, vocabulary: Vocabulary, structure: Any, seed: int, most: int = 400) -> str | None:
     """An answer of random tokens of those that may come next; None where it does not end."""
     import numpy as np
 
-    guide, chance, said = guides.guide(Shaped(shape)), random.Random(seed), b""
+    guide, chance, said = guides.guide(Structured(structure)), random.Random(seed), b""
     for _ in range(most):
         logits = np.zeros(vocabulary.size, np.float32)
         guide.forbid(logits)
@@ -262,7 +262,7 @@ def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
         setting = Setting(TOOLS[:1], required=True, parallel=parallel)
         ended = 0
         for seed in range(12):
-            text = said_at_random(guides, vocabulary, form.shape(setting), seed)
+            text = said_at_random(guides, vocabulary, form.structure(setting), seed)
             if text is None:
                 continue
             ended += 1
@@ -278,11 +278,11 @@ def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
         assert ended > 1
 
 
-def admits(guides: Guides, vocabulary: Vocabulary, shape: Any, text: str) -> bool:
+def admits(guides: Guides, vocabulary: Vocabulary, structure: Any, text: str) -> bool:
     """Whether an answer may be this and end there."""
     import numpy as np
 
-    guide = guides.guide(Shaped(shape))
+    guide = guides.guide(Structured(structure))
     ids = vocabulary._tokenizer.encode(text, add_special_tokens=False).ids
     logits = np.zeros(vocabulary.size, np.float32)
     for at, token in enumerate([*ids, vocabulary.ends[0]]):
@@ -300,12 +300,12 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
     name: str, guides: Guides, vocabulary: Vocabulary
 ) -> None:
     form = parsers.formats()[name]
-    shape = form.shape(Setting(TOOLS, reasoning=bool(form.thought[0])))
+    structure = form.structure(Setting(TOOLS, reasoning=bool(form.thought[0])))
     begin, end = form.thought
     plain = (
         "It is <cold> in {Oslo} [today]." if name != "harmony" else "<|channel|>final<|message|>It is {cold} [today]."
     )
-    assert admits(guides, vocabulary, shape, plain)
+    assert admits(guides, vocabulary, structure, plain)
     call = next(text for other, text, (_, _, calls) in SAID if other == name and OSLO in calls)
     admitted = {
         "qwen-xml": call.replace("\n\n<tool_call>", "<tool_call>", 1),
@@ -316,62 +316,66 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
         "hermes": call.replace('<tool_call>{', '<tool_call>\n{').replace('}</tool', '}\n</tool'),
         "pythonic": '[weather(city="Oslo", days=3)]',
     }.get(name, call)  # fmt: skip
-    assert admits(guides, vocabulary, shape, admitted), admitted
+    assert admits(guides, vocabulary, structure, admitted), admitted
     if begin:
-        assert admits(guides, vocabulary, shape, f"{begin}\nhm\n{end}\n\n{plain}")
+        assert admits(guides, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{plain}")
         assert (
-            admits(guides, vocabulary, shape, f"{begin}\nhm\n{end}\n\n{admitted.removeprefix(begin)}")
+            admits(guides, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{admitted.removeprefix(begin)}")
             or begin in admitted
         )
     if name != "pythonic":  # a list of something else is text there
-        assert not admits(guides, vocabulary, shape, admitted.replace("weather", "whether"))
-    assert not admits(guides, vocabulary, shape, admitted[:-3])
+        assert not admits(guides, vocabulary, structure, admitted.replace("weather", "whether"))
+    assert not admits(guides, vocabulary, structure, admitted[:-3])
 
 
 @pytest.mark.parametrize("name", sorted(parsers.formats()))
-def test_every_shape_can_be_written_for_xgrammar_too(name: str) -> None:
+def test_every_structure_can_be_written_for_xgrammar_too(name: str) -> None:
     for required in (False, True):
-        shape = parsers.formats()[name].shape(Setting(TOOLS, required=required, reasoning=True))
-        assert ebnf.grammar(shape).startswith("root ::=")
+        structure = parsers.formats()[name].structure(Setting(TOOLS, required=required, reasoning=True))
+        assert ebnf.grammar(structure).startswith("root ::=")
 
 
 def test_content_keeps_to_a_schema_after_the_thought_with_tools_and_without(
     guides: Guides, vocabulary: Vocabulary
 ) -> None:
-    content = Json('{"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false}', True)
+    content = JsonValue(
+        '{"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false}', True
+    )
     for name, thought, answer in (
         ("hermes", "hm {</think>\n\n", ""),
         ("mistral-args", "hm[/THINK]", ""),
         ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant", "<|channel|>final<|message|>"),
     ):
         for tools in ((), TOOLS):
-            shape = parsers.formats()[name].shape(Setting(tools, reasoning=True, thinking=True, content=content))
-            assert admits(guides, vocabulary, shape, thought + answer + '{"a": 17}')
-            assert not admits(guides, vocabulary, shape, thought + answer + "seventeen")
-            assert not admits(guides, vocabulary, shape, thought)
-            assert ebnf.grammar(shape)
+            structure = parsers.formats()[name].structure(
+                Setting(tools, reasoning=True, thinking=True, content=content)
+            )
+            assert admits(guides, vocabulary, structure, thought + answer + '{"a": 17}')
+            assert not admits(guides, vocabulary, structure, thought + answer + "seventeen")
+            assert not admits(guides, vocabulary, structure, thought)
+            assert ebnf.grammar(structure)
     with pytest.raises(Refused) as refused:
-        parsers.formats()["llama-json"].shape(Setting(TOOLS, content=content))
+        parsers.formats()["llama-json"].structure(Setting(TOOLS, content=content))
     assert refused.value.param == "response_format"
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_is_any_object(guides: Guides) -> None:
     hard = json.dumps({"type": "object", "not": {"required": ["a"]}})
     for must in (True, False):
-        setting = Setting((Tool("f", Json(hard, must)),), required=True)
-        shape = parsers.formats()["hermes"].shape(setting)
+        setting = Setting((Tool("f", JsonValue(hard, must)),), required=True)
+        structure = parsers.formats()["hermes"].structure(setting)
         if must:
             with pytest.raises(Refused) as refused:
-                guides.guide(Shaped(shape))
+                guides.guide(Structured(structure))
             assert refused.value.param == "tools"
             with pytest.raises(NotEnforceable):
-                ebnf.grammar(shape)
+                ebnf.grammar(structure)
         else:
-            assert guides.guide(Shaped(shape))
-            assert ebnf.grammar(shape)
+            assert guides.guide(Structured(structure))
+            assert ebnf.grammar(structure)
 
 
-def test_a_shape_survives_the_way_to_another_process() -> None:
+def test_a_structure_survives_the_way_to_another_process() -> None:
     for form in parsers.formats().values():
-        shaped = Shaped(form.shape(Setting(TOOLS, reasoning=True)))
-        assert msgspec.msgpack.decode(msgspec.msgpack.encode(shaped), type=Shaped) == shaped
+        structured = Structured(form.structure(Setting(TOOLS, reasoning=True)))
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(structured), type=Structured) == structured

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Delta
-from enginehouse.runtimes.structure import Json
+from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls.format import Setting, Tool
 from enginehouse.runtimes.tool_calls.parsers.hermes import FORMAT
 from enginehouse.runtimes.worker.answer import Output
@@ -29,7 +29,7 @@ ALPHABET = [
     "STOP",
     "ST",
 ]
-TOOL = Tool("f", Json("{}", must=False))
+TOOL = Tool("f", JsonValue("{}", must=False))
 texts = st.lists(st.sampled_from([*ALPHABET, '{"name": "f", "arguments": {"x": 1}}']), max_size=25).map("".join)
 
 
