@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from enginehouse.runtimes.structure import Structure
-from enginehouse.runtimes.tool_calls.format import Format, Messages, Setting, tagged
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+from enginehouse.runtimes.tool_calls.parser import Messages, ParseOptions, ToolParser, tagged
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner
 
 BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, NAME, END_CALL = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -15,25 +15,25 @@ HEAD = re.compile(rf"\s{{0,8}}{CALL}(?:function{NAME})?([\w.-]{{1,64}})(?:{NAME}
 HEAD_LENGTH = 200
 
 
-def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[Setting], Structure]) -> Format:
+def deepseek(name: str, recognizes: Callable[[str], bool], after: Callable[[ParseOptions], Structure]) -> ToolParser:
     """Versions differ in what stands within the marks."""
     marks = (BEGIN, END, CALL, NAME, END_CALL)
     return tagged(name, recognizes, (BEGIN,), read_calls, after, repeats=False, marks=marks, prepare=arguments_as_text)
 
 
-def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading[None]:
     before = trigger
-    while head := (yield from incoming.match(HEAD, HEAD_LENGTH)):
+    while head := (yield from scanner.match(HEAD, HEAD_LENGTH)):
         before = ""
-        first, arguments = incoming.call(head[1])
+        first, arguments = scanner.call(head[1])
         yield first
-        yield from incoming.value(arguments)
+        yield from scanner.value(arguments)
         for tag in ("```", END_CALL):
-            yield from incoming.starts((tag,))
-        if (yield from incoming.starts((END,))):
+            yield from scanner.starts((tag,))
+        if (yield from scanner.starts((END,))):
             return
     if before:
-        yield incoming.back(before)
+        yield scanner.back(before)
 
 
 def arguments_as_text(messages: Messages, tools: Sequence[dict[str, Any]], template: str) -> Messages:

@@ -8,8 +8,15 @@ import msgspec
 
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import NOTHING, ConstString, JsonValue, Repeat, Structure, Until, concat, one_of
-from enginehouse.runtimes.tool_calls.format import Format, Setting, Tool, tagged, words, words_structure
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+from enginehouse.runtimes.tool_calls.parser import (
+    ParseOptions,
+    Tool,
+    ToolParser,
+    parameters,
+    parameters_structure,
+    tagged,
+)
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner
 
 HEAD = re.compile(r"\s*call:\s*([\w.-]+)\s*(\{.*\})\s*", re.DOTALL)
 KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w.-]*)\s*:")
@@ -22,29 +29,29 @@ class Marks(msgspec.Struct, frozen=True):
     quote: str
 
 
-def gemma(name: str, marks: Marks, thought: tuple[str, str]) -> Format:
-    """The form with these marks."""
+def gemma(name: str, marks: Marks, thought: tuple[str, str]) -> ToolParser:
+    """For calls with these marks."""
     return tagged(
         name,
         lambda template: marks.begin in template,
         (marks.begin,),
-        lambda incoming, setting, trigger: read_call(incoming, marks),
-        lambda setting: after(setting, marks),
+        lambda scanner, options, trigger: read_call(scanner, marks),
+        lambda options: after(options, marks),
         repeats=True,
         marks=(marks.begin, marks.end, marks.quote),
         thought=thought,
     )
 
 
-def read_call(incoming: Incoming, marks: Marks) -> Reading[None]:
+def read_call(scanner: Scanner, marks: Marks) -> Reading[None]:
     """Shown when it is complete: only then is it JSON. What is no call is text."""
-    written = yield from incoming.taken(marks.end)
+    written = yield from scanner.taken(marks.end)
     head = HEAD.fullmatch(written.removesuffix(marks.end))
     arguments = as_json(head[2], marks.quote) if head else None
     if not head or arguments is None:
-        yield incoming.back(marks.begin + written)
+        yield scanner.back(marks.begin + written)
         return
-    first, show = incoming.call(head[1])
+    first, show = scanner.call(head[1])
     yield first
     yield show(arguments)
 
@@ -59,13 +66,16 @@ def as_json(written: str, quote: str) -> str | None:
         return None
 
 
-def after(setting: Setting, marks: Marks) -> Structure:
-    return one_of([concat(f"call:{tool.name}", object_structure(tool, marks), marks.end) for tool in setting.tools])
+def after(options: ParseOptions, marks: Marks) -> Structure:
+    return one_of([concat(f"call:{tool.name}", object_structure(tool, marks), marks.end) for tool in options.tools])
 
 
 def object_structure(tool: Tool, marks: Marks) -> Structure:
-    structures = [(word, concat(f"{word.name}:", value_structure(word.schema, tool, marks))) for word in words(tool)]
-    return concat("{", words_structure(structures, ","), "}")
+    structures = [
+        (parameter, concat(f"{parameter.name}:", value_structure(parameter.schema, tool, marks)))
+        for parameter in parameters(tool)
+    ]
+    return concat("{", parameters_structure(structures, ","), "}")
 
 
 def value_structure(said: dict[str, Any], tool: Tool, marks: Marks) -> Structure:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from enginehouse.runtimes.tool_calls.format import Messages
+from enginehouse.runtimes.tool_calls.parser import Messages
 
 BEGIN = "[TOOL_CALLS]"
 THOUGHT = ("[THINK]", "[/THINK]")

@@ -6,46 +6,48 @@ import re
 from typing import Any
 
 from enginehouse.runtimes.structure import ConstString, JsonValue, Structure, concat, one_of
-from enginehouse.runtimes.tool_calls.format import Tool, words, words_structure
-from enginehouse.runtimes.tool_calls.scanner import Brackets, Incoming, Reading
+from enginehouse.runtimes.tool_calls.parser import Tool, parameters, parameters_structure
+from enginehouse.runtimes.tool_calls.scanner import Brackets, Reading, Scanner
 
 CONSTANTS = {"true": True, "false": False, "null": None}
 OPEN = re.compile(r"\s{0,16}([A-Za-z_][\w.-]{0,63})\(")
 OPEN_LENGTH = 16 + 64 + 1
 
 
-def read_call(incoming: Incoming, before: str) -> Reading[bool]:
+def read_call(scanner: Scanner, before: str) -> Reading[bool]:
     """One call, shown when it is complete: Python's literals must be read before JSON can be written. What is no call
     is text, with what led to it."""
-    head = yield from incoming.match(OPEN, OPEN_LENGTH)
+    head = yield from scanner.match(OPEN, OPEN_LENGTH)
     if not head:
-        yield incoming.back(before)
+        yield scanner.back(before)
         return False
     written: list[str] = []
     parens = Brackets(1, "([{", ")]}", "\"'")
-    while (end := parens.close(incoming.held)) < 0 and not incoming.ended:
-        written.append(incoming.held)
-        incoming.held = ""
+    while (end := parens.close(scanner.held)) < 0 and not scanner.ended:
+        written.append(scanner.held)
+        scanner.held = ""
         yield None
-    written.append(incoming.held if end < 0 else incoming.held[:end])
-    incoming.skip(len(written[-1]))
-    arguments = keywords("".join(written))
+    written.append(scanner.held if end < 0 else scanner.held[:end])
+    scanner.skip(len(written[-1]))
+    arguments = as_json("".join(written))
     if arguments is None:
-        yield incoming.back("".join((before, head[0], *written)))
+        yield scanner.back("".join((before, head[0], *written)))
         return False
-    first, show = incoming.call(head[1])
+    first, show = scanner.call(head[1])
     yield first
     yield show(arguments)
     return True
 
 
-def keywords(written: str) -> str | None:
+def as_json(written: str) -> str | None:
     """Arguments and the parenthesis after them, as JSON; None where they are not all named literals."""
     try:
         call = ast.parse(f"f({written}", mode="eval").body
         if not isinstance(call, ast.Call) or call.args:
             return None
-        return json.dumps({str(word.arg): literal(word.value) for word in call.keywords}, ensure_ascii=False)
+        return json.dumps(
+            {str(argument.arg): literal(argument.value) for argument in call.keywords}, ensure_ascii=False
+        )
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -67,8 +69,11 @@ def literal(node: ast.expr) -> Any:
 
 def call_structure(tool: Tool) -> Structure:
     """What follows `f(`."""
-    structures = [(word, concat(f"{word.name}=", value_structure(word.schema, tool))) for word in words(tool)]
-    return concat(words_structure(structures, ", "), ")")
+    structures = [
+        (parameter, concat(f"{parameter.name}=", value_structure(parameter.schema, tool)))
+        for parameter in parameters(tool)
+    ]
+    return concat(parameters_structure(structures, ", "), ")")
 
 
 def value_structure(said: dict[str, Any], tool: Tool) -> Structure:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 Reading = Generator[Delta | None, None, T]
 
 
-class Incoming:
+class Scanner:
     def __init__(self) -> None:
         self.held = ""  # came and was not shown yet
         self.ended = False

@@ -34,7 +34,7 @@ from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused, too_long
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.format import Setting, Tool
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.answer import Output
 from enginehouse.runtimes.worker.protocol import (
@@ -153,7 +153,7 @@ class Loop:
     def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[ToServer], None]) -> None:
         self._engine, self._inbox, self._send = engine, inbox, send
         self._answers: dict[int, Answer] = {}
-        self._form = parsers.form_of(engine.facts.chat_template)
+        self._parser = parsers.parser_of(engine.facts.chat_template)
 
     def run(self) -> None:
         while True:
@@ -219,11 +219,11 @@ class Loop:
             ids = prompt.ids if isinstance(prompt, Ids) else self._encoded(prompt)
             return ids, Output(sampling.stop), sampling
         text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
-        form, (begin, end) = self._form, self._form.thought
+        parser, (begin, end) = self._parser, self._parser.thought
         begun = chat.begun(prompt.messages)
         thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
         reasoning = bool(begin) and begin in (self._engine.facts.chat_template or "")
-        setting = Setting(
+        options = ParseOptions(
             tuple(tool_of(tool, prompt) for tool in prompt.tools or ()),
             prompt.call_required,
             prompt.parallel_calls,
@@ -231,17 +231,17 @@ class Loop:
             thinking=thinking,
             content=content_of(sampling),
         )
-        if setting.tools:
-            if sampling.constraint and not setting.content:
+        if options.tools:
+            if sampling.constraint and not options.content:
                 raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
-            allowed = tuple(tool for tool in setting.tools if prompt.call_name in ("", tool.name))
-            structured = Structured(form.structure(msgspec.structs.replace(setting, tools=allowed)))
+            allowed = tuple(tool for tool in options.tools if prompt.call_name in ("", tool.name))
+            structured = Structured(parser.structure(msgspec.structs.replace(options, tools=allowed)))
             sampling = msgspec.structs.replace(sampling, constraint=structured)
-        elif setting.content and (setting.thinking or not begin):  # only what comes after the thought is held to it
+        elif options.content and (options.thinking or not begin):  # only what comes after the thought is held to it
             sampling = msgspec.structs.replace(
-                sampling, constraint=Structured(form.structure(setting), "response_format")
+                sampling, constraint=Structured(parser.structure(options), "response_format")
             )
-        return self._engine.encode(text), Output(sampling.stop, lambda incoming: form.read(incoming, setting)), sampling
+        return self._engine.encode(text), Output(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
 
     def _encoded(self, prompt: Text) -> list[int]:
         ids, bos = self._engine.encode(prompt.text), self._engine.facts.bos

@@ -4,14 +4,14 @@ import codecs
 from collections.abc import Callable, Sequence
 
 from enginehouse.runtimes.contract import Delta
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading, overlap, text
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, overlap, text
 
-Reader = Callable[[Incoming], Reading[None]]
+Reader = Callable[[Scanner], Reading[None]]
 
 
-def plain(incoming: Incoming) -> Reading[None]:
+def plain(scanner: Scanner) -> Reading[None]:
     """All of it is content."""
-    yield from incoming.until((), text)
+    yield from scanner.until((), text)
 
 
 class Output:
@@ -21,31 +21,31 @@ class Output:
         self.stopped = ""  # the stop string that was met: the rest is not wanted
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._stop = StopStrings(stop)
-        self._incoming = Incoming()
-        self._reading = read(self._incoming)
+        self._scanner = Scanner()
+        self._reading = read(self._scanner)
 
     @property
     def called(self) -> bool:
         """At least one tool call came out."""
-        return self._incoming.calls > 0
+        return self._scanner.calls > 0
 
     @property
     def reasoned(self) -> bool:
         """The piece fed last was, at least in part, reasoning."""
-        return self._incoming.reasoned
+        return self._scanner.reasoned
 
     def feed(self, piece: bytes) -> list[Delta]:
         return self._deltas(self._stop.feed(self._decode(piece)))
 
     def end(self) -> list[Delta]:
         """What was held back in case more came."""
-        self._incoming.ended = True
+        self._scanner.ended = True
         return self._deltas(self._stop.feed(self._decode(b"", True)) + self._stop.end())
 
     def _deltas(self, piece: str) -> list[Delta]:
         self.stopped = self._stop.met
-        self._incoming.held += piece
-        self._incoming.reasoned = False
+        self._scanner.held += piece
+        self._scanner.reasoned = False
         deltas = []
         while delta := next(self._reading, None):
             deltas.append(delta)

@@ -13,7 +13,7 @@ from enginehouse.optimize.sources.chat_template import sandbox
 from enginehouse.runtimes.contract import Facts
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.format import Format
+from enginehouse.runtimes.tool_calls.parser import ToolParser
 
 # For a model without a template: the plainest form that base models continue sensibly.
 PLAIN = (
@@ -37,17 +37,17 @@ def render(
     """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
     Raises Refused for what the template will not take."""
     source = facts.chat_template or PLAIN
-    template, form = compiled(source), parsers.form_of(facts.chat_template)
+    template, parser = compiled(source), parsers.parser_of(facts.chat_template)
     tools = [described(tool) for tool in tools or []]
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
     variables |= (meant_by(effort, source) if effort else {}) | options
     try:
-        given = {"messages": prepared(form, source, messages, tools), "tools": (form.knows_tools and tools) or None}
+        given = {"messages": prepared(parser, source, messages, tools), "tools": (parser.knows_tools and tools) or None}
         text = template.render(**variables, **given)
         if not goes_on(messages[-1]):
             return text
         closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
-        return continued(closed, text, begun(messages), form.thought)
+        return continued(closed, text, begun(messages), parser.thought)
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
     except Refused:
@@ -110,7 +110,7 @@ def compiled(source: str) -> jinja2.Template:
 
 
 def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    return sandbox(lambda form: datetime.datetime.now().strftime(form))
+    return sandbox(lambda pattern: datetime.datetime.now().strftime(pattern))
 
 
 def described(tool: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def described(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepared(
-    form: Format, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
+    parser: ToolParser, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """As the template wants them; each result with the name of the function that gave it."""
     out: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ def prepared(
         ):
             message["name"] = name
         out.append(message)
-    return form.prepare(out, tools, template)
+    return parser.prepare(out, tools, template)
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from enginehouse.runtimes.structure import Repeat, Structure, concat, one_of
 from enginehouse.runtimes.tool_calls.deepseek_syntax import BEGIN, CALL, END, END_CALL, NAME, deepseek
-from enginehouse.runtimes.tool_calls.format import Setting
+from enginehouse.runtimes.tool_calls.parser import ParseOptions
 
 
 def recognizes(template: str) -> bool:
     return BEGIN in template and "```json" in template
 
 
-def after(setting: Setting) -> Structure:
-    heads = [f"{CALL}function{NAME}{tool.name}\n```json\n" for tool in setting.tools]
+def after(options: ParseOptions) -> Structure:
+    heads = [f"{CALL}function{NAME}{tool.name}\n```json\n" for tool in options.tools]
     one = one_of(
-        [concat(head, tool.arguments, f"\n```{END_CALL}") for head, tool in zip(heads, setting.tools, strict=True)]
+        [concat(head, tool.arguments, f"\n```{END_CALL}") for head, tool in zip(heads, options.tools, strict=True)]
     )
-    return concat(Repeat(one, "\n") if setting.parallel else one, END)
+    return concat(Repeat(one, "\n") if options.parallel else one, END)
 
 
-FORMAT = deepseek("deepseek", recognizes, after)
+PARSER = deepseek("deepseek", recognizes, after)

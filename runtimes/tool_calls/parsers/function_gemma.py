@@ -1,6 +1,6 @@
 """FunctionGemma: <start_function_call>call:NAME{key:<escape>text<escape>,key:1}<end_function_call>."""
 
-from enginehouse.runtimes.tool_calls.format import THINK
 from enginehouse.runtimes.tool_calls.gemma_syntax import Marks, gemma
+from enginehouse.runtimes.tool_calls.parser import THINK
 
-FORMAT = gemma("function-gemma", Marks("<start_function_call>", "<end_function_call>", "<escape>"), THINK)
+PARSER = gemma("function-gemma", Marks("<start_function_call>", "<end_function_call>", "<escape>"), THINK)

@@ -2,4 +2,4 @@
 
 from enginehouse.runtimes.tool_calls.gemma_syntax import Marks, gemma
 
-FORMAT = gemma("gemma", Marks("<|tool_call>", "<tool_call|>", '<|"|>'), ("<|channel>thought", "<channel|>"))
+PARSER = gemma("gemma", Marks("<|tool_call>", "<tool_call|>", '<|"|>'), ("<|channel>thought", "<channel|>"))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from enginehouse.runtimes.structure import Repeat, Structure
-from enginehouse.runtimes.tool_calls.format import Messages, Setting, beginning, object_structure, read_object
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+from enginehouse.runtimes.tool_calls.parser import Messages, ParseOptions, beginning, object_structure, read_object
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner
 
 OBJECT = '{"name"'
 INSTRUCTION = """You may call these functions:
@@ -15,17 +15,17 @@ To call one, answer with nothing but a JSON object: {{"name": "the function's na
 To call several, write one such object a line. If you need none, answer as usual."""
 
 
-def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
-    incoming.held = trigger + incoming.held
-    while (yield from read_object(incoming)):
-        if not (yield from incoming.starts((OBJECT,))):
+def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading[None]:
+    scanner.held = trigger + scanner.held
+    while (yield from read_object(scanner)):
+        if not (yield from scanner.starts((OBJECT,))):
             return
-        incoming.held = OBJECT + incoming.held
+        scanner.held = OBJECT + scanner.held
 
 
-def calls(setting: Setting) -> Structure:
-    one = object_structure(setting, spaced=True)
-    return Repeat(one) if setting.parallel else one
+def calls(options: ParseOptions) -> Structure:
+    one = object_structure(options, spaced=True)
+    return Repeat(one) if options.parallel else one
 
 
 def in_words(messages: Messages, tools: Sequence[dict[str, Any]], template: str) -> Messages:
@@ -62,10 +62,10 @@ def spoken(message: dict[str, Any]) -> dict[str, Any]:
     return message
 
 
-FORMAT = beginning(
+PARSER = beginning(
     "generic",
     lambda template: False,
-    lambda setting: (OBJECT,),
+    lambda options: (OBJECT,),
     read_calls,
     calls,
     knows_tools=False,

@@ -1,8 +1,8 @@
 """Llama 3: the whole answer is {"name": …, "parameters": …}, with <|python_tag|> before it or not."""
 
 from enginehouse.runtimes.structure import ConstString, Repeat, Structure, concat
-from enginehouse.runtimes.tool_calls.format import Setting, beginning, object_structure, optional, read_object
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, beginning, object_structure, optional, read_object
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner
 
 TAG, OBJECT = "<|python_tag|>", '{"name"'
 
@@ -11,18 +11,18 @@ def recognizes(template: str) -> bool:
     return '"parameters":' in template and "<|start_header_id|>" in template
 
 
-def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading[None]:
     before = trigger
     if trigger == OBJECT:
-        incoming.held, before = trigger + incoming.held, ""
-    while (yield from read_object(incoming, before)):
-        if not (before := (yield from incoming.starts((";",)))):
+        scanner.held, before = trigger + scanner.held, ""
+    while (yield from read_object(scanner, before)):
+        if not (before := (yield from scanner.starts((";",)))):
             return
 
 
-def calls(setting: Setting) -> Structure:
-    one = object_structure(setting, "parameters", spaced=True)
-    return concat(optional(ConstString(TAG)), Repeat(one, "; ") if setting.parallel else one)
+def calls(options: ParseOptions) -> Structure:
+    one = object_structure(options, "parameters", spaced=True)
+    return concat(optional(ConstString(TAG)), Repeat(one, "; ") if options.parallel else one)
 
 
-FORMAT = beginning("llama-json", recognizes, lambda setting: (TAG, OBJECT), read_calls, calls, marks=(TAG,))
+PARSER = beginning("llama-json", recognizes, lambda options: (TAG, OBJECT), read_calls, calls, marks=(TAG,))

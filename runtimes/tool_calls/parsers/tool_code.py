@@ -1,9 +1,9 @@
 """Gemma's guide: Python calls in a fence, ```tool_code … ```, one to a line."""
 
 from enginehouse.runtimes.structure import Repeat, Structure, concat, one_of
-from enginehouse.runtimes.tool_calls.format import Setting, tagged
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, tagged
 from enginehouse.runtimes.tool_calls.python_syntax import call_structure, read_call
-from enginehouse.runtimes.tool_calls.scanner import Incoming, Reading
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner
 
 BEGIN, END = "```tool_code", "```"
 
@@ -12,17 +12,17 @@ def recognizes(template: str) -> bool:
     return BEGIN in template
 
 
-def read_calls(incoming: Incoming, setting: Setting, trigger: str) -> Reading[None]:
+def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading[None]:
     before = trigger
-    while (yield from read_call(incoming, before)):
+    while (yield from read_call(scanner, before)):
         before = ""
-        if (yield from incoming.starts((END,))):
+        if (yield from scanner.starts((END,))):
             return
 
 
-def after(setting: Setting) -> Structure:
-    one = one_of([concat(f"\n{tool.name}(", call_structure(tool)) for tool in setting.tools])
-    return concat(Repeat(one) if setting.parallel else one, f"\n{END}")
+def after(options: ParseOptions) -> Structure:
+    one = one_of([concat(f"\n{tool.name}(", call_structure(tool)) for tool in options.tools])
+    return concat(Repeat(one) if options.parallel else one, f"\n{END}")
 
 
-FORMAT = tagged("tool-code", recognizes, (BEGIN,), read_calls, after, repeats=False)
+PARSER = tagged("tool-code", recognizes, (BEGIN,), read_calls, after, repeats=False)

@@ -32,7 +32,7 @@ from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.format import Setting, Tool
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.worker.__main__ import check_features
 from tests.schemas import SCHEMAS
 
@@ -578,7 +578,9 @@ def test_what_marks_thoughts_and_calls_is_shown_though_the_tokenizer_calls_it_sp
     assert engine.text(engine.encode("<|im_end|>")[-1]) == b""
     city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
     tool = Tool("get_weather", JsonValue(json.dumps(city | {"additionalProperties": False}), must=True))
-    structure = parsers.form_of(engine.facts.chat_template).structure(Setting((tool,), required=True, parallel=False))
+    structure = parsers.parser_of(engine.facts.chat_template).structure(
+        ParseOptions((tool,), required=True, parallel=False)
+    )
     jobs = answer(
         engine, prompt("Weather in Rome?"), Sampling(max_tokens=60, temperature=0, constraint=Structured(structure))
     )

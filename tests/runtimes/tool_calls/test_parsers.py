@@ -1,4 +1,4 @@
-"""Every family's form of tool calls: told by its template, read however the pieces fall, and enforced."""
+"""Every family's tool calls: their parser told by the template, read however the pieces fall, and enforced."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ from enginehouse.runtimes.grammar import ebnf
 from enginehouse.runtimes.grammar.matcher import Guides
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.format import Setting, Tool
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.worker import prompt
 from enginehouse.runtimes.worker.answer import Output
 
@@ -150,8 +150,8 @@ PARTS = [
 
 def read(name: str, pieces: Sequence[bytes], reasoning: bool = True) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, thought and calls of an answer that came in these pieces."""
-    setting = Setting(TOOLS, reasoning=reasoning)
-    output = Output((), lambda incoming: parsers.formats()[name].read(incoming, setting))
+    options = ParseOptions(TOOLS, reasoning=reasoning)
+    output = Output((), lambda scanner: parsers.parsers()[name].read(scanner, options))
     deltas = [delta for piece in pieces for delta in output.feed(piece)] + output.end()
     parts = [delta.tool_call for delta in deltas if delta.tool_call]
     assert all(bool(part.name) != bool(part.arguments) for part in parts)
@@ -169,10 +169,10 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
-@pytest.mark.parametrize("name", sorted(parsers.formats()))
+@pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_a_template_is_told_by_its_form_and_no_other(name: str) -> None:
-    assert parsers.form_of(TEMPLATES[name]).name == name
-    assert name == "generic" or sum(form.recognizes(TEMPLATES[name]) for form in parsers.formats().values()) == 1
+    assert parsers.parser_of(TEMPLATES[name]).name == name
+    assert name == "generic" or sum(parser.recognizes(TEMPLATES[name]) for parser in parsers.parsers().values()) == 1
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_what_a_model_says_becomes_content_thought_and_calls(name: str, text: st
 
 
 @given(
-    st.sampled_from(sorted(parsers.formats())),
+    st.sampled_from(sorted(parsers.parsers())),
     st.lists(st.sampled_from(sorted(PARTS)), max_size=6).map("".join),
     st.lists(st.integers(0, 10_000)),
     st.booleans(),
@@ -205,7 +205,7 @@ def test_arguments_come_before_they_are_complete(name: str) -> None:
     assert calls == [("weather", '{"city": "Os')]
 
 
-@pytest.mark.parametrize("name", sorted(parsers.formats()))
+@pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_calls_and_results_go_back_through_the_template(name: str) -> None:
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     messages: list[dict[str, Any]] = [
@@ -253,21 +253,21 @@ def said_at_random(guides: Guides, vocabulary: Vocabulary, structure: Any, seed:
 
 
 @pytest.mark.parametrize("reasoning", [False, True])
-@pytest.mark.parametrize("name", sorted(parsers.formats()))
+@pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
     name: str, reasoning: bool, guides: Guides, vocabulary: Vocabulary
 ) -> None:
-    form = parsers.formats()[name]
+    parser = parsers.parsers()[name]
     for parallel in (False, True):
-        setting = Setting(TOOLS[:1], required=True, parallel=parallel)
+        options = ParseOptions(TOOLS[:1], required=True, parallel=parallel)
         ended = 0
         for seed in range(12):
-            text = said_at_random(guides, vocabulary, form.structure(setting), seed)
+            text = said_at_random(guides, vocabulary, parser.structure(options), seed)
             if text is None:
                 continue
             ended += 1
-            if reasoning and form.thought[0]:
-                text = f"{form.thought[0]}\nhm\n{form.thought[1]}\n\n{text}"
+            if reasoning and parser.thought[0]:
+                text = f"{parser.thought[0]}\nhm\n{parser.thought[1]}\n\n{text}"
             content, thought, calls = read(name, [text.encode()], reasoning)
             assert content.strip() == "", text
             assert len(calls) == 1 or (parallel and len(calls) > 1), text
@@ -295,13 +295,13 @@ def admits(guides: Guides, vocabulary: Vocabulary, structure: Any, text: str) ->
     return True
 
 
-@pytest.mark.parametrize("name", sorted(parsers.formats()))
+@pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
     name: str, guides: Guides, vocabulary: Vocabulary
 ) -> None:
-    form = parsers.formats()[name]
-    structure = form.structure(Setting(TOOLS, reasoning=bool(form.thought[0])))
-    begin, end = form.thought
+    parser = parsers.parsers()[name]
+    structure = parser.structure(ParseOptions(TOOLS, reasoning=bool(parser.thought[0])))
+    begin, end = parser.thought
     plain = (
         "It is <cold> in {Oslo} [today]." if name != "harmony" else "<|channel|>final<|message|>It is {cold} [today]."
     )
@@ -328,10 +328,10 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
     assert not admits(guides, vocabulary, structure, admitted[:-3])
 
 
-@pytest.mark.parametrize("name", sorted(parsers.formats()))
+@pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_every_structure_can_be_written_for_xgrammar_too(name: str) -> None:
     for required in (False, True):
-        structure = parsers.formats()[name].structure(Setting(TOOLS, required=required, reasoning=True))
+        structure = parsers.parsers()[name].structure(ParseOptions(TOOLS, required=required, reasoning=True))
         assert ebnf.grammar(structure).startswith("root ::=")
 
 
@@ -347,23 +347,23 @@ def test_content_keeps_to_a_schema_after_the_thought_with_tools_and_without(
         ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant", "<|channel|>final<|message|>"),
     ):
         for tools in ((), TOOLS):
-            structure = parsers.formats()[name].structure(
-                Setting(tools, reasoning=True, thinking=True, content=content)
+            structure = parsers.parsers()[name].structure(
+                ParseOptions(tools, reasoning=True, thinking=True, content=content)
             )
             assert admits(guides, vocabulary, structure, thought + answer + '{"a": 17}')
             assert not admits(guides, vocabulary, structure, thought + answer + "seventeen")
             assert not admits(guides, vocabulary, structure, thought)
             assert ebnf.grammar(structure)
     with pytest.raises(Refused) as refused:
-        parsers.formats()["llama-json"].structure(Setting(TOOLS, content=content))
+        parsers.parsers()["llama-json"].structure(ParseOptions(TOOLS, content=content))
     assert refused.value.param == "response_format"
 
 
 def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_is_any_object(guides: Guides) -> None:
     hard = json.dumps({"type": "object", "not": {"required": ["a"]}})
     for must in (True, False):
-        setting = Setting((Tool("f", JsonValue(hard, must)),), required=True)
-        structure = parsers.formats()["hermes"].structure(setting)
+        options = ParseOptions((Tool("f", JsonValue(hard, must)),), required=True)
+        structure = parsers.parsers()["hermes"].structure(options)
         if must:
             with pytest.raises(Refused) as refused:
                 guides.guide(Structured(structure))
@@ -376,6 +376,6 @@ def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_i
 
 
 def test_a_structure_survives_the_way_to_another_process() -> None:
-    for form in parsers.formats().values():
-        structured = Structured(form.structure(Setting(TOOLS, reasoning=True)))
+    for parser in parsers.parsers().values():
+        structured = Structured(parser.structure(ParseOptions(TOOLS, reasoning=True)))
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(structured), type=Structured) == structured

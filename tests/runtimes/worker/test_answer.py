@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Delta
 from enginehouse.runtimes.structure import JsonValue
-from enginehouse.runtimes.tool_calls.format import Setting, Tool
-from enginehouse.runtimes.tool_calls.parsers.hermes import FORMAT
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
+from enginehouse.runtimes.tool_calls.parsers.hermes import PARSER
 from enginehouse.runtimes.worker.answer import Output
 
 ALPHABET = [
@@ -33,11 +33,11 @@ TOOL = Tool("f", JsonValue("{}", must=False))
 texts = st.lists(st.sampled_from([*ALPHABET, '{"name": "f", "arguments": {"x": 1}}']), max_size=25).map("".join)
 
 
-def run(pieces: list[bytes], **options: object) -> tuple[str, str, list[tuple[str, str]]]:
+def run(pieces: list[bytes], **asked: object) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, reasoning and calls of an answer that came in these pieces."""
-    stop = options.pop("stop", ())
-    setting = Setting((TOOL,) if options.pop("tools", False) else (), **options)  # type: ignore[arg-type]
-    output = Output(stop, lambda incoming: FORMAT.read(incoming, setting))  # type: ignore[arg-type]
+    stop = asked.pop("stop", ())
+    options = ParseOptions((TOOL,) if asked.pop("tools", False) else (), **asked)  # type: ignore[arg-type]
+    output = Output(stop, lambda scanner: PARSER.read(scanner, options))  # type: ignore[arg-type]
     deltas: list[Delta] = []
     for piece in pieces:
         if not output.stopped:
