@@ -10,7 +10,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.errors import ConstraintFailed
-from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
 R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken
@@ -50,9 +50,9 @@ class Model(Protocol[R]):
 
     def encode(self, text: str) -> list[int]: ...
     def text(self, token: int) -> bytes: ...
-    def guides(self) -> Guides: ...
+    def grammar_compiler(self) -> GrammarCompiler: ...
     def sampler(
-        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
     ) -> Sampler[R]:
         """`ends`: barred until min_tokens."""
 
@@ -92,7 +92,7 @@ class BatchedEngine(Generic[R]):
         self._model, self._prefill_chunk = model, prefill_chunk
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
-        self._jobs = Jobs(model.facts, model.text, model.guides, self._sampler)
+        self._jobs = Jobs(model.facts, model.text, model.grammar_compiler, self._sampler)
         self._slots = [Slot[R](index) for index in range(self.facts.slots)]
         self._clock = 0
 
@@ -170,8 +170,8 @@ class BatchedEngine(Generic[R]):
     def _sampler(self, running: Running[Sampler[R]]) -> Sampler[R]:
         """Kept when its job is sent back, so that a seed goes on where it was."""
         sampling = running.sampling
-        guide = self._jobs.guide(sampling.constraint) if sampling.constraint else None
-        return self._model.sampler(sampling, running.tokens, sorted(running.ends), guide)
+        matcher = self._jobs.matcher(sampling.constraint) if sampling.constraint else None
+        return self._model.sampler(sampling, running.tokens, sorted(running.ends), matcher)
 
     # --- slots and the KV cache ---
 

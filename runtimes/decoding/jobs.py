@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from enginehouse.runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
 from enginehouse.runtimes.decoding.sampling import Choice
-from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
 S = TypeVar("S")  # what an engine keeps for a job
 
@@ -37,18 +37,18 @@ class Jobs(Generic[S]):
         self,
         facts: Facts,
         text: Callable[[int], bytes],
-        guides: Callable[[], Guides],
+        grammar_compiler: Callable[[], GrammarCompiler],
         state: Callable[[Running[S]], S],
     ) -> None:
         """`state`: of a new job; raises Refused for what the engine cannot honour."""
         self._vocabulary, self._context_length = facts.vocabulary, facts.context_length
-        self._text, self._new_guides, self._state = text, guides, state
+        self._text, self._new_grammar_compiler, self._state = text, grammar_compiler, state
         self.all: dict[int, Running[S]] = {}
         self.waiting: deque[Running[S]] = deque()
         # After a preemption nobody is admitted until someone ends: else they preempt in turns for ever.
         self.hold = False
         self._order = 0
-        self._guides: Guides | None = None
+        self._grammar_compiler: GrammarCompiler | None = None
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int]) -> None:
         """`ends`: ids that end this answer beside those that were asked for."""
@@ -59,10 +59,10 @@ class Jobs(Generic[S]):
         self.all[job] = running
         self.waiting.append(running)
 
-    def guide(self, constraint: Constraint) -> Guide:
-        if self._guides is None:
-            self._guides = self._new_guides()
-        return self._guides.guide(constraint)
+    def matcher(self, constraint: Constraint) -> Matcher:
+        if self._grammar_compiler is None:
+            self._grammar_compiler = self._new_grammar_compiler()
+        return self._grammar_compiler.matcher(constraint)
 
     def token(self, running: Running[S], choice: Choice, complete: bool) -> Token:
         """What a job says next. `complete`: nothing may follow it."""

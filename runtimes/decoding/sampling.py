@@ -8,7 +8,7 @@ import msgspec
 
 from enginehouse.runtimes.contract import Logprob, Sampling, Scored
 from enginehouse.runtimes.errors import ConstraintFailed
-from enginehouse.runtimes.grammar.matcher import Guide
+from enginehouse.runtimes.grammar.matcher import Matcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,13 +30,13 @@ class Sampler:
     temperature, top_k, top_p, min_p."""
 
     def __init__(
-        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None = None
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None = None
     ) -> None:
         """`ends`: ids that end this answer, barred until min_tokens."""
         import numpy as np
 
         self._s = sampling
-        self._guide = guide
+        self._matcher = matcher
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed & (2**64 - 1))
         self._barred = np.array(sorted(ends), np.int64)
         self._bias = np.array([*sampling.logit_bias], np.int64), np.array([*sampling.logit_bias.values()], np.float32)
@@ -61,7 +61,7 @@ class Sampler:
             import numpy as np
 
             self._seen = np.append(self._seen, token)
-        return self._guide.accept(token) if self._guide else False
+        return self._matcher.accept(token) if self._matcher else False
 
     def close(self) -> None: ...
 
@@ -80,8 +80,8 @@ class Sampler:
             logits[ids] -= s.frequency_penalty * counts + s.presence_penalty
         if self._generated < s.min_tokens:
             logits[self._barred] = -np.inf
-        if self._guide:
-            self._guide.forbid(logits)
+        if self._matcher:
+            self._matcher.forbid(logits)
         return logits
 
     def _pick(self, logits: "np.ndarray[Any, Any]") -> int:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from enginehouse.runtimes.grammar.matcher import Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.tool_calls import parsers
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -45,10 +45,10 @@ class Vocabulary:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def guides(self, width: int) -> Guides:
+    def grammar_compiler(self, width: int) -> GrammarCompiler:
         """For logits of this width."""
         pieces = [*self.pieces[:width], *[b""] * (width - len(self.pieces))]
-        return Guides(pieces, [id for id in sorted(self.special) if id < width], self.ends, self.encode)
+        return GrammarCompiler(pieces, [id for id in sorted(self.special) if id < width], self.ends, self.encode)
 
     def _pieces(self, added: dict[int, Any]) -> list[bytes]:
         """b"" for a special token that marks nothing in an answer, and for ids without text."""

@@ -13,12 +13,12 @@ OBJECT = {"type": "object"}
 
 def grammar(structure: Structure) -> str:
     """Raises NotEnforceable."""
-    writer = Writer()
+    writer = EbnfWriter()
     root = writer.write(structure)
     return "\n".join([f"root ::= {root}", *writer.lines])
 
 
-class Writer:
+class EbnfWriter:
     """Collects the rules. Free text is xgrammar's TagDispatch, which must be the whole of a rule."""
 
     def __init__(self) -> None:
@@ -66,11 +66,11 @@ class Writer:
     def _value(self, value: JsonValue) -> str:
         name = f"v{len(self.lines)}"
         try:
-            text = json_schema.Writer(json.loads(value.schema), f"{name}_").text(name)
+            text = json_schema.SchemaWriter(json.loads(value.schema), f"{name}_").text(name)
         except NotEnforceable:
             if value.must:
                 raise
-            text = json_schema.Writer(OBJECT, f"{name}_").text(name)
+            text = json_schema.SchemaWriter(OBJECT, f"{name}_").text(name)
         self.lines.append(text)
         return name
 

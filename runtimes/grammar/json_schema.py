@@ -55,10 +55,10 @@ OWN = {  # what says something about values of one type
 
 def grammar(schema: Schema) -> str:
     """Raises NotEnforceable."""
-    return Writer(schema).text()
+    return SchemaWriter(schema).text()
 
 
-class Writer:
+class SchemaWriter:
     """Collects the rules of one schema."""
 
     def __init__(self, schema: Schema, prefix: str = "r") -> None:

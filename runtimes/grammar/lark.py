@@ -8,13 +8,13 @@ from enginehouse.runtimes.structure import AnyText, Concat, ConstString, JsonVal
 ANY = r"/(.|\n)*/"
 
 
-def lark(structure: Structure, enforceable: Callable[[JsonValue], str]) -> str:
+def grammar(structure: Structure, enforceable: Callable[[JsonValue], str]) -> str:
     """`enforceable` gives the schema to write for a value, as JSON text."""
-    writer = Writer(enforceable)
+    writer = LarkWriter(enforceable)
     return "\n".join([f"start: {writer.write(structure)}", *writer.lines])
 
 
-class Writer:
+class LarkWriter:
     """Collects the terminals. A terminal holds all that is to be told from free text: the lexer does not look back."""
 
     def __init__(self, enforceable: Callable[[JsonValue], str]) -> None:

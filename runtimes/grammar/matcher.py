@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.runtimes.contract import Constraint, Grammar, JsonSchema, Regex, Structured
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
-from enginehouse.runtimes.grammar.lark import lark as written
+from enginehouse.runtimes.grammar import lark
 from enginehouse.runtimes.structure import JsonValue
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BLANKS = r"( |\n[ \t]{0,24})?"
 
 
-class Guides:
+class GrammarCompiler:
     """Compiles constraints for one vocabulary. Built when the first one comes: about a second for 150k tokens."""
 
     def __init__(
@@ -34,9 +34,9 @@ class Guides:
         self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=list(ends))
         self._grammar = functools.lru_cache(maxsize=64)(self._compile)
 
-    def guide(self, constraint: Constraint) -> "Guide":
+    def matcher(self, constraint: Constraint) -> "Matcher":
         """Raises Refused, naming what cannot be enforced."""
-        return Guide(self._lib.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0), self._tokenizer)
+        return Matcher(self._lib.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0), self._tokenizer)
 
     def _compile(self, constraint: Constraint) -> str:
         param = param_of(constraint)
@@ -54,10 +54,10 @@ class Guides:
                 return self._of_schema(schema)
             case Regex(pattern):
                 return str(self._lib.LLMatcher.grammar_from_regex(pattern))
-            case Grammar(lark):
-                return str(self._lib.LLMatcher.grammar_from_lark(lark))
+            case Grammar(text):
+                return str(self._lib.LLMatcher.grammar_from_lark(text))
             case Structured(structure):
-                return str(self._lib.LLMatcher.grammar_from_lark(written(structure, self._enforceable)))
+                return str(self._lib.LLMatcher.grammar_from_lark(lark.grammar(structure, self._enforceable)))
 
     def _of_schema(self, schema: str) -> str:
         return str(self._lib.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": BLANKS}))
@@ -77,13 +77,13 @@ def param_of(constraint: Constraint) -> str:
     return constraint.asked_by if isinstance(constraint, Structured) else PARAM
 
 
-class Guide:
+class Matcher:
     """One answer under a constraint."""
 
-    def __init__(self, matcher: Any, tokenizer: Any) -> None:
+    def __init__(self, ll_matcher: Any, tokenizer: Any) -> None:
         import llguidance.numpy
 
-        self._matcher = matcher
+        self._ll_matcher = ll_matcher
         self._fill = llguidance.numpy.fill_next_token_bitmask
         self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
 
@@ -91,9 +91,9 @@ class Guide:
         """Sets the logits of tokens that may not come next to -inf, in place. `logits`: float32, (vocabulary,)."""
         import numpy as np
 
-        self._fill(self._matcher, self._mask, 0)
-        if self._matcher.is_error():
-            raise ConstraintFailed(f"the constraint became too hard to follow: {self._matcher.get_error()}")
+        self._fill(self._ll_matcher, self._mask, 0)
+        if self._ll_matcher.is_error():
+            raise ConstraintFailed(f"the constraint became too hard to follow: {self._ll_matcher.get_error()}")
         allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")
         known = min(len(allowed), len(logits))
         logits[:known][allowed[:known] == 0] = -np.inf
@@ -101,9 +101,9 @@ class Guide:
 
     def accept(self, token: int) -> bool:
         """Notes the chosen token; True when nothing more may follow but the end."""
-        if not self._matcher.consume_token(token):
-            raise ConstraintFailed(f"the constraint does not admit token {token}: {self._matcher.get_error()}")
-        return bool(self._matcher.is_stopped())
+        if not self._ll_matcher.consume_token(token):
+            raise ConstraintFailed(f"the constraint does not admit token {token}: {self._ll_matcher.get_error()}")
+        return bool(self._ll_matcher.is_stopped())
 
 
 class Wrapped:

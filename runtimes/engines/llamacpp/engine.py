@@ -16,7 +16,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
-from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 from enginehouse.runtimes.tool_calls import parsers
 
 if TYPE_CHECKING:
@@ -91,8 +91,10 @@ class LlamaCpp:
             raise RuntimeError(f"llama_tokenize wants room for {-count} tokens where {size} were offered")
         return list(ids[:count])
 
-    def sampler(self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None) -> "Chain":
-        return Chain(self, sampling, prompt, ends, guide)
+    def sampler(
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
+    ) -> "Chain":
+        return Chain(self, sampling, prompt, ends, matcher)
 
     def forward(self, chunks: Sequence[Chunk]) -> list[int]:
         """The rows of the batch where the logits are."""
@@ -159,11 +161,11 @@ class LlamaCpp:
         texts = {token: self._token_text(token) for token in range(vocabulary)} if shown else {}
         return {token: text.encode() for token, text in texts.items() if text in shown}
 
-    def guides(self) -> Guides:
+    def grammar_compiler(self) -> GrammarCompiler:
         pieces = [self.text(token) for token in range(self.facts.vocabulary)]
         control = [self.lib.llama_vocab_is_control(self._vocab, token) for token in range(len(pieces))]
         special = [token for token, piece in enumerate(pieces) if control[token] and not piece]
-        return Guides(pieces, special, self.ends, self.encode)
+        return GrammarCompiler(pieces, special, self.ends, self.encode)
 
     # --- embeddings and scores ---
 
@@ -293,9 +295,9 @@ class Chain:
     in the order of the reference implementation."""
 
     def __init__(
-        self, model: LlamaCpp, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+        self, model: LlamaCpp, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
     ) -> None:
-        self._model, self._sampling, self._ends, self._guide = model, sampling, ends, guide
+        self._model, self._sampling, self._ends, self._matcher = model, sampling, ends, matcher
         self._generated = 0
         self._barred = sampling.min_tokens > 0 and bool(ends)
         self._chain = self._samplers(prompt)
@@ -303,8 +305,8 @@ class Chain:
     def choose(self, row: int) -> Choice:
         model, count = self._model, self._sampling.logprobs
         raw = None if count is None else model.logits(row).copy()
-        if self._guide:
-            self._guide.forbid(model.logits(row))
+        if self._matcher:
+            self._matcher.forbid(model.logits(row))
         token = model.lib.llama_sampler_sample(self._chain, model.context, row)
         return Choice(token) if raw is None else with_logprobs(token, raw, count or 0)
 
@@ -313,7 +315,7 @@ class Chain:
         if self._barred and self._generated >= self._sampling.min_tokens:
             self._model.lib.llama_sampler_free(self._model.lib.llama_sampler_chain_remove(self._chain, 0))
             self._barred = False
-        return self._guide.accept(token) if self._guide else False
+        return self._matcher.accept(token) if self._matcher else False
 
     def close(self) -> None:
         self._model.lib.llama_sampler_free(self._chain)

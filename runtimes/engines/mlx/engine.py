@@ -29,7 +29,7 @@ from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import Choice, scored, with_logprobs
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.mlx.sampling import State, choosing
-from enginehouse.runtimes.grammar.matcher import Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +98,7 @@ class Mlx:
             device=load.device,
             features=EVERYTHING if self._body else tuple(name for name in EVERYTHING if name != "embeddings"),
         )
-        self._jobs = Jobs(self.facts, self.text, self._guides, self._state)
+        self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
 
     # --- the contract ---
 
@@ -163,7 +163,7 @@ class Mlx:
 
     def _next(self, running: Running[State], token: int) -> Token:
         state = running.state
-        if state.stuck == running.generated:  # chosen without the guide: not shown
+        if state.stuck == running.generated:  # chosen without the matcher: not shown
             return running.failed(state.why_stuck)
         return self._jobs.token(running, self._choice(running, token), state.complete)
 
@@ -188,10 +188,10 @@ class Mlx:
 
     def _state(self, running: Running[State]) -> State:
         sampling = running.sampling
-        return State(sampling.seed, self._jobs.guide(sampling.constraint) if sampling.constraint else None)
+        return State(sampling.seed, self._jobs.matcher(sampling.constraint) if sampling.constraint else None)
 
-    def _guides(self) -> Guides:
-        return self._vocabulary.guides(self.facts.vocabulary)
+    def _grammar_compiler(self) -> GrammarCompiler:
+        return self._vocabulary.grammar_compiler(self.facts.vocabulary)
 
     # --- slots and the KV cache ---
 

@@ -9,7 +9,7 @@ from typing import Any
 from enginehouse.runtimes.decoding.jobs import Running
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW
 from enginehouse.runtimes.errors import ConstraintFailed
-from enginehouse.runtimes.grammar.matcher import Guide
+from enginehouse.runtimes.grammar.matcher import Matcher
 
 ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbouring positions do not meet
 
@@ -17,12 +17,12 @@ ODD = 0x9E3779B97F4A7C15  # spreads seeds over 64 bits, so that those of neighbo
 class State:
     """What is kept for a job, also while it waits to be read again."""
 
-    def __init__(self, seed: int | None, guide: Guide | None) -> None:
+    def __init__(self, seed: int | None, matcher: Matcher | None) -> None:
         self.seed = random.getrandbits(64) if seed is None else seed
-        self.guide = guide
-        self.accepted = 0  # generated tokens the guide knows of
-        self.complete = False  # the guide admits nothing more
-        self.stuck: int | None = None  # the generated token that the guide could not be asked about
+        self.matcher = matcher
+        self.accepted = 0  # generated tokens the matcher knows of
+        self.complete = False  # the matcher admits nothing more
+        self.stuck: int | None = None  # the generated token that the matcher could not be asked about
         self.why_stuck = ""
         self.rows: dict[int, Any] = {}  # logits by generated token, where log-probabilities are wanted
         self.uid = -1  # BatchGenerator's name of it
@@ -61,7 +61,7 @@ class Chooser:
             self._counted = running.generated
         self._infinity = mx.array(-float("inf"))
         self._vocabulary = vocabulary
-        adjusted = s.logit_bias or s.min_tokens or s.logprobs is not None or running.state.guide
+        adjusted = s.logit_bias or s.min_tokens or s.logprobs is not None or running.state.matcher
         self.plain = self._greedy and not adjusted and self._seen is None and self._counts is None
 
     def adjust(self, context: Any, logits: Any) -> Any:
@@ -83,7 +83,7 @@ class Chooser:
             logits = logits - s.frequency_penalty * self._counts - s.presence_penalty * (self._counts > 0)
         if self._barred is not None and self._position < s.min_tokens:
             logits = logits + self._barred
-        return self._constrained(context, logits) if self._state.guide else logits
+        return self._constrained(context, logits) if self._state.matcher else logits
 
     def choose(self, logprobs: Any) -> Any:
         """`logprobs`: float32, (1, vocabulary), of what adjust gave. The token's id: (1,)."""
@@ -114,17 +114,17 @@ class Chooser:
         state, ends = self._state, self._running.ends
         if state.complete or state.stuck is not None:
             return logits
-        assert state.guide
+        assert state.matcher
         mask = np.zeros(self._vocabulary, np.float32)
         state.why_stuck = "no token may follow: the constraint leaves none"
         try:
             if self._position > state.accepted:
                 state.accepted = self._position
                 token = int(context[-1].item())
-                state.complete = token in ends or state.guide.accept(token)
+                state.complete = token in ends or state.matcher.accept(token)
                 if state.complete:
                     return logits
-            state.guide.forbid(mask)
+            state.matcher.forbid(mask)
         except ConstraintFailed as error:
             mask[:] = -np.inf
             state.why_stuck = str(error)

@@ -15,7 +15,7 @@ from enginehouse.runtimes.decoding.sampling import Sampler, scored
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.onnx.generators import Generators
 from enginehouse.runtimes.engines.onnx.slots import Graph, Slots, read_graph, slots_refusal
-from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,11 +77,13 @@ class Onnx:
     def text(self, token: int) -> bytes:
         return self._vocabulary.pieces[token]
 
-    def guides(self) -> Guides:
-        return self._vocabulary.guides(self.facts.vocabulary)
+    def grammar_compiler(self) -> GrammarCompiler:
+        return self._vocabulary.grammar_compiler(self.facts.vocabulary)
 
-    def sampler(self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None) -> Sampler:
-        return Sampler(sampling, prompt, ends, guide)
+    def sampler(
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
+    ) -> Sampler:
+        return Sampler(sampling, prompt, ends, matcher)
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
         raise NotImplementedError("the graph gives logits only")

@@ -9,7 +9,7 @@ from enginehouse.runtimes.engines.openvino.graphs import last_line, trial_pipeli
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf as ebnf_shape
 from enginehouse.runtimes.grammar.json_schema import grammar
-from enginehouse.runtimes.grammar.matcher import Guide, param_of
+from enginehouse.runtimes.grammar.matcher import Matcher, param_of
 
 KEPT = 64  # structures
 
@@ -18,16 +18,22 @@ class Structures:
     """Raises Refused for what cannot be enforced: an exception inside step() would cost every job its answer."""
 
     def __init__(
-        self, ov: Any, genai: Any, tokenizer: Any, vocabulary: int, guide: Callable[[Constraint], Guide]
+        self, ov: Any, genai: Any, tokenizer: Any, vocabulary: int, matcher: Callable[[Constraint], Matcher]
     ) -> None:
-        """`guide`: reads a constraint strictly, for xgrammar ignores what it does not know."""
-        self._ov, self._genai, self._tokenizer, self._vocabulary, self._guide = ov, genai, tokenizer, vocabulary, guide
+        """`matcher`: reads a constraint strictly, for xgrammar ignores what it does not know."""
+        self._ov, self._genai, self._tokenizer, self._vocabulary, self._matcher = (
+            ov,
+            genai,
+            tokenizer,
+            vocabulary,
+            matcher,
+        )
         self._made: dict[Constraint, Any] = {}
         self._trial: Any = None  # a pipeline over no model
 
     def of(self, constraint: Constraint) -> Any:
         if constraint not in self._made:
-            self._guide(constraint)
+            self._matcher(constraint)
             structure = self._genai.StructuredOutputConfig()
             match constraint:
                 case Regex(pattern):

@@ -36,7 +36,7 @@ from enginehouse.runtimes.engines.openvino.constraints import Structures
 from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, save_detokenizer, without_head
 from enginehouse.runtimes.engines.openvino.prefixes import Prefixes
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
-from enginehouse.runtimes.grammar.matcher import Guide
+from enginehouse.runtimes.grammar.matcher import Matcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,9 +73,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class State:
     """What is kept for a job beside its tokens."""
 
-    def __init__(self, config: Any, guide: Guide | None) -> None:
+    def __init__(self, config: Any, matcher: Matcher | None) -> None:
         self.config = config
-        self.guide = guide
+        self.matcher = matcher
         self.handle: Any = None
         self.attempts = 0  # how often the KV cache was too full to go on
         self.stepped = False  # whether the pipeline may have read a part of it
@@ -125,8 +125,8 @@ class OpenVino:
             device=self._device.partition(".")[0].lower(),
             features=FEATURES,
         )
-        self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.guides(width), self._state)
-        self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.guide)
+        self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
+        self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.matcher)
 
     # --- the contract ---
 
@@ -219,9 +219,9 @@ class OpenVino:
     def _next(self, running: Running[State], id: int, logprob: float) -> Token:
         if not running.generated:
             self._prefixes.keep(running.tokens[: running.prompt // self._block * self._block])
-        guide = running.state.guide
+        matcher = running.state.matcher
         try:
-            complete = guide is not None and guide.accept(id)
+            complete = matcher is not None and matcher.accept(id)
         except ConstraintFailed as error:
             token = running.failed(str(error))
         else:
@@ -260,7 +260,7 @@ class OpenVino:
         config, sampling = self._generation_config(running), running.sampling
         # With min_tokens GenAI goes on where the constraint leaves nothing to say, and takes a token that it forbids.
         watched = sampling.constraint if sampling.min_tokens else None
-        return State(config, self._jobs.guide(watched) if watched else None)
+        return State(config, self._jobs.matcher(watched) if watched else None)
 
     def _generation_config(self, running: Running[State]) -> Any:
         """Of what is left of a job to do."""

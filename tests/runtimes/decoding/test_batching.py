@@ -14,7 +14,7 @@ from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pooling, 
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
-from enginehouse.runtimes.grammar.matcher import Guide, Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
 VOCABULARY, CONTEXT, END = 23, 40, 22
 STATES, WINDOW = 997, 6
@@ -99,7 +99,7 @@ class Toy:
         return length
 
     def sampler(
-        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], guide: Guide | None
+        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
     ) -> "ToySampler":
         self.samplers += 1
         return ToySampler(self, sampling, prompt, ends)
@@ -110,7 +110,7 @@ class Toy:
     def text(self, token: int) -> bytes:
         return bytes([97 + token])
 
-    def guides(self) -> Guides:
+    def grammar_compiler(self) -> GrammarCompiler:
         raise Refused("no grammars here")
 
     def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:

@@ -18,7 +18,7 @@ from enginehouse.runtimes.contract import Facts, Structured
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf
-from enginehouse.runtimes.grammar.matcher import Guides
+from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
@@ -231,23 +231,25 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def guides(vocabulary: Vocabulary) -> Guides:
-    return Guides(vocabulary.pieces, sorted(vocabulary.special), vocabulary.ends, vocabulary.encode)
+def compiler(vocabulary: Vocabulary) -> GrammarCompiler:
+    return GrammarCompiler(vocabulary.pieces, sorted(vocabulary.special), vocabulary.ends, vocabulary.encode)
 
 
-def said_at_random(guides: Guides, vocabulary: Vocabulary, structure: Any, seed: int, most: int = 400) -> str | None:
+def said_at_random(
+    compiler: GrammarCompiler, vocabulary: Vocabulary, structure: Any, seed: int, most: int = 400
+) -> str | None:
     """An answer of random tokens of those that may come next; None where it does not end."""
     import numpy as np
 
-    guide, chance, said = guides.guide(Structured(structure)), random.Random(seed), b""
+    matcher, chance, said = compiler.matcher(Structured(structure)), random.Random(seed), b""
     for _ in range(most):
         logits = np.zeros(vocabulary.size, np.float32)
-        guide.forbid(logits)
+        matcher.forbid(logits)
         token = chance.choice(np.flatnonzero(logits == 0).tolist())
         if token in vocabulary.ends:
             return said.decode()
         said += vocabulary.pieces[token]
-        if guide.accept(token):
+        if matcher.accept(token):
             return said.decode()
     return None
 
@@ -255,14 +257,14 @@ def said_at_random(guides: Guides, vocabulary: Vocabulary, structure: Any, seed:
 @pytest.mark.parametrize("reasoning", [False, True])
 @pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
-    name: str, reasoning: bool, guides: Guides, vocabulary: Vocabulary
+    name: str, reasoning: bool, compiler: GrammarCompiler, vocabulary: Vocabulary
 ) -> None:
     parser = parsers.parsers()[name]
     for parallel in (False, True):
         options = ParseOptions(TOOLS[:1], required=True, parallel=parallel)
         ended = 0
         for seed in range(12):
-            text = said_at_random(guides, vocabulary, parser.structure(options), seed)
+            text = said_at_random(compiler, vocabulary, parser.structure(options), seed)
             if text is None:
                 continue
             ended += 1
@@ -278,26 +280,26 @@ def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
         assert ended > 1
 
 
-def admits(guides: Guides, vocabulary: Vocabulary, structure: Any, text: str) -> bool:
+def admits(compiler: GrammarCompiler, vocabulary: Vocabulary, structure: Any, text: str) -> bool:
     """Whether an answer may be this and end there."""
     import numpy as np
 
-    guide = guides.guide(Structured(structure))
+    matcher = compiler.matcher(Structured(structure))
     ids = vocabulary._tokenizer.encode(text, add_special_tokens=False).ids
     logits = np.zeros(vocabulary.size, np.float32)
     for at, token in enumerate([*ids, vocabulary.ends[0]]):
         logits[:] = 0
-        guide.forbid(logits)
+        matcher.forbid(logits)
         if logits[token] != 0:
             return False
-        if guide.accept(token):
+        if matcher.accept(token):
             return at >= len(ids) - 1
     return True
 
 
 @pytest.mark.parametrize("name", sorted(parsers.parsers()))
 def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
-    name: str, guides: Guides, vocabulary: Vocabulary
+    name: str, compiler: GrammarCompiler, vocabulary: Vocabulary
 ) -> None:
     parser = parsers.parsers()[name]
     structure = parser.structure(ParseOptions(TOOLS, reasoning=bool(parser.thought[0])))
@@ -305,7 +307,7 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
     plain = (
         "It is <cold> in {Oslo} [today]." if name != "harmony" else "<|channel|>final<|message|>It is {cold} [today]."
     )
-    assert admits(guides, vocabulary, structure, plain)
+    assert admits(compiler, vocabulary, structure, plain)
     call = next(text for other, text, (_, _, calls) in SAID if other == name and OSLO in calls)
     admitted = {
         "qwen-xml": call.replace("\n\n<tool_call>", "<tool_call>", 1),
@@ -316,16 +318,16 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
         "hermes": call.replace('<tool_call>{', '<tool_call>\n{').replace('}</tool', '}\n</tool'),
         "pythonic": '[weather(city="Oslo", days=3)]',
     }.get(name, call)  # fmt: skip
-    assert admits(guides, vocabulary, structure, admitted), admitted
+    assert admits(compiler, vocabulary, structure, admitted), admitted
     if begin:
-        assert admits(guides, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{plain}")
+        assert admits(compiler, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{plain}")
         assert (
-            admits(guides, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{admitted.removeprefix(begin)}")
+            admits(compiler, vocabulary, structure, f"{begin}\nhm\n{end}\n\n{admitted.removeprefix(begin)}")
             or begin in admitted
         )
     if name != "pythonic":  # a list of something else is text there
-        assert not admits(guides, vocabulary, structure, admitted.replace("weather", "whether"))
-    assert not admits(guides, vocabulary, structure, admitted[:-3])
+        assert not admits(compiler, vocabulary, structure, admitted.replace("weather", "whether"))
+    assert not admits(compiler, vocabulary, structure, admitted[:-3])
 
 
 @pytest.mark.parametrize("name", sorted(parsers.parsers()))
@@ -336,7 +338,7 @@ def test_every_structure_can_be_written_for_xgrammar_too(name: str) -> None:
 
 
 def test_content_keeps_to_a_schema_after_the_thought_with_tools_and_without(
-    guides: Guides, vocabulary: Vocabulary
+    compiler: GrammarCompiler, vocabulary: Vocabulary
 ) -> None:
     content = JsonValue(
         '{"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false}', True
@@ -350,28 +352,30 @@ def test_content_keeps_to_a_schema_after_the_thought_with_tools_and_without(
             structure = parsers.parsers()[name].structure(
                 ParseOptions(tools, reasoning=True, thinking=True, content=content)
             )
-            assert admits(guides, vocabulary, structure, thought + answer + '{"a": 17}')
-            assert not admits(guides, vocabulary, structure, thought + answer + "seventeen")
-            assert not admits(guides, vocabulary, structure, thought)
+            assert admits(compiler, vocabulary, structure, thought + answer + '{"a": 17}')
+            assert not admits(compiler, vocabulary, structure, thought + answer + "seventeen")
+            assert not admits(compiler, vocabulary, structure, thought)
             assert ebnf.grammar(structure)
     with pytest.raises(Refused) as refused:
         parsers.parsers()["llama-json"].structure(ParseOptions(TOOLS, content=content))
     assert refused.value.param == "response_format"
 
 
-def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_is_any_object(guides: Guides) -> None:
+def test_a_schema_that_cannot_be_enforced_is_refused_where_it_must_be_and_else_is_any_object(
+    compiler: GrammarCompiler,
+) -> None:
     hard = json.dumps({"type": "object", "not": {"required": ["a"]}})
     for must in (True, False):
         options = ParseOptions((Tool("f", JsonValue(hard, must)),), required=True)
         structure = parsers.parsers()["hermes"].structure(options)
         if must:
             with pytest.raises(Refused) as refused:
-                guides.guide(Structured(structure))
+                compiler.matcher(Structured(structure))
             assert refused.value.param == "tools"
             with pytest.raises(NotEnforceable):
                 ebnf.grammar(structure)
         else:
-            assert guides.guide(Structured(structure))
+            assert compiler.matcher(Structured(structure))
             assert ebnf.grammar(structure)
 
 
