@@ -7,36 +7,26 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any, BinaryIO
-
-import msgspec
+from typing import BinaryIO
 
 from enginehouse.runtimes.contract import (
     Chat,
     Delta,
     Done,
     Engine,
-    Facts,
-    Ids,
-    JsonSchema,
     Logprob,
     Prompt,
     Sampling,
     Scored,
-    Structured,
     Text,
     Token,
     Usage,
-    asked_for,
     check_tokens,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import Refused, too_long
-from enginehouse.runtimes.structure import JsonValue
-from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
-from enginehouse.runtimes.worker import prompt as chat
-from enginehouse.runtimes.worker.answer import Output
+from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.worker.answer import Answer
+from enginehouse.runtimes.worker.prompt import check_features, check_length, field_at_fault, prepare, remaining
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -113,61 +103,26 @@ class Inbox:
         return self._messages.popleft()
 
 
-class Answer:
-    """One job under way."""
-
-    def __init__(self, prompt_tokens: int, output: Output, scores_end: bool) -> None:
-        self.output = output
-        self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
-        self.prompt_tokens = prompt_tokens
-        self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
-        self.started = time.monotonic()
-        self.first = 0.0
-        self.logprobs: list[Logprob] = []  # of tokens whose delta has not come yet
-
-    def take(self, token: Token) -> list[Delta]:
-        if not self.first:
-            self.first, self.cached_tokens = time.monotonic(), token.cached
-        deltas = self.output.feed(token.text)
-        if token.logprob is not None and (token.id >= 0 or self.scores_end):
-            self.logprobs.append(Logprob(Scored(token.id, token.text, token.logprob), token.top))
-        if token.id >= 0:
-            self.completion_tokens += 1
-            self.reasoning_tokens += self.output.reasoned
-        return deltas
-
-    def with_logprobs(self, deltas: list[Delta], last: bool) -> list[Delta]:
-        if self.logprobs and (deltas or last):
-            first, *rest = deltas or [Delta()]
-            deltas = [msgspec.structs.replace(first, logprobs=self.logprobs), *rest]
-            self.logprobs = []
-        return deltas
-
-    def done(self, finish: str) -> Done:
-        usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
-        reason = "tool_calls" if finish == "stop" and self.output.called else finish
-        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first, self.output.stopped)
-
-
 class Loop:
+    """Reads what came, advances every answer by one step, sends what that brought."""
+
     def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[ToServer], None]) -> None:
         self._engine, self._inbox, self._send = engine, inbox, send
         self._answers: dict[int, Answer] = {}
-        self._parser = parsers.parser_of(engine.facts.chat_template)
 
     def run(self) -> None:
         while True:
             while self._inbox.waiting() or not self._answers:
-                self._obey(self._inbox.get())
+                self._handle(self._inbox.get())
             self._emit(self._engine.step())
 
-    def _obey(self, message: ToWorker) -> None:
+    def _handle(self, message: ToWorker) -> None:
         match message:
             case Submit() | Embed() | Tokenize() | Detokenize():
                 try:
                     self._serve(message)
                 except Refused as error:
-                    self._send(Refusal(message.job, error.message, named(error, message), error.code))
+                    self._send(Refusal(message.job, error.message, field_at_fault(error, message), error.code))
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
@@ -179,24 +134,24 @@ class Loop:
             case Embed():
                 self._embed(message)
             case Tokenize(job, prompt):
-                ids, _, _ = self._prepared(prompt, Sampling())
+                ids, _, _ = prepare(self._engine, prompt, Sampling())
                 self._send(Tokenized(job, ids))
             case Detokenize(job, ids):
                 check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
                 self._send(Detokenized(job, self._text(ids)))
 
     def _admit(self, submit: Submit) -> None:
-        ids, output, sampling = self._prepared(submit.prompt, submit.sampling)
+        ids, output, sampling = prepare(self._engine, submit.prompt, submit.sampling)
         check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
-        for token in submit.said:
+        for token in submit.generated:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
         if sampling.max_tokens == 0:
             check_tokens(ids, sampling, self._engine.facts.vocabulary)
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
-            self._engine.add(submit.job, [*ids, *submit.said], after(sampling, len(submit.said)))
+            self._engine.add(submit.job, [*ids, *submit.generated], remaining(sampling, len(submit.generated)))
             self._answers[submit.job] = answer
             dones = []
         if submit.echo or dones:
@@ -212,41 +167,6 @@ class Loop:
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._engine.text, ids)).decode("utf-8", "replace")
-
-    def _prepared(self, prompt: Prompt, sampling: Sampling) -> tuple[list[int], Output, Sampling]:
-        """The prompt's token ids, what will take its answer apart, and the sampling with what tools ask of it."""
-        if not isinstance(prompt, Chat):
-            ids = prompt.ids if isinstance(prompt, Ids) else self._encoded(prompt)
-            return ids, Output(sampling.stop), sampling
-        text = chat.render(self._engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
-        parser, (begin, end) = self._parser, self._parser.thought
-        begun = chat.begun(prompt.messages)
-        thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
-        reasoning = bool(begin) and begin in (self._engine.facts.chat_template or "")
-        options = ParseOptions(
-            tuple(tool_of(tool, prompt) for tool in prompt.tools or ()),
-            prompt.call_required,
-            prompt.parallel_calls,
-            reasoning=reasoning and (thinking or not begun),
-            thinking=thinking,
-            content=content_of(sampling),
-        )
-        if options.tools:
-            if sampling.constraint and not options.content:
-                raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
-            allowed = tuple(tool for tool in options.tools if prompt.call_name in ("", tool.name))
-            structured = Structured(parser.structure(msgspec.structs.replace(options, tools=allowed)))
-            sampling = msgspec.structs.replace(sampling, constraint=structured)
-        elif options.content and (options.thinking or not begin):  # only what comes after the thought is held to it
-            sampling = msgspec.structs.replace(
-                sampling, constraint=Structured(parser.structure(options), "response_format")
-            )
-        return self._engine.encode(text), Output(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
-
-    def _encoded(self, prompt: Text) -> list[int]:
-        ids, bos = self._engine.encode(prompt.text), self._engine.facts.bos
-        dressed = bos and not prompt.text.startswith(bos)
-        return ids[1:] if dressed and not prompt.special else ids
 
     def _embed(self, message: Embed) -> None:
         facts = self._engine.facts
@@ -281,61 +201,6 @@ class Loop:
             emit.deltas.extend((token.job, delta) for delta in deltas)
         if tokens:
             self._send(emit)
-
-
-def named(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:
-    """The field at fault as its client knows it: engines say 'messages' of every prompt."""
-    if error.param != "messages":
-        return error.param
-    match message:
-        case Submit(prompt=Chat()) | Tokenize(prompt=Chat()):
-            return "messages"
-        case Submit() | Tokenize():
-            return "prompt"
-        case Embed():
-            return "input"
-        case Detokenize():
-            return "tokens"
-
-
-MORE_PROPERTIES = {"anyOf", "oneOf", "allOf", "patternProperties", "$ref"}  # where a schema may name them elsewhere
-
-
-def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
-    """Arguments are enforced where a call is, or where that is asked for; else as far as the engine can."""
-    function = tool["function"]
-    strict = function.get("strict")
-    must = strict or (prompt.call_required and strict is None)
-    schema = {"type": "object"} | (function.get("parameters") or {"properties": {}})
-    if "properties" in schema and not schema.keys() & MORE_PROPERTIES:  # other names than these help nobody
-        schema = {"additionalProperties": False} | schema
-    return Tool(function["name"], JsonValue(msgspec.json.encode(schema).decode(), must))
-
-
-def content_of(sampling: Sampling) -> JsonValue | None:
-    return JsonValue(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
-
-
-def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:
-    """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
-    for feature, param in asked_for(sampling, echo):
-        if feature not in facts.features:
-            raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
-
-
-def after(sampling: Sampling, said: int) -> Sampling:
-    """What is left to ask for once so many tokens were said."""
-    limit = sampling.max_tokens - said if sampling.max_tokens else None
-    return msgspec.structs.replace(sampling, max_tokens=limit, min_tokens=max(0, sampling.min_tokens - said))
-
-
-def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:
-    if sampling.max_tokens and sampling.max_tokens > context:
-        raise Refused(
-            f"max_tokens {sampling.max_tokens} is more than this model's context of {context} tokens", "max_tokens"
-        )
-    if prompt_tokens >= context:
-        raise too_long(context, f"{prompt_tokens}")
 
 
 if __name__ == "__main__":

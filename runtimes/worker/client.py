@@ -110,15 +110,15 @@ class Worker:
                     raise Unavailable(f"model '{self.name}' cannot be loaded: {message}", "model_load_failed")
                 case None:
                     raise Unavailable(
-                        f"model '{self.name}' cannot be loaded: {await self._obituary()}", "model_load_failed"
+                        f"model '{self.name}' cannot be loaded: {await self._cause_of_death()}", "model_load_failed"
                     )
 
-    async def stream(self, job: Job, said: list[int]) -> AsyncGenerator[Delta | Done, None]:
-        """What the model says after the tokens in `said`, to its end; tokens whose deltas were given are added there.
-        Closing the iterator early cancels the job in the engine."""
-        number, replies = self._open(said)
+    async def stream(self, job: Job, generated: list[int]) -> AsyncGenerator[Delta | Done, None]:
+        """What comes after the tokens in `generated`, to the answer's end; tokens whose deltas were given are added
+        there. Closing the iterator early cancels the job in the engine."""
+        number, replies = self._open(generated)
         try:
-            self._send(Submit(number, job.prompt, job.sampling, said.copy(), job.echo))
+            self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo))
             while True:
                 items = [await replies.get()]
                 while not replies.empty():
@@ -167,11 +167,11 @@ class Worker:
         finally:
             self._jobs.pop(number, None)
 
-    def _open(self, said: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
+    def _open(self, generated: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
             raise WorkerDied(self.death)
         number, replies = next(self._ids), asyncio.Queue[Item]()
-        self._jobs[number] = replies, said
+        self._jobs[number] = replies, generated
         return number, replies
 
     def _send(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
@@ -230,7 +230,7 @@ class Worker:
                 case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
                     if job := self._jobs.get(number):
                         job[0].put_nowait(message)
-        self.death = f"the engine of model '{self.name}' died: {await self._obituary()}"
+        self.death = f"the engine of model '{self.name}' died: {await self._cause_of_death()}"
         for replies, _ in self._jobs.values():
             replies.put_nowait(WorkerDied(self.death))
 
@@ -243,7 +243,7 @@ class Worker:
                 self._stderr.append(line.decode("utf-8", "replace").rstrip())
                 log.info("%s: %s", self.name, self._stderr[-1])
 
-    async def _obituary(self) -> str:
+    async def _cause_of_death(self) -> str:
         code = await self._process.wait()
         await asyncio.gather(self._tasks[0], return_exceptions=True)
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -275,7 +275,7 @@ def merged(items: list[Item]) -> list[Item]:
 
 def further(before: Delta, item: Delta) -> ToolCall | None:
     """Two pieces of the same call's arguments as one."""
-    one, other = before.tool_call, item.tool_call
-    if one and other and not (one.name or other.name) and one.index == other.index:
-        return ToolCall(one.index, arguments=one.arguments + other.arguments)
+    first, second = before.tool_call, item.tool_call
+    if first and second and not (first.name or second.name) and first.index == second.index:
+        return ToolCall(first.index, arguments=first.arguments + second.arguments)
     return None

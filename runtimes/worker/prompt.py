@@ -1,4 +1,4 @@
-"""A model's own chat template, rendered in a sandbox: messages -> prompt text."""
+"""From a job's prompt to what its engine takes: the chat template rendered, token ids, and tools as a constraint."""
 
 import datetime
 import functools
@@ -8,12 +8,131 @@ from typing import Any
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
+import msgspec
 
 from enginehouse.optimize.sources.chat_template import sandbox
-from enginehouse.runtimes.contract import Facts
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.contract import (
+    Chat,
+    Constraint,
+    Engine,
+    Facts,
+    Ids,
+    JsonSchema,
+    Prompt,
+    Sampling,
+    Structured,
+    Text,
+    asked_for,
+)
+from enginehouse.runtimes.errors import Refused, too_long
+from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
-from enginehouse.runtimes.tool_calls.parser import ToolParser
+from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParser
+from enginehouse.runtimes.worker.answer import OutputParser
+from enginehouse.runtimes.worker.protocol import Detokenize, Embed, Submit, Tokenize
+
+
+def prepare(engine: Engine, prompt: Prompt, sampling: Sampling) -> tuple[list[int], OutputParser, Sampling]:
+    """The prompt's token ids, what will take its answer apart, and the sampling with what tools ask of it."""
+    if not isinstance(prompt, Chat):
+        ids = prompt.ids if isinstance(prompt, Ids) else encode(engine, prompt)
+        return ids, OutputParser(sampling.stop), sampling
+    text = render(engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
+    parser = parsers.parser_of(engine.facts.chat_template)
+    options = options_of(parser, engine.facts.chat_template or "", text, prompt, sampling)
+    sampling = msgspec.structs.replace(sampling, constraint=constraint_of(parser, options, prompt, sampling))
+    return engine.encode(text), OutputParser(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
+
+
+def encode(engine: Engine, prompt: Text) -> list[int]:
+    ids, bos = engine.encode(prompt.text), engine.facts.bos
+    bos_added = bos and not prompt.text.startswith(bos)
+    return ids[1:] if bos_added and not prompt.special else ids
+
+
+def options_of(parser: ToolParser, template: str, text: str, prompt: Chat, sampling: Sampling) -> ParseOptions:
+    """`text`: the prompt, rendered."""
+    (begin, end), begun = parser.thought, begun_answer(prompt.messages)
+    thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
+    reasoning = bool(begin) and begin in template
+    return ParseOptions(
+        tuple(tool_of(tool, prompt) for tool in prompt.tools or ()),
+        prompt.call_required,
+        prompt.parallel_calls,
+        reasoning=reasoning and (thinking or not begun),
+        thinking=thinking,
+        content=content_of(sampling),
+    )
+
+
+def constraint_of(parser: ToolParser, options: ParseOptions, prompt: Chat, sampling: Sampling) -> Constraint | None:
+    if options.tools:
+        if sampling.constraint and not options.content:
+            raise Refused("of all constraints only a JSON schema can stand beside 'tools'", "response_format")
+        allowed = tuple(tool for tool in options.tools if prompt.call_name in ("", tool.name))
+        return Structured(parser.structure(msgspec.structs.replace(options, tools=allowed)))
+    # Only what comes after the thought is held to the schema.
+    if options.content and (options.thinking or not parser.thought[0]):
+        return Structured(parser.structure(options), "response_format")
+    return sampling.constraint
+
+
+MORE_PROPERTIES = {"anyOf", "oneOf", "allOf", "patternProperties", "$ref"}  # where a schema may name them elsewhere
+
+
+def tool_of(tool: dict[str, Any], prompt: Chat) -> Tool:
+    """Arguments are enforced where a call is, or where that is asked for; else as far as the engine can."""
+    function = tool["function"]
+    strict = function.get("strict")
+    must = strict or (prompt.call_required and strict is None)
+    schema = {"type": "object"} | (function.get("parameters") or {"properties": {}})
+    if "properties" in schema and not schema.keys() & MORE_PROPERTIES:  # other names than these help nobody
+        schema = {"additionalProperties": False} | schema
+    return Tool(function["name"], JsonValue(msgspec.json.encode(schema).decode(), must))
+
+
+def content_of(sampling: Sampling) -> JsonValue | None:
+    return JsonValue(sampling.constraint.schema, must=True) if isinstance(sampling.constraint, JsonSchema) else None
+
+
+def remaining(sampling: Sampling, generated: int) -> Sampling:
+    """What is left to ask for once so many tokens are there."""
+    limit = sampling.max_tokens - generated if sampling.max_tokens else None
+    return msgspec.structs.replace(sampling, max_tokens=limit, min_tokens=max(0, sampling.min_tokens - generated))
+
+
+def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None:
+    """Refuses by name what this engine does not honour; stop strings are this process's own doing."""
+    for feature, param in asked_for(sampling, echo):
+        if feature not in facts.features:
+            raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
+
+
+def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:
+    if sampling.max_tokens and sampling.max_tokens > context:
+        raise Refused(
+            f"max_tokens {sampling.max_tokens} is more than this model's context of {context} tokens", "max_tokens"
+        )
+    if prompt_tokens >= context:
+        raise too_long(context, f"{prompt_tokens}")
+
+
+def field_at_fault(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:
+    """The field at fault as its client knows it: engines say 'messages' of every prompt."""
+    if error.param != "messages":
+        return error.param
+    match message:
+        case Submit(prompt=Chat()) | Tokenize(prompt=Chat()):
+            return "messages"
+        case Submit() | Tokenize():
+            return "prompt"
+        case Embed():
+            return "input"
+        case Detokenize():
+            return "tokens"
+
+
+# --- the chat template ---
 
 # For a model without a template: the plainest form that base models continue sensibly.
 PLAIN = (
@@ -31,7 +150,7 @@ def render(
     facts: Facts,
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
-    options: dict[str, Any],
+    template_options: dict[str, Any],
     effort: str = "",
 ) -> str:
     """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
@@ -40,14 +159,17 @@ def render(
     template, parser = compiled(source), parsers.parser_of(facts.chat_template)
     tools = [described(tool) for tool in tools or []]
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
-    variables |= (meant_by(effort, source) if effort else {}) | options
+    variables |= (meant_by(effort, source) if effort else {}) | template_options
     try:
-        given = {"messages": prepared(parser, source, messages, tools), "tools": (parser.knows_tools and tools) or None}
+        given = {
+            "messages": prepare_messages(parser, source, messages, tools),
+            "tools": (parser.knows_tools and tools) or None,
+        }
         text = template.render(**variables, **given)
         if not goes_on(messages[-1]):
             return text
         closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
-        return continued(closed, text, begun(messages), parser.thought)
+        return continued(closed, text, begun_answer(messages), parser.thought)
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error
     except Refused:
@@ -56,7 +178,7 @@ def render(
         raise Refused(f"the model's chat template cannot render these messages: {error}", "messages") from error
 
 
-def begun(messages: list[dict[str, Any]]) -> str:
+def begun_answer(messages: list[dict[str, Any]]) -> str:
     """What the last message says of the assistant's own answer, which is to be continued; "" if it does not."""
     return str(plain(messages[-1])["content"]) if goes_on(messages[-1]) else ""
 
@@ -120,7 +242,7 @@ def described(tool: dict[str, Any]) -> dict[str, Any]:
     return tool | {"function": {"name": function["name"]} | defaults | function}
 
 
-def prepared(
+def prepare_messages(
     parser: ToolParser, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """As the template wants them; each result with the name of the function that gave it."""

@@ -9,7 +9,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     job: int
     prompt: Prompt
     sampling: Sampling
-    said: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
+    generated: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
     echo: bool = False
 
 
@@ -55,7 +55,7 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
 class Emit(msgspec.Struct, tag="emit", frozen=True):
     """All that one engine step brought, for all jobs."""
 
-    tokens: list[tuple[int, int]]  # job, id: what a job has said so far, should it have to go on elsewhere
+    tokens: list[tuple[int, int]]  # job, id: what a job has generated so far, should it have to go on elsewhere
     deltas: list[tuple[int, Delta]]
     dones: list[tuple[int, Done]]
 

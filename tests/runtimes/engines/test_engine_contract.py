@@ -33,7 +33,7 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
-from enginehouse.runtimes.worker.__main__ import check_features
+from enginehouse.runtimes.worker.prompt import check_features
 from tests.schemas import SCHEMAS
 
 CONTEXT, SLOTS = 512, 4

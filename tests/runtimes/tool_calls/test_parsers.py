@@ -23,7 +23,7 @@ from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.worker import prompt
-from enginehouse.runtimes.worker.answer import Output
+from enginehouse.runtimes.worker.answer import OutputParser
 
 SCHEMA = {
     "type": "object",
@@ -151,7 +151,7 @@ PARTS = [
 def read(name: str, pieces: Sequence[bytes], reasoning: bool = True) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, thought and calls of an answer that came in these pieces."""
     options = ParseOptions(TOOLS, reasoning=reasoning)
-    output = Output((), lambda scanner: parsers.parsers()[name].read(scanner, options))
+    output = OutputParser((), lambda scanner: parsers.parsers()[name].read(scanner, options))
     deltas = [delta for piece in pieces for delta in output.feed(piece)] + output.end()
     parts = [delta.tool_call for delta in deltas if delta.tool_call]
     assert all(bool(part.name) != bool(part.arguments) for part in parts)

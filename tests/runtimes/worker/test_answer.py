@@ -10,7 +10,7 @@ from enginehouse.runtimes.contract import Delta
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.tool_calls.parsers.hermes import PARSER
-from enginehouse.runtimes.worker.answer import Output
+from enginehouse.runtimes.worker.answer import OutputParser
 
 ALPHABET = [
     "a",
@@ -37,7 +37,7 @@ def run(pieces: list[bytes], **asked: object) -> tuple[str, str, list[tuple[str,
     """Content, reasoning and calls of an answer that came in these pieces."""
     stop = asked.pop("stop", ())
     options = ParseOptions((TOOL,) if asked.pop("tools", False) else (), **asked)  # type: ignore[arg-type]
-    output = Output(stop, lambda scanner: PARSER.read(scanner, options))  # type: ignore[arg-type]
+    output = OutputParser(stop, lambda scanner: PARSER.read(scanner, options))  # type: ignore[arg-type]
     deltas: list[Delta] = []
     for piece in pieces:
         if not output.stopped:
@@ -118,6 +118,6 @@ def test_a_call_cut_off_by_the_length_limit_is_shown_rather_than_lost() -> None:
 
 
 def test_the_stop_string_that_came_first_is_the_one_named() -> None:
-    output = Output(("two", "STOP"))
+    output = OutputParser(("two", "STOP"))
     output.feed(b"one STOP two")
     assert output.stopped == "STOP"
