@@ -17,7 +17,7 @@ from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
-from enginehouse.server.keepalive import FirstEvent, IndexedEvents, Parts, placed_headers, unless_client_leaves
+from enginehouse.server.keepalive import FirstEvent, IndexedEvents, Parts, assigned_headers, unless_client_leaves
 from enginehouse.server.sse import comment
 
 log = logging.getLogger("enginehouse.server")
@@ -28,7 +28,7 @@ class Answer:
 
     def __init__(self, job: Job) -> None:
         self.content = Content()
-        self.placed: Assigned | None = None  # who gives it
+        self.assigned: Assigned | None = None  # who gives it
         self.done: Done | None = None
         self._job, self._began = job, time.monotonic()
 
@@ -39,10 +39,10 @@ class Answer:
                 return self.content.feed(event)
             case Done():
                 self.done = event
-                log_done(self._job, self.placed, event, time.monotonic() - self._began)
+                log_done(self._job, self.assigned, event, time.monotonic() - self._began)
                 return self.content.end(event)
             case Assigned():
-                handed_over, self.placed = self.placed is not None, event
+                handed_over, self.assigned = self.assigned is not None, event
                 if event.again:
                     self.content = Content()
                 return [event] if handed_over else []
@@ -51,10 +51,10 @@ class Answer:
 class Renderer(Protocol):
     """Shows the answers to one request."""
 
-    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Any:
+    async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Any:
         """The body, when all have ended."""
 
-    def start(self, placed: Assigned | None) -> bytes:
+    def start(self, assigned: Assigned | None) -> bytes:
         """The beginning of a stream; None: it failed before anyone could answer."""
 
     def step(self, index: int, step: Step) -> bytes:
@@ -78,9 +78,9 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
         return await keepalive.stream_response(
             request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
         )
-    placed = await unless_client_leaves(request, collect(answers, events))
+    assigned = await unless_client_leaves(request, collect(answers, events))
     return Response(
-        await renderer.whole(placed, answers), headers=placed_headers(placed), media_type="application/json"
+        await renderer.whole(assigned, answers), headers=assigned_headers(assigned), media_type="application/json"
     )
 
 
@@ -95,13 +95,13 @@ async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:
 
 async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvent, events: IndexedEvents) -> Parts:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
-    index, placed = first
-    answers[index].take(placed)
+    index, assigned = first
+    answers[index].take(assigned)
     async with aclosing(events):
-        yield renderer.start(placed)
+        yield renderer.start(assigned)
         try:
             async for index, event in events:
-                if isinstance(event, Assigned) and answers[index].placed:
+                if isinstance(event, Assigned) and answers[index].assigned:
                     yield comment(f"its engine died; {event.runtime} {event.precision} goes on")
                 for step in answers[index].take(event):
                     if part := renderer.step(index, step):
@@ -161,14 +161,14 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
     )
 
 
-def log_done(job: Job, placed: Assigned | None, done: Done, seconds: float) -> None:
-    assert placed
+def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) -> None:
+    assert assigned
     log.info(
         "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
         job.id,
         job.model,
-        placed.runtime,
-        placed.precision,
+        assigned.runtime,
+        assigned.precision,
         done.usage.prompt_tokens,
         done.usage.cached_tokens,
         done.usage.completion_tokens,

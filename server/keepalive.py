@@ -45,17 +45,17 @@ async def stream_response(
     if not first.done():
         parts = commented(first, events, waiting_for, body, failure)
         return Stream(parts, media_type="text/event-stream", headers=headers)
-    _, placed = first.result()
+    _, assigned = first.result()
     return Stream(
-        body(first.result(), events), media_type="text/event-stream", headers=headers | placed_headers(placed)
+        body(first.result(), events), media_type="text/event-stream", headers=headers | assigned_headers(assigned)
     )
 
 
 async def first_of(events: IndexedEvents) -> FirstEvent:
     """Every answer begins with who gives it, and so do all together."""
-    index, placed = await anext(events)
-    assert isinstance(placed, Assigned)
-    return index, placed
+    index, assigned = await anext(events)
+    assert isinstance(assigned, Assigned)
+    return index, assigned
 
 
 async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Callable[[], str | None]) -> None:
@@ -81,22 +81,22 @@ async def commented(
         raise
     async with aclosing(events):
         try:
-            _, placed = first.result()
+            _, assigned = first.result()
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
-        yield comment(f"{placed.runtime} {placed.precision} answers: {placed.reason}")
+        yield comment(f"{assigned.runtime} {assigned.precision} answers: {assigned.reason}")
         async with aclosing(body(first.result(), events)) as parts:
             async for part in parts:
                 yield part
 
 
-def placed_headers(placed: Assigned) -> dict[str, str]:
+def assigned_headers(assigned: Assigned) -> dict[str, str]:
     return {
-        "x-enginehouse-runtime": placed.runtime,
-        "x-enginehouse-precision": placed.precision,
-        "x-enginehouse-device": placed.device,
-        "x-enginehouse-reason": placed.reason,
+        "x-enginehouse-runtime": assigned.runtime,
+        "x-enginehouse-precision": assigned.precision,
+        "x-enginehouse-device": assigned.device,
+        "x-enginehouse-reason": assigned.reason,
     }
 
 

@@ -61,7 +61,7 @@ def described(
     body: Body | None = None,
     streams: bool = False,
     failures: Sequence[int] = (),
-    placed: bool = False,
+    assigned: bool = False,
     own_failures: bool = False,
 ) -> type[Operation]:
     """Of a handler that reads `body` and answers with a struct (or one of several) as JSON or, by its media type, with
@@ -86,7 +86,7 @@ def described(
                 )
                 for name in PLACED
             }
-            good = OpenAPIResponse("as asked for", headers=headers if placed else None, content=content)
+            good = OpenAPIResponse("as asked for", headers=headers if assigned else None, content=content)
             self.responses = {"200": good}
             failed = any_of(JSON) if own_failures else media(ErrorReply)
             for code in codes:

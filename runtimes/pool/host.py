@@ -87,7 +87,7 @@ def ask(runtime: Local) -> tuple[Device, ...]:
     """The devices of a runtime, or one that says why there is none."""
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "enginehouse.runtimes.pool.host", runtime.name],
+            [sys.executable, "-P", "-m", "enginehouse.runtimes.pool.host", runtime.name],
             env={**os.environ, **runtime.environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,

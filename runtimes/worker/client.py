@@ -80,6 +80,7 @@ class Worker:
         """Raises Unavailable with the engine's own sentence when it cannot load. The process keeps `inherited` open."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # nothing that lies in the working directory is imported
             "-m",
             "enginehouse.runtimes.worker",
             stdin=asyncio.subprocess.PIPE,

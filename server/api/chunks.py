@@ -35,9 +35,9 @@ class Chunks:
         self._kind, self._per_prompt = kind, per_prompt
         self._include_usage = options is not None and options.include_usage
 
-    def place(self, placed: Assigned) -> None:
+    def place(self, assigned: Assigned) -> None:
         fields = {"id": self.id, "object": self._kind, "created": self.created, "model": self.model}
-        head = encode(fields | {"system_fingerprint": placed.fingerprint})
+        head = encode(fields | {"system_fingerprint": assigned.fingerprint})
         self.before = b"data: " + head[:-1] + b',"choices":['
         self.after = b"]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
 

@@ -15,7 +15,7 @@ from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api import openai_types
 from enginehouse.server.body import Texts
-from enginehouse.server.keepalive import placed_headers, unless_client_leaves
+from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import Body, described
 
 MOST_TEXTS = 2048  # as OpenAI's
@@ -33,7 +33,7 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 @post(
     "/v1/embeddings",
     status_code=200,
-    operation_class=described(openai_types.EmbeddingList, Body(EmbeddingRequest), placed=True),
+    operation_class=described(openai_types.EmbeddingList, Body(EmbeddingRequest), assigned=True),
 )
 async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A vector of length 1 for each text, from the hidden states of the model's last layer."""
@@ -42,7 +42,7 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
     texts = body.texts_of(asked.input, "input")
     if len(texts) > MOST_TEXTS:
         raise Refused(f"'input' takes {MOST_TEXTS} texts at most", "input", "invalid_value")
-    placed, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
+    assigned, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
     vectors = [shortened(vector, asked.dimensions) for vector in embedded.vectors]
     data = [
         openai_types.Embedding("embedding", index, encoded(vector, asked.encoding_format))
@@ -50,7 +50,7 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
     ]
     usage = openai_types.PromptUsage(embedded.tokens, embedded.tokens)
     listed = openai_types.EmbeddingList("list", data, asked.model, usage)
-    return Response(listed, headers=placed_headers(placed), media_type="application/json")
+    return Response(listed, headers=assigned_headers(assigned), media_type="application/json")
 
 
 def shortened(vector: list[float], dimensions: int | None) -> list[float]:

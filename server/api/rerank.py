@@ -15,7 +15,7 @@ from enginehouse.server.api import openai_types
 from enginehouse.server.api.embeddings import MOST_TEXTS
 from enginehouse.server.api.openai_types import Document
 from enginehouse.server.body import Count
-from enginehouse.server.keepalive import placed_headers, unless_client_leaves
+from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import Body, described
 
 
@@ -31,7 +31,7 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @post(
-    "/v1/rerank", status_code=200, operation_class=described(openai_types.Reranking, Body(RerankRequest), placed=True)
+    "/v1/rerank", status_code=200, operation_class=described(openai_types.Reranking, Body(RerankRequest), assigned=True)
 )
 async def rerank(request: Request[Any, Any, State], state: State) -> Response[openai_types.Reranking]:
     """The documents nearest to the query first; the score is the cosine of the angle between embeddings."""
@@ -41,7 +41,7 @@ async def rerank(request: Request[Any, Any, State], state: State) -> Response[op
         raise Refused("'documents' holds an empty text", "documents", "invalid_value")
     pool: Pool = state.pool
     embedding = pool.embed(asked.model, [asked.query, *documents], asked.pooling)
-    placed, embedded = await unless_client_leaves(request, embedding)
+    assigned, embedded = await unless_client_leaves(request, embedding)
     query, *vectors = embedded.vectors
     scores = [sum(x * y for x, y in zip(query, vector, strict=True)) for vector in vectors]
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
@@ -53,4 +53,4 @@ async def rerank(request: Request[Any, Any, State], state: State) -> Response[op
     ]
     usage = openai_types.PromptUsage(embedded.tokens, embedded.tokens)
     ranking = openai_types.Reranking(f"rerank-{secrets.token_hex(12)}", asked.model, results, usage)
-    return Response(ranking, headers=placed_headers(placed), media_type="application/json")
+    return Response(ranking, headers=assigned_headers(assigned), media_type="application/json")

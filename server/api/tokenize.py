@@ -16,7 +16,7 @@ from enginehouse.server.api.chat import protocol
 from enginehouse.server.api.chat.protocol import Message
 from enginehouse.server.api.tools import Tool, tool_fields
 from enginehouse.server.body import Whole
-from enginehouse.server.keepalive import placed_headers, unless_client_leaves
+from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import Body, described
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
@@ -41,7 +41,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 @post(
     ["/tokenize", "/v1/tokenize"],
     status_code=200,
-    operation_class=described(openai_types.Tokens, Body(TokenizeRequest, neutral=NEUTRAL), placed=True),
+    operation_class=described(openai_types.Tokens, Body(TokenizeRequest, neutral=NEUTRAL), assigned=True),
 )
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
@@ -49,23 +49,23 @@ async def tokenize(request: Request[Any, Any, State], state: State) -> Response[
     protocol.check_parts(fields.get("messages"))
     asked = body.convert(fields, TokenizeRequest)
     pool: Pool = state.pool
-    placed, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
+    assigned, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
     status = pool.status(pool.resolve(asked.model))
     assert isinstance(status, Loaded)
-    return Response(openai_types.Tokens(ids, len(ids), status.context_length), headers=placed_headers(placed))
+    return Response(openai_types.Tokens(ids, len(ids), status.context_length), headers=assigned_headers(assigned))
 
 
 @post(
     ["/detokenize", "/v1/detokenize"],
     status_code=200,
-    operation_class=described(openai_types.Prompt, Body(DetokenizeRequest), placed=True),
+    operation_class=described(openai_types.Prompt, Body(DetokenizeRequest), assigned=True),
 )
 async def detokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Prompt]:
     """The text of token ids; special tokens show none."""
     asked = body.parse(await body.read(request), DetokenizeRequest)
     pool: Pool = state.pool
-    placed, text = await unless_client_leaves(request, pool.detokenize(asked.model, asked.tokens))
-    return Response(openai_types.Prompt(text), headers=placed_headers(placed))
+    assigned, text = await unless_client_leaves(request, pool.detokenize(asked.model, asked.tokens))
+    return Response(openai_types.Prompt(text), headers=assigned_headers(assigned))
 
 
 def prompt_of(asked: TokenizeRequest) -> Prompt:

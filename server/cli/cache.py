@@ -22,10 +22,10 @@ BUDGET = re.compile(r"\d+(\.\d+)?(MiB|GiB)")
 def models(config: Config, as_json: bool, verify: bool) -> int:
     """Prints the models and every artifact. 1 when `verify` finds one that is not as it was built, else 0."""
     store = Store(Path(config.cache_dir).expanduser())
-    contents = sorted(store.contents(), key=lambda kept: -kept.used)
-    artifacts = [describe(config, kept) for kept in contents if kept.kind == "artifact"]
-    broken = {kept.name: store.verify(kept.name) for kept in contents if kept.kind == "artifact"} if verify else {}
-    total, others = (sum(kept.bytes for kept in some) for some in (contents, beside_artifacts(contents)))
+    contents = sorted(store.contents(), key=lambda entry: -entry.used)
+    artifacts = [describe(config, entry) for entry in contents if entry.kind == "artifact"]
+    broken = {entry.name: store.verify(entry.name) for entry in contents if entry.kind == "artifact"} if verify else {}
+    total, others = (sum(entry.bytes for entry in some) for some in (contents, beside_artifacts(contents)))
     if as_json:
         if verify:
             artifacts = [row | {"broken": broken[row["key"]]} for row in artifacts]
@@ -47,33 +47,35 @@ def prune(config: Config, budget: str, dry_run: bool) -> None:
         raise BadConfig(f"--budget: '{budget}' is no size; give one such as 20GiB or 500MiB")
     limit, store = bytes_of(budget, 0), Store(Path(config.cache_dir).expanduser())
     removed = []
-    for kept in store.prune(limit, dry_run):
-        removed.append(kept)
-        print(f"{'would remove' if dry_run else 'removed'} {kept.name}: {gib(kept.bytes)}, last used {when(kept.used)}")
-    left = [kept for kept in store.contents() if not dry_run or kept not in removed]
-    total, used = sum(kept.bytes for kept in left), sum(kept.bytes for kept in left if kept.in_use)
+    for entry in store.prune(limit, dry_run):
+        removed.append(entry)
+        print(
+            f"{'would remove' if dry_run else 'removed'} {entry.name}: {gib(entry.bytes)}, last used {when(entry.used)}"
+        )
+    left = [entry for entry in store.contents() if not dry_run or entry not in removed]
+    total, used = sum(entry.bytes for entry in left), sum(entry.bytes for entry in left if entry.in_use)
     print(
-        f"{gib(sum(kept.bytes for kept in removed))} in {len(removed)} removed; {gib(total)} left, {gib(used)} in use"
+        f"{gib(sum(entry.bytes for entry in removed))} in {len(removed)} removed; {gib(total)} left, {gib(used)} in use"
     )
     if total > limit:
         print(f"that is more than {budget}: what is in use stays; stop what uses it, then prune again")
 
 
-def describe(config: Config, kept: Kept) -> dict[str, Any]:
+def describe(config: Config, entry: Kept) -> dict[str, Any]:
     """An artifact as `--json` shows it."""
-    manifest = kept.manifest
+    manifest = entry.manifest
     names = [name for name, model in config.models.items() if manifest and source_id(model) == manifest.source.id]
     return {
-        "key": kept.name,
+        "key": entry.name,
         "models": names,
         "source": manifest and manifest.source.id,
         "format": manifest and manifest.recipe.format,
         "precision": manifest and manifest.recipe.precision,
-        "bytes": kept.bytes,
+        "bytes": entry.bytes,
         "source_bytes": manifest and manifest.source.bytes,
         "created": manifest and manifest.created,
-        "last_used": int(kept.used),
-        "in_use": kept.in_use,
+        "last_used": int(entry.used),
+        "in_use": entry.in_use,
         "quality": manifest and msgspec.to_builtins(manifest.quality),
     }
 
@@ -123,7 +125,7 @@ def figures(quality: Quality) -> str:
 
 
 def beside_artifacts(contents: list[Kept]) -> list[Kept]:
-    return [kept for kept in contents if kept.kind != "artifact"]
+    return [entry for entry in contents if entry.kind != "artifact"]
 
 
 def gib(count: int) -> str:

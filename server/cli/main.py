@@ -78,21 +78,21 @@ def command(
 
 
 def models(arguments: argparse.Namespace) -> None:
-    from enginehouse.server.cli import cache as kept
+    from enginehouse.server.cli import cache
 
-    sys.exit(kept.models(configured(arguments), arguments.json, arguments.verify))
+    sys.exit(cache.models(configured(arguments), arguments.json, arguments.verify))
 
 
 def prune(arguments: argparse.Namespace) -> None:
-    from enginehouse.server.cli import cache as kept
+    from enginehouse.server.cli import cache
 
-    kept.prune(configured(arguments), arguments.budget, arguments.dry_run)
+    cache.prune(configured(arguments), arguments.budget, arguments.dry_run)
 
 
 def optimize(arguments: argparse.Namespace) -> None:
-    from enginehouse.server.cli import optimize as building
+    from enginehouse.server.cli import optimize
 
-    building.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.force)
+    optimize.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.force)
 
 
 def bench(arguments: argparse.Namespace) -> None:

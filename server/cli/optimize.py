@@ -50,7 +50,7 @@ async def build(config: Config, model: str, anew: bool, store: Store) -> None:
             artifact = await shown.until(best(pool, name, decision, anew))
         manifest = store.manifest(artifact.key)
         assert manifest
-        print(f"'{name}' for {candidate.runtime}: {told(manifest)}")
+        print(f"'{name}' for {candidate.runtime}: {describe(manifest)}")
         if artifact.key in there and not anew:
             print(f"it was there, built {manifest.created}; --force builds it anew")
 
@@ -82,7 +82,7 @@ class Shown:
         )
         self._bar = Bar(*columns, console=console, disable=not self._terminal)
         self._row = TaskID(0)
-        self._told = ("", -LINE_PERCENT)  # the last line's stage and percent
+        self._last_line = ("", -LINE_PERCENT)  # the last line's stage and percent
 
     def __enter__(self) -> "Shown":
         self._bar.start()
@@ -111,9 +111,9 @@ class Shown:
         left, percent = duration(progress.seconds_left), int(progress.percent)
         what = f"{self._name}: {progress.stage}"
         self._bar.update(self._row, completed=progress.percent, description=what, left=left)
-        stage, last = self._told
+        stage, last = self._last_line
         if not self._terminal and (stage != progress.stage or percent >= last + LINE_PERCENT or last < percent == 100):
-            self._told = progress.stage, percent
+            self._last_line = progress.stage, percent
             print(f"{what}, {percent} %, {left if percent < 100 else 'done'}", file=self._bar.console.file)
 
 
@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s left" if seconds < MINUTES_FROM else f"{seconds / 60:.0f} min left"
 
 
-def told(manifest: Manifest) -> str:
+def describe(manifest: Manifest) -> str:
     """What an artifact is, and what it took."""
     size, whole = sum(file.bytes for file in manifest.files.values()), manifest.source.bytes
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in manifest.seconds.items())

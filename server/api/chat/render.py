@@ -21,22 +21,22 @@ class ChatRenderer:
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
         self._count = request.n
 
-    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
+    async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
         chunks = self._chunks
         return openai_types.ChatCompletion(
             self.id,
             "chat.completion",
             chunks.created,
             chunks.model,
-            placed.fingerprint,
+            assigned.fingerprint,
             [choice(index, answer) for index, answer in enumerate(answers)],
             chunks.usage(answers),
         )
 
-    def start(self, placed: Assigned | None) -> bytes:
-        if placed is None:
+    def start(self, assigned: Assigned | None) -> bytes:
+        if assigned is None:
             return b""
-        self._place(placed)
+        self._place(assigned)
         return b"".join(each + b'{"role":"assistant","content":""}' + self._after for each in self._before)
 
     def step(self, index: int, step: Step) -> bytes:
@@ -67,9 +67,9 @@ class ChatRenderer:
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         return chunks.failure(error)
 
-    def _place(self, placed: Assigned) -> None:
+    def _place(self, assigned: Assigned) -> None:
         """Encodes what stands around the delta of each choice."""
-        self._chunks.place(placed)
+        self._chunks.place(assigned)
         before, self._after = self._chunks.before, b',"finish_reason":null}' + self._chunks.after
         self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._count)]
         self._before_text = [each + b'{"content":' for each in self._before]

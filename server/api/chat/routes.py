@@ -20,7 +20,7 @@ from enginehouse.server.openapi import Body, described
         openai_types.ChatCompletion,
         Body(protocol.ChatRequest, frozenset(protocol.IGNORED), protocol.NEUTRAL),
         streams=True,
-        placed=True,
+        assigned=True,
     ),
 )
 async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:

@@ -20,21 +20,21 @@ class CompletionRenderer:
         self._chunks = Chunks("text_completion", self.id, request.model, request.stream_options, request.n)
         self._scores = defaultdict[int, Scores](Scores)  # by choice
 
-    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> openai_types.Completion:
+    async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.Completion:
         chunks = self._chunks
         return openai_types.Completion(
             self.id,
             "text_completion",
             chunks.created,
             chunks.model,
-            placed.fingerprint,
+            assigned.fingerprint,
             [choice(index, answer) for index, answer in enumerate(answers)],
             chunks.usage(answers),
         )
 
-    def start(self, placed: Assigned | None) -> bytes:
-        if placed:
-            self._chunks.place(placed)
+    def start(self, assigned: Assigned | None) -> bytes:
+        if assigned:
+            self._chunks.place(assigned)
         return b""
 
     def step(self, index: int, step: Step) -> bytes:

@@ -18,7 +18,7 @@ BODY = Body(protocol.CompletionRequest, frozenset(protocol.IGNORED), protocol.NE
 @post(
     "/v1/completions",
     status_code=200,
-    operation_class=described(openai_types.Completion, BODY, streams=True, placed=True),
+    operation_class=described(openai_types.Completion, BODY, streams=True, assigned=True),
 )
 async def completions(request: Request[Any, Any, State]) -> Response[Any]:
     """How texts or token ids go on, whole or as server-sent events."""

@@ -102,12 +102,12 @@ class MessageRenderer:
         self._draft = draft(self.id, request.model)
         self._max_tokens, self._omit_thinking = request.max_tokens, request.thinking.display == "omitted"
 
-    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Fields:
+    async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
         return finished(self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking)
 
-    def start(self, placed: Assigned | None) -> bytes:
+    def start(self, assigned: Assigned | None) -> bytes:
         return event("message_start", {"message": self._draft}) + event("ping", {})
 
     def step(self, index: int, step: Step) -> bytes:

@@ -9,7 +9,7 @@ from enginehouse.server import body
 from enginehouse.server.api.messages import protocol
 from enginehouse.server.api.messages.render import MessageRenderer, respond
 from enginehouse.server.exchange import answer
-from enginehouse.server.keepalive import placed_headers, unless_client_leaves
+from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 
 ASKED = Body(protocol.MessageRequest, frozenset(protocol.IGNORED), protocol.NEUTRAL)
@@ -19,7 +19,7 @@ COUNTED = Body(protocol.CountRequest, frozenset(protocol.IGNORED), protocol.NEUT
 @post(
     "/",
     status_code=200,
-    operation_class=described(JSON, ASKED, streams=True, placed=True, own_failures=True),
+    operation_class=described(JSON, ASKED, streams=True, assigned=True, own_failures=True),
 )
 async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     """A message, whole or as server-sent events; the README lists the fields."""
@@ -33,8 +33,8 @@ async def count_tokens(request: Request[Any, Any, State], state: State) -> Respo
     """How many tokens a message's prompt is, by the model's own template and tokenizer."""
     asked = protocol.read_count(await body.read(request))
     prompt = protocol.to_chat(asked)
-    placed, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
-    return Response({"input_tokens": len(ids)}, headers=placed_headers(placed), media_type="application/json")
+    assigned, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
+    return Response({"input_tokens": len(ids)}, headers=assigned_headers(assigned), media_type="application/json")
 
 
 ROUTER = Router("/v1/messages", route_handlers=[create_message, count_tokens], exception_handlers={Exception: respond})

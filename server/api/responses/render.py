@@ -130,10 +130,10 @@ class ResponseRenderer:
         self._draft, self._save = draft(request, self.id, int(time.time())), save
         self._numbers = itertools.count()
 
-    async def whole(self, placed: Assigned, answers: Sequence[Answer]) -> Fields:
+    async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
         return await self._finished(answers)
 
-    def start(self, placed: Assigned | None) -> bytes:
+    def start(self, assigned: Assigned | None) -> bytes:
         return self._event("response.created", response=self._draft) + self._event(
             "response.in_progress", response=self._draft
         )

@@ -35,7 +35,7 @@ PARAMS = {
 BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUTRAL)
 
 
-@post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, placed=True))
+@post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, assigned=True))
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; the README lists the fields."""
     asked = protocol.read(await body.read(request))
