@@ -1,9 +1,10 @@
-"""Reads what a GGUF file says of itself, without its arrays: cheap enough for the server process."""
+"""Reads what a GGUF file says of itself, its arrays only on demand: cheap enough for the server process."""
 
 import math
 import mmap
 import struct
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,7 @@ TENSOR_TYPES = {
 }  # fmt: skip
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+TOKENIZER = "tokenizer.ggml."  # keys that begin with it
 PLAIN = {"F32", "F16", "BF16"}
 
 Scalar = int | float | bool | str
@@ -48,17 +50,7 @@ class Header(msgspec.Struct, frozen=True):
 
 def read_header(path: Path) -> Header:
     """Raises CannotBuild where the file is no GGUF of version 2 or 3, or is shorter than its header promises."""
-    truncated = f"'{path.name}' is damaged or truncated at {path.stat().st_size} bytes; download it again"
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CannotBuild(f"'{path.name}' is not a gguf file; give one, or a Hugging Face folder")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            try:
-                keys, tensors, end = read_all(data, path.name)
-            except (struct.error, IndexError, KeyError, OverflowError) as error:
-                raise CannotBuild(truncated) from error
-            if end > len(data):
-                raise CannotBuild(truncated)
+    keys, tensors = read(path)
     weights: dict[str, int] = {}
     for kind, count in tensors:
         weights[kind] = weights.get(kind, 0) + count
@@ -75,20 +67,47 @@ def read_header(path: Path) -> Header:
     )
 
 
-def read_all(data: mmap.mmap, name: str) -> tuple[dict[str, Scalar], list[tuple[str, int]], int]:
-    """Keys without the arrays, the tensors' (type, weights), and where the last tensor ends."""
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """Its keys, arrays as lists. Raises CannotBuild as read_header does.
+
+    gguf.GGUFReader takes 8 s for what takes 0.3 s here.
+    """
+    keys, _ = read(path, arrays=TOKENIZER)
+    return {key: value for key, value in keys.items() if key.startswith(TOKENIZER)}
+
+
+def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """Keys, of those with arrays only the ones that begin with `arrays`; and the tensors' (type, weights)."""
+    truncated = f"'{path.name}' is damaged or truncated at {path.stat().st_size} bytes; download it again"
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise CannotBuild(f"'{path.name}' is not a gguf file; give one, or a Hugging Face folder")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                keys, tensors, end = read_all(data, path.name, arrays)
+            except (struct.error, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+                raise CannotBuild(truncated) from error
+            if end > len(data):
+                raise CannotBuild(truncated)
+    return keys, tensors
+
+
+def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], list[tuple[str, int]], int]:
+    """What `read` gives, and where the last tensor ends."""
     (version,) = struct.unpack_from("<I", data, 4)
     if version not in (2, 3):
         raise CannotBuild(f"'{name}' is gguf version '{version}'; known: 2, 3")
     tensor_count, key_count = struct.unpack_from("<QQ", data, 8)
-    position, keys = 24, dict[str, Scalar]()
+    position, keys = 24, dict[str, Any]()
     for _ in range(key_count):
         key, position = read_string(data, position)
         (kind,) = struct.unpack_from("<I", data, position)
-        if kind == ARRAY:
-            position = skip_array(data, position + 4)
-        else:
+        if kind != ARRAY:
             keys[key], position = read_value(data, position + 4, kind, name)
+        elif arrays and key.startswith(arrays):
+            keys[key], position = read_array(data, position + 4, keep=True)
+        else:
+            _, position = read_array(data, position + 4, keep=False)
     tensors, end = [], 0
     for _ in range(tensor_count):
         _, position = read_string(data, position)
@@ -100,6 +119,8 @@ def read_all(data: mmap.mmap, name: str) -> tuple[dict[str, Scalar], list[tuple[
         type_name, block, block_bytes = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
         tensors.append((type_name, math.prod(shape)))
         end = max(end, offset + math.prod(shape) // block * block_bytes)
+    if not tensors:
+        return keys, tensors, position
     alignment = int(keys.get("general.alignment", 0)) or 32
     start = -(-position // alignment) * alignment
     return keys, tensors, start + end
@@ -122,12 +143,17 @@ def read_value(data: mmap.mmap, position: int, kind: int, name: str) -> tuple[Sc
     return layout.unpack_from(data, position)[0], position + layout.size
 
 
-def skip_array(data: mmap.mmap, position: int) -> int:
+def read_array(data: mmap.mmap, position: int, keep: bool) -> tuple[list[Any], int]:
+    """[] where it is only to be passed over."""
     kind, count = struct.unpack_from("<IQ", data, position)
     position += 12
     if kind != STRING:
-        return int(position + count * struct.calcsize("<" + SCALARS[kind]))
-    length = struct.Struct("<Q").unpack_from
+        layout = struct.Struct(f"<{count}{SCALARS[kind]}")
+        return list(layout.unpack_from(data, position)) if keep else [], position + layout.size
+    length, strings = struct.Struct("<Q").unpack_from, []
     for _ in range(count):
-        position += 8 + length(data, position)[0]
-    return position
+        start = position + 8
+        position = start + length(data, position)[0]
+        if keep:
+            strings.append(data[start:position].decode())
+    return strings, position

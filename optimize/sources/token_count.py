@@ -1,16 +1,17 @@
 """Token counts of ordinary text from a model's own vocabulary, exact and before the model is loaded."""
 
 import logging
-import mmap
 import random
 import re
-import struct
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from enginehouse.optimize.sources.tokenizer_json import GPT2, LLAMA3, QWEN2, QWEN35, tokenizer_json
+from enginehouse.optimize.sources.tokenizer_json import NoTokenizer as NoTokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -20,31 +21,9 @@ log = logging.getLogger(__name__)
 PIECE = 16_384  # characters encoded at a time; small, so that an over-long text is given up early
 SAFE_CUT = re.compile(r"(?<=\S) ")
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-QWEN35 = QWEN2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
-
 # In these no piece holds a space after something that is not white space, and nothing looks back: a text
 # may be cut before such a space, and its tokens are those of the two parts.
 CUTTABLE = {GPT2, QWEN2, LLAMA3, QWEN35}
-
-# What tokenizer.ggml.pre names, as in llama.cpp's llama-vocab.cpp. Of each pattern at least one name was checked
-# against the token ids which llama.cpp ships with its test vocabularies (models/ggml-vocab-*.gguf.out).
-PRE_TOKENIZERS = {
-    **dict.fromkeys(["qwen2", "deepseek-r1-qwen"], (QWEN2,)),
-    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"], (LLAMA3,)),
-    **dict.fromkeys(["gpt-2", "phi-2", "mpt", "olmo"], (GPT2,)),
-    **dict.fromkeys(["starcoder", "smollm", "refact", "command-r"], (r"\p{N}", GPT2)),
-    "qwen35": (QWEN35,),
-}
-
-
-class NoTokenizer(Exception):
-    """There are no offline counts for this model; the message says why."""
 
 
 class NotExact(Exception):
@@ -83,7 +62,7 @@ def load(path: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, a tokenizer.json or a .gguf file. Takes about a second for
     150 000 tokens, most of it holding the GIL; call it in a thread. Raises NoTokenizer."""
     file = path / "tokenizer.json" if path.is_dir() else path
-    document = _document(file)
+    document = tokenizer_json(file)
     reference = _reference(document, file)
     try:
         return _tiktoken(document, reference, file)
@@ -98,19 +77,6 @@ def _pieces(text: str) -> Iterator[str]:
         yield text[start : cut.start()]
         start = cut.start()
     yield text[start:]
-
-
-def _document(file: Path) -> dict[str, Any]:
-    """What tokenizer.json says, or would say."""
-    try:
-        if file.suffix == ".gguf":
-            return _document_of_gguf(gguf_tokenizer(file), file)
-        document: dict[str, Any] = msgspec.json.decode(file.read_bytes(), type=dict)
-        return {"normalizer": None, "pre_tokenizer": None, "added_tokens": [], **document}
-    except OSError as error:
-        raise NoTokenizer(f"no tokenizer in '{file}': {error.strerror}") from error
-    except (ValueError, struct.error) as error:  # msgspec's and Unicode's errors are ValueErrors
-        raise NoTokenizer(f"'{file}' is damaged: {error}") from error
 
 
 def _reference(document: dict[str, Any], file: Path) -> "tokenizers.Tokenizer":
@@ -163,7 +129,7 @@ def _tiktoken(document: dict[str, Any], reference: "tokenizers.Tokenizer", file:
         except BaseException as panic:
             if type(panic).__name__ != "PanicException":
                 raise
-            return _encoder(_reference(_document(file), file))(text)
+            return _encoder(_reference(tokenizer_json(file), file))(text)
 
     _compare(encode, reference, [*ranks], [*added])
     return Tokenizer(
@@ -263,75 +229,3 @@ def _compare(
     for text, expected in zip(texts, reference.encode_batch(texts, add_special_tokens=False), strict=True):
         if encode(text) != expected.ids:
             raise NotExact(f"tiktoken differs on {text[:40]!r}")
-
-
-def _document_of_gguf(fields: dict[str, Any], file: Path) -> dict[str, Any]:
-    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
-    if kind != "gpt2":
-        raise NoTokenizer(f"'{file}' has a tokenizer of kind '{kind}'; have: gpt2")
-    if pre not in PRE_TOKENIZERS:
-        raise NoTokenizer(f"'{file}' has pre-tokenizer '{pre}'; have: {', '.join(PRE_TOKENIZERS)}")
-    missing = {f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges")} - fields.keys()
-    if missing:
-        raise NoTokenizer(f"'{file}' lacks {', '.join(sorted(missing))}")
-    normal, control, user_defined = 1, 3, 4
-    typed = list(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True))
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    splits = [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in PRE_TOKENIZERS[pre]
-    ]
-    bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    return {
-        "normalizer": None,  # llama.cpp has none, whatever the model was trained with
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splits, bytes_only]},
-        "added_tokens": [
-            {"id": id, "content": token, "special": type == control, **plain}
-            for id, (token, type) in enumerate(typed)
-            if type in (control, user_defined)
-        ],
-        "model": {
-            "type": "BPE",
-            "vocab": {t: id for id, (t, type) in enumerate(typed) if type in (normal, control, user_defined)},
-            "merges": fields["tokenizer.ggml.merges"],
-            "ignore_merges": PRE_TOKENIZERS[pre] == (LLAMA3,),
-        },
-    }
-
-
-def gguf_tokenizer(file: Path) -> dict[str, Any]:
-    """The tokenizer.ggml.* fields of a GGUF file: strings, numbers, lists of them. Raises ValueError and
-    struct.error for what is no GGUF. gguf.GGUFReader takes 8 s for what takes 0.3 s here."""
-    formats = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-    text, array = 8, 9
-    length_of = struct.Struct("<Q")
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = 0
-
-        def take(layout: str) -> tuple[Any, ...]:
-            nonlocal at
-            values = struct.unpack_from("<" + layout, data, at)
-            at += struct.calcsize("<" + layout)
-            return values
-
-        def string() -> str:
-            nonlocal at
-            (length,) = length_of.unpack_from(data, at)
-            at += 8 + length
-            return data[at - length : at].decode()
-
-        def value(type: int) -> Any:
-            if type == text:
-                return string()
-            if type in formats:
-                return take(formats[type])[0]
-            if type != array:
-                raise ValueError(f"unknown type {type} of a field")
-            of, length = take("IQ")
-            return list(take(f"{length}{formats[of]}")) if of in formats else [value(of) for _ in range(length)]
-
-        magic, version, _, count = take("4sIQQ")
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError("not a GGUF file of version 2 or 3")
-        fields = {name: value(*take("I")) for name in (string() for _ in range(count))}
-    return {name: field for name, field in fields.items() if name.startswith("tokenizer.ggml.")}

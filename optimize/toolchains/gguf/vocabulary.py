@@ -10,13 +10,13 @@ import msgspec
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.chat_template import own_template
 from enginehouse.optimize.sources.safetensors import read_json
+from enginehouse.optimize.sources.tokenizer_json import LLAMA3, QWEN2
 from enginehouse.optimize.toolchains.gguf.config import Config, Value
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
 SPACE = "\u2581"  # SentencePiece writes blanks with it
 
-LETTERS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 CASED = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*%s"
@@ -25,8 +25,8 @@ CASED = (
 SHORTENED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 # the Split regex in tokenizer.json -> llama.cpp's name for its hand-written equal
 PRE_TOKENIZERS = {
-    LETTERS % r"\p{N}": "qwen2",
-    LETTERS % r"\p{N}{1,3}": "llama-bpe",
+    QWEN2: "qwen2",
+    LLAMA3: "llama-bpe",
     CASED % ("", "", r"\p{N}"): "tekken",
     CASED % (SHORTENED, SHORTENED, r"\p{N}{1,3}"): "gpt-4o",
 }
