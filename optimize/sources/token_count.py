@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from enginehouse.optimize.sources.byte_level import bytes_of
 from enginehouse.optimize.sources.tokenizer_json import GPT2, LLAMA3, QWEN2, QWEN35, tokenizer_json
 from enginehouse.optimize.sources.tokenizer_json import NoTokenizer as NoTokenizer
 
@@ -173,16 +174,6 @@ def _parsed(document: dict[str, Any], composed: bool) -> list[dict[str, Any]]:
     return tokens
 
 
-def _byte_of_letter() -> dict[int, int]:
-    """Byte-level BPE writes each byte as one letter; for str.translate. Other letters become U+FFFF."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = dict.fromkeys(range(256), 0xFFFF)
-    letters.update(zip(printable, printable, strict=True))
-    letters.update((256 + index, byte) for index, byte in enumerate(others))
-    return letters
-
-
 def _ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int]:
     """tiktoken merges the adjacent pair whose joint token has the lowest id, BPE the one which comes first
     among its merges: the same when merges make tokens in the order of their ids, and make all of them.
@@ -191,9 +182,8 @@ def _ranks(model: dict[str, Any], added: set[str]) -> dict[bytes, int]:
     if model.get("type") != "BPE" or any(model.get(option) for option in options):
         raise NotExact("it is no plain byte-level BPE")
     vocabulary: dict[str, int] = {token: id for token, id in model["vocab"].items() if token not in added}
-    letters = _byte_of_letter()
     try:
-        ranks = {token.translate(letters).encode("latin-1"): id for token, id in vocabulary.items()}
+        ranks = {bytes_of(token): id for token, id in vocabulary.items()}
     except UnicodeEncodeError as error:
         raise NotExact("its tokens are not bytes") from error
     made: set[int] = set()

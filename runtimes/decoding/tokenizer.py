@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from enginehouse.optimize.sources.byte_level import bytes_of
+from enginehouse.optimize.sources.chat_template import own_template
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.tool_calls import parsers
 
@@ -30,7 +32,7 @@ class Vocabulary:
             text_config.get("max_position_embeddings") or own.get("context_length") or 0
         )  # tokens; 0 where it is not said
         added = self._tokenizer.get_added_tokens_decoder()
-        self.chat_template = chat_template(folder, settings)
+        self.chat_template = own_template(folder, settings) or None
         shown = parsers.marks(self.chat_template)
         self.special = frozenset(id for id, token in added.items() if token.special and token.content not in shown)
         self.pieces = self._pieces(added)
@@ -52,7 +54,7 @@ class Vocabulary:
 
     def _pieces(self, added: dict[int, Any]) -> list[bytes]:
         """b"" for a special token that marks nothing in an answer, and for ids without text."""
-        decode = byte_level() if "ByteLevel" in str(json.loads(self._tokenizer.to_str())["decoder"]) else sentencepiece
+        decode = byte_level if "ByteLevel" in str(json.loads(self._tokenizer.to_str())["decoder"]) else sentencepiece
         pieces = [b""] * self.size
         for token, id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if id >= self.size or id in self.special:
@@ -76,33 +78,16 @@ class Vocabulary:
         return tuple(dict.fromkeys(id for id in ids if id is not None and 0 <= id < self.size))
 
 
-def byte_level() -> Any:
-    """Byte-level BPE writes each byte as one printable letter."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-    def decode(token: str) -> bytes:
-        try:
-            return bytes(letters[letter] for letter in token)
-        except KeyError:  # not written in bytes
-            return token.encode()
-
-    return decode
+def byte_level(token: str) -> bytes:
+    try:
+        return bytes_of(token)
+    except UnicodeEncodeError:  # not written in bytes
+        return token.encode()
 
 
 def sentencepiece(token: str) -> bytes:
     byte = BYTE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
-
-
-def chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template")
-    if isinstance(template, list):
-        by_name = {entry["name"]: entry["template"] for entry in template}
-        template = by_name.get("default") or next(iter(by_name.values()), None)
-    return template or None
 
 
 def read_json(file: Path) -> dict[str, Any]:
