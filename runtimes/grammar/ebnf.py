@@ -39,8 +39,8 @@ class EbnfWriter:
             case Or(options):
                 return f"({' | '.join(map(self.write, options))})"
             case Repeat(part, between):
-                one = self._rule(self.write(part))
-                return f"({one} ({json_schema.literal(between)} {one})*)"
+                repeated = self._rule(self.write(part))
+                return f"({repeated} ({json_schema.literal(between)} {repeated})*)"
             case AnyText(after, once, unlike):
                 return self._free(after, once) if after else self._other(unlike)
 

@@ -42,7 +42,7 @@ FORMATS = {
     "ipv4": rf"{BYTE}(\.{BYTE}){{3}}",
     "email": r"[A-Za-z0-9_+-]{1,32}(\.[A-Za-z0-9_+-]{1,32}){0,3}@([A-Za-z0-9-]{1,32}\.){1,3}[A-Za-z]{2,12}",
 }
-OWN = {  # what says something about values of one type
+RULES = {  # the keywords for values of each type
     "string": {"minLength", "maxLength", "pattern", "format"},
     "integer": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
     "number": {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"},
@@ -97,8 +97,8 @@ class SchemaWriter:
             return self._anything()
         if not isinstance(schema, dict):
             raise NotEnforceable(f"{json.dumps(schema)} where a schema is expected")
-        said = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
-        if not said:
+        keywords = {key: value for key, value in schema.items() if key not in ANNOTATIONS}
+        if not keywords:
             return self._anything()
         for key, write in (
             ("$ref", self._reference),
@@ -106,12 +106,12 @@ class SchemaWriter:
             ("oneOf", self._one),
             ("allOf", self._all),
         ):
-            if key in said:
-                refuse_beside(key, said)
-                return write(said[key])
-        if "enum" in said or "const" in said:
-            return self._listed(said)
-        return self._typed(said)
+            if key in keywords:
+                refuse_beside(key, keywords)
+                return write(keywords[key])
+        if "enum" in keywords or "const" in keywords:
+            return self._listed(keywords)
+        return self._typed(keywords)
 
     def _either(self, schemas: Sequence[Schema]) -> str:
         return alternatives(self._value(schema) for schema in schemas)
@@ -128,45 +128,47 @@ class SchemaWriter:
             raise NotEnforceable("'allOf' of several schemas")
         return self._value(schemas[0])
 
-    def _listed(self, said: dict[str, Any]) -> str:
-        refuse_beside("enum", said, {"enum", "const", "type"})
-        values = said["enum"] if "enum" in said else [said["const"]]
-        values = [value for value in values if "const" not in said or value == said["const"]]
-        types = said.get("type", list(OWN))
-        kept = [value for value in values if is_of(value, [types] if isinstance(types, str) else types)]
-        if not kept:
+    def _listed(self, keywords: dict[str, Any]) -> str:
+        refuse_beside("enum", keywords, {"enum", "const", "type"})
+        values = keywords["enum"] if "enum" in keywords else [keywords["const"]]
+        values = [value for value in values if "const" not in keywords or value == keywords["const"]]
+        types = keywords.get("type", list(RULES))
+        admitted = [value for value in values if is_of(value, [types] if isinstance(types, str) else types)]
+        if not admitted:
             raise NotEnforceable("an 'enum' that no value meets")
-        return alternatives(literal(json.dumps(value, ensure_ascii=False)) for value in kept)
+        return alternatives(literal(json.dumps(value, ensure_ascii=False)) for value in admitted)
 
-    def _typed(self, said: dict[str, Any]) -> str:
-        types = said.get("type") or [name for name, own in OWN.items() if own & said.keys() and name != "integer"]
+    def _typed(self, keywords: dict[str, Any]) -> str:
+        types = keywords.get("type") or [
+            name for name, rules in RULES.items() if rules & keywords.keys() and name != "integer"
+        ]
         types = [types] if isinstance(types, str) else types
-        unknown = said.keys() - {"type"} - set().union(*(OWN.get(name, set()) for name in types))
+        unknown = keywords.keys() - {"type"} - set().union(*(RULES.get(name, set()) for name in types))
         if unknown or not types:
             raise NotEnforceable(f"'{min(unknown, default='type')}'")
-        return alternatives(self._of_type(name, said) for name in types)
+        return alternatives(self._of_type(name, keywords) for name in types)
 
-    def _of_type(self, name: str, said: dict[str, Any]) -> str:
+    def _of_type(self, name: str, keywords: dict[str, Any]) -> str:
         match name:
             case "string":
-                return string(said)
+                return string(keywords)
             case "integer":
-                return integer(*bounds(said))
+                return integer(*bounds(keywords))
             case "number":
-                return number(*bounds(said))
+                return number(*bounds(keywords))
             case "boolean":
                 return '("true" | "false")'
             case "null":
                 return '"null"'
             case "array":
-                return self._array(said)
+                return self._array(keywords)
             case "object":
-                return self._object(said)
+                return self._object(keywords)
         raise NotEnforceable(f"'type' '{name}'")
 
-    def _array(self, said: dict[str, Any]) -> str:
-        first, items = said.get("prefixItems", []), said.get("items", True)
-        least, most = said.get("minItems", 0), said.get("maxItems")
+    def _array(self, keywords: dict[str, Any]) -> str:
+        first, items = keywords.get("prefixItems", []), keywords.get("items", True)
+        least, most = keywords.get("minItems", 0), keywords.get("maxItems")
         if items is False:
             most = len(first) if most is None else min(most, len(first))
         if most is not None and least > most:
@@ -184,14 +186,14 @@ class SchemaWriter:
                 rest = "" if most is None else most - 1
                 after = f"{more} ({comma} {more}){{{max(low - 1, 0)},{rest}}}"
                 after = after if low else f"({after})?"
-        for place in reversed(range(len(fixed))):
-            after = f"{comma if place else ''} {fixed[place]} {after}"
-            after = after if place < least else f"({after})?"
+        for index in reversed(range(len(fixed))):
+            after = f"{comma if index else ''} {fixed[index]} {after}"
+            after = after if index < least else f"({after})?"
         return self._rule(f'"[" {BLANKS} {after} {BLANKS} "]"')
 
-    def _object(self, said: dict[str, Any]) -> str:
-        properties, required = said.get("properties", {}), set(said.get("required", []))
-        more = said.get("additionalProperties", not properties)
+    def _object(self, keywords: dict[str, Any]) -> str:
+        properties, required = keywords.get("properties", {}), set(keywords.get("required", []))
+        more = keywords.get("additionalProperties", not properties)
         if missing := required - properties.keys():
             raise NotEnforceable(f"'required' '{min(missing)}', which 'properties' does not describe")
         if properties and more not in (True, False):
@@ -225,8 +227,8 @@ class SchemaWriter:
         return self._any
 
 
-def refuse_beside(key: str, said: dict[str, Any], allowed: set[str] | None = None) -> None:
-    others = said.keys() - (allowed or {key})
+def refuse_beside(key: str, keywords: dict[str, Any], allowed: set[str] | None = None) -> None:
+    others = keywords.keys() - (allowed or {key})
     if key in ("anyOf", "oneOf") and others == {"type"}:  # what the branches say again
         return
     if others:
@@ -245,15 +247,15 @@ def distinct_marks(schemas: Sequence[Schema]) -> bool:
         properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
         marked = {}
         for name in set(properties) & set(schema.get("required", [])):
-            said = properties[name] if isinstance(properties[name], dict) else {}
-            values = [said["const"]] if "const" in said else said.get("enum", [])
+            keywords = properties[name] if isinstance(properties[name], dict) else {}
+            values = [keywords["const"]] if "const" in keywords else keywords.get("enum", [])
             if len(values) == 1:
                 marked[name] = json.dumps(values[0])
         return marked
 
-    told = [marks(schema) for schema in schemas]
-    shared = set(told[0]).intersection(*told) if told else set()
-    return any(len({mark[name] for mark in told}) == len(told) for name in shared)
+    marks_of_all = [marks(schema) for schema in schemas]
+    shared = set(marks_of_all[0]).intersection(*marks_of_all) if marks_of_all else set()
+    return any(len({each[name] for each in marks_of_all}) == len(marks_of_all) for name in shared)
 
 
 def is_of(value: Any, types: Sequence[str]) -> bool:
@@ -266,9 +268,9 @@ def is_of(value: Any, types: Sequence[str]) -> bool:
 # --- strings ---
 
 
-def string(said: dict[str, Any]) -> str:
-    least, most = said.get("minLength", 0), said.get("maxLength")
-    pattern, form = said.get("pattern"), said.get("format")
+def string(keywords: dict[str, Any]) -> str:
+    least, most = keywords.get("minLength", 0), keywords.get("maxLength")
+    pattern, form = keywords.get("pattern"), keywords.get("format")
     if form is not None and form not in FORMATS:
         raise NotEnforceable(f"'format' '{form}'; have: {', '.join(FORMATS)}")
     if pattern is None and form is None:
@@ -351,11 +353,11 @@ ESCAPED = '"\\\t\n\r'  # what stands in JSON as an escape; other control charact
 
 
 def without(ranges: Sequence[tuple[int, int]], removed: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    kept = list(ranges)
+    remaining = list(ranges)
     for low, high in removed:
-        parts = ((at, to) for a, b in kept for at, to in ((a, min(b, low - 1)), (max(a, high + 1), b)))
-        kept = sorted({(at, to) for at, to in parts if at <= to})
-    return kept
+        parts = ((at, to) for a, b in remaining for at, to in ((a, min(b, low - 1)), (max(a, high + 1), b)))
+        remaining = sorted({(at, to) for at, to in parts if at <= to})
+    return remaining
 
 
 def in_class(span: tuple[int, int]) -> str:
@@ -365,10 +367,10 @@ def in_class(span: tuple[int, int]) -> str:
 # --- numbers ---
 
 
-def bounds(said: dict[str, Any]) -> tuple[float | None, bool, float | None, bool]:
+def bounds(keywords: dict[str, Any]) -> tuple[float | None, bool, float | None, bool]:
     """Lower bound and whether it is excluded, upper bound and whether it is."""
-    low, high = said.get("minimum"), said.get("maximum")
-    above, below = said.get("exclusiveMinimum"), said.get("exclusiveMaximum")
+    low, high = keywords.get("minimum"), keywords.get("maximum")
+    above, below = keywords.get("exclusiveMinimum"), keywords.get("exclusiveMaximum")
     if isinstance(above, bool) or isinstance(below, bool):
         raise NotEnforceable("'exclusiveMinimum' and 'exclusiveMaximum' that are no numbers")
     if above is not None and (low is None or above >= low):

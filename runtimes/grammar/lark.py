@@ -34,8 +34,8 @@ class LarkWriter:
             case Or(options):
                 return f"({' | '.join(map(self.write, options))})"
             case Repeat(part, between):
-                one = self._named(self.write(part))
-                return f"({one} ({quoted(between)} {one})*)" if between else f"{one}+"
+                repeated = self._named(self.write(part))
+                return f"({repeated} ({quoted(between)} {repeated})*)" if between else f"{repeated}+"
             case AnyText():
                 return self._free(structure)
 

@@ -78,26 +78,26 @@ def object_structure(tool: Tool, marks: Marks) -> Structure:
     return concat("{", parameters_structure(structures, ","), "}")
 
 
-def value_structure(said: dict[str, Any], tool: Tool, marks: Marks) -> Structure:
+def value_structure(schema: dict[str, Any], tool: Tool, marks: Marks) -> Structure:
     quote = marks.quote
-    if "enum" in said or "const" in said:
-        values = said.get("enum", [said.get("const")])
+    if "enum" in schema or "const" in schema:
+        values = schema.get("enum", [schema.get("const")])
         return one_of([ConstString(f"{quote}{v}{quote}" if isinstance(v, str) else json.dumps(v)) for v in values])
-    if "anyOf" in said:
-        return one_of([value_structure(one, tool, marks) for one in said["anyOf"]])
-    match said.get("type"):
+    if "anyOf" in schema:
+        return one_of([value_structure(branch, tool, marks) for branch in schema["anyOf"]])
+    match schema.get("type"):
         case list(types):
-            return one_of([value_structure(said | {"type": one}, tool, marks) for one in types])
+            return one_of([value_structure(schema | {"type": kind}, tool, marks) for kind in types])
         case "array":
-            items = Repeat(value_structure(said.get("items", {}), tool, marks), ",")
+            items = Repeat(value_structure(schema.get("items", {}), tool, marks), ",")
             return concat("[", one_of([items, NOTHING]), "]")
-        case "object" if "properties" in said:
-            inner = Tool(tool.name, JsonValue(json.dumps(said), tool.arguments.must))
+        case "object" if "properties" in schema:
+            inner = Tool(tool.name, JsonValue(json.dumps(schema), tool.arguments.must))
             return object_structure(inner, marks)
         case kind if kind in PLAIN:
-            return JsonValue(json.dumps(said), tool.arguments.must)
-    told = said.keys() - {"type", "description", "title", "default", "$defs", "definitions"}
-    if tool.arguments.must and (told or said.get("type") != "string"):
-        what = min(told, default="type")
+            return JsonValue(json.dumps(schema), tool.arguments.must)
+    rules = schema.keys() - {"type", "description", "title", "default", "$defs", "definitions"}
+    if tool.arguments.must and (rules or schema.get("type") != "string"):
+        what = min(rules, default="type")
         raise Refused(f"'{what}' cannot be enforced for the arguments of '{tool.name}' on this model", "tools")
     return concat(quote, Until(quote))

@@ -76,8 +76,8 @@ def tagged(
         if not options.tools:
             return answer_structure(options, thought_marks)
         once = not (repeats and options.parallel)
-        one = concat(ConstString(triggers[0], spaced=True), after(options))
-        calls = one if once else Repeat(one)
+        call = concat(ConstString(triggers[0], spaced=True), after(options))
+        calls = call if once else Repeat(call)
         if options.required:
             return concat(thought_structure(options, thought_marks), calls)
         if options.content:
@@ -227,8 +227,8 @@ def object_structure(options: ParseOptions, key: str = "arguments", spaced: bool
 
 
 def list_structure(options: ParseOptions, end: str = "") -> Structure:
-    one = object_structure(options)
-    return concat("[", Repeat(one, ", ") if options.parallel else one, f"]{end}")
+    call = object_structure(options)
+    return concat("[", Repeat(call, ", ") if options.parallel else call, f"]{end}")
 
 
 def optional(structure: Structure) -> Structure:

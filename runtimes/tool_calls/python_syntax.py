@@ -76,17 +76,17 @@ def call_structure(tool: Tool) -> Structure:
     return concat(parameters_structure(structures, ", "), ")")
 
 
-def value_structure(said: dict[str, Any], tool: Tool) -> Structure:
+def value_structure(schema: dict[str, Any], tool: Tool) -> Structure:
     """As Python writes it; inside lists and objects JSON's words are as good."""
-    if "enum" in said or "const" in said:
-        return one_of([ConstString(python(value)) for value in said.get("enum", [said.get("const")])])
-    if isinstance(said.get("type"), list):
-        return one_of([value_structure(said | {"type": one}, tool) for one in said["type"]])
-    if said.get("type") == "boolean":
+    if "enum" in schema or "const" in schema:
+        return one_of([ConstString(python(value)) for value in schema.get("enum", [schema.get("const")])])
+    if isinstance(schema.get("type"), list):
+        return one_of([value_structure(schema | {"type": kind}, tool) for kind in schema["type"]])
+    if schema.get("type") == "boolean":
         return one_of([ConstString("True"), ConstString("False")])
-    if said.get("type") == "null":
+    if schema.get("type") == "null":
         return ConstString("None")
-    return JsonValue(json.dumps(said), tool.arguments.must)
+    return JsonValue(json.dumps(schema), tool.arguments.must)
 
 
 def python(value: Any) -> str:

@@ -104,7 +104,7 @@ class StopStrings:
         text = self._held + text
         found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
-            at, self.met = min(found, key=lambda place: place[0])
+            at, self.met = min(found, key=lambda match: match[0])
             self._held = ""
             return text[:at]
         keep = max(overlap(text, s) for s in self._stop)

@@ -159,7 +159,7 @@ def render(
     template, parser = compiled(source), parsers.parser_of(facts.chat_template)
     tools = [described(tool) for tool in tools or []]
     variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
-    variables |= (meant_by(effort, source) if effort else {}) | template_options
+    variables |= (effort_variables(effort, source) if effort else {}) | template_options
     try:
         given = {
             "messages": prepare_messages(parser, source, messages, tools),
@@ -187,38 +187,38 @@ def goes_on(message: dict[str, Any]) -> bool:
     return message["role"] == "assistant" and not message.get("tool_calls")
 
 
-def continued(text: str, with_next: str, said: str, marks: tuple[str, str]) -> str:
+def continued(text: str, with_next: str, begun: str, thought: tuple[str, str]) -> str:
     """A rendering without what closes the last message, as transformers' continue_final_message does it; and where the
     template lets an answer begin with an empty thought (`with_next`), so does this one."""
-    at = text.rfind(said.strip())
-    if not said.strip() or at < 0:
+    at = text.rfind(begun.strip())
+    if not begun.strip() or at < 0:
         raise Refused(
             "the last message is the assistant's, and its text is not in the prompt that the model's chat template "
             "makes, so it cannot be continued; end with a message of another role",
             "messages",
         )
-    whole = said.lstrip()  # templates may keep or drop blanks
-    said = whole if text.startswith(whole, at) else said.strip()
-    before, (begin, end) = text[:at], marks
-    if begin and with_next.rstrip().endswith(end) and not (before.rstrip().endswith(end) or said.startswith(begin)):
+    whole = begun.lstrip()  # templates may keep or drop blanks
+    begun = whole if text.startswith(whole, at) else begun.strip()
+    before, (begin, end) = text[:at], thought
+    if begin and with_next.rstrip().endswith(end) and not (before.rstrip().endswith(end) or begun.startswith(begin)):
         before += with_next[with_next.rfind(begin) :]
-    return before + said
+    return before + begun
 
 
-def meant_by(effort: str, template: str) -> dict[str, Any]:
+def effort_variables(effort: str, template: str) -> dict[str, Any]:
     """The variables by which this template is told how much to think."""
-    known = wanted(template)
+    known = variables_of(template)
     switches = {name: effort not in WITHOUT_THOUGHT for name in THINKING if name in known}
-    told = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
-    if not switches and not told:
+    level = {"reasoning_effort": effort} if "reasoning_effort" in known else {}
+    if not switches and not level:
         raise Refused(
             "this model's chat template knows no reasoning effort; leave it out", "reasoning_effort", "invalid_value"
         )
-    return switches | told
+    return switches | level
 
 
 @functools.lru_cache(maxsize=8)
-def wanted(source: str) -> frozenset[str]:
+def variables_of(source: str) -> frozenset[str]:
     """The variables a template looks at."""
     return frozenset(jinja2.meta.find_undeclared_variables(environment().parse(source)))
 

@@ -11,10 +11,10 @@ def recognizes(template: str) -> bool:
 
 def after(options: ParseOptions) -> Structure:
     heads = [f"{CALL}function{NAME}{tool.name}\n```json\n" for tool in options.tools]
-    one = one_of(
+    call = one_of(
         [concat(head, tool.arguments, f"\n```{END_CALL}") for head, tool in zip(heads, options.tools, strict=True)]
     )
-    return concat(Repeat(one, "\n") if options.parallel else one, END)
+    return concat(Repeat(call, "\n") if options.parallel else call, END)
 
 
 PARSER = deepseek("deepseek", recognizes, after)

@@ -10,8 +10,8 @@ def recognizes(template: str) -> bool:
 
 
 def after(options: ParseOptions) -> Structure:
-    one = one_of([concat(f"{CALL}{tool.name}{NAME}", tool.arguments, END_CALL) for tool in options.tools])
-    return concat(Repeat(one) if options.parallel else one, END)
+    call = one_of([concat(f"{CALL}{tool.name}{NAME}", tool.arguments, END_CALL) for tool in options.tools])
+    return concat(Repeat(call) if options.parallel else call, END)
 
 
 PARSER = deepseek("deepseek-v3.1", recognizes, after)

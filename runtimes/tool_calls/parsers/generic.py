@@ -24,8 +24,8 @@ def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading
 
 
 def calls(options: ParseOptions) -> Structure:
-    one = object_structure(options, spaced=True)
-    return Repeat(one) if options.parallel else one
+    call = object_structure(options, spaced=True)
+    return Repeat(call) if options.parallel else call
 
 
 def in_words(messages: Messages, tools: Sequence[dict[str, Any]], template: str) -> Messages:
@@ -57,8 +57,8 @@ def spoken(message: dict[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
         return {"role": "user", "content": f"{message.get('name', 'The function')} returned: {message['content']}"}
     if calls := message.get("tool_calls"):
-        said = [json.dumps({key: call["function"][key] for key in ("name", "arguments")}) for call in calls]
-        return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *said]))}
+        written = [json.dumps({key: call["function"][key] for key in ("name", "arguments")}) for call in calls]
+        return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *written]))}
     return message
 
 

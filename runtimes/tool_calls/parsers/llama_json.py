@@ -21,8 +21,8 @@ def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading
 
 
 def calls(options: ParseOptions) -> Structure:
-    one = object_structure(options, "parameters", spaced=True)
-    return concat(optional(ConstString(TAG)), Repeat(one, "; ") if options.parallel else one)
+    call = object_structure(options, "parameters", spaced=True)
+    return concat(optional(ConstString(TAG)), Repeat(call, "; ") if options.parallel else call)
 
 
 PARSER = beginning("llama-json", recognizes, lambda options: (TAG, OBJECT), read_calls, calls, marks=(TAG,))

@@ -49,10 +49,10 @@ def properties_of(options: ParseOptions, name: str) -> dict[str, Any]:
     return found
 
 
-def value(written: str, said: Any) -> str:
+def value(written: str, schema: Any) -> str:
     """A parameter as JSON: text stays text where the schema says so, or where it is no JSON."""
     written = written.removesuffix(END_PARAMETER).removeprefix("\n").removesuffix("\n")
-    if not (isinstance(said, dict) and said.get("type") == "string"):
+    if not (isinstance(schema, dict) and schema.get("type") == "string"):
         try:
             return json.dumps(json.loads(written), ensure_ascii=False)
         except ValueError:
@@ -78,12 +78,12 @@ def function_structure(tool: Tool) -> Structure:
 
 def value_structure(parameter: Parameter, tool: Tool) -> Structure:
     """To the end of the parameter."""
-    said, end = parameter.schema, f"\n{END_PARAMETER}"
-    if texts := [value for value in said.get("enum", []) if isinstance(value, str)]:
+    schema, end = parameter.schema, f"\n{END_PARAMETER}"
+    if texts := [value for value in schema.get("enum", []) if isinstance(value, str)]:
         return one_of([ConstString(text + end) for text in texts])
-    if said.get("type") != "string":
-        return concat(JsonValue(json.dumps(said), tool.arguments.must), end)
-    if tool.arguments.must and (rules := said.keys() & RULES):
+    if schema.get("type") != "string":
+        return concat(JsonValue(json.dumps(schema), tool.arguments.must), end)
+    if tool.arguments.must and (rules := schema.keys() & RULES):
         raise Refused(
             f"'{min(rules)}' cannot be enforced for '{parameter.name}' of '{tool.name}' on this model", "tools"
         )

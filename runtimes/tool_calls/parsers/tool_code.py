@@ -21,8 +21,8 @@ def read_calls(scanner: Scanner, options: ParseOptions, trigger: str) -> Reading
 
 
 def after(options: ParseOptions) -> Structure:
-    one = one_of([concat(f"\n{tool.name}(", call_structure(tool)) for tool in options.tools])
-    return concat(Repeat(one) if options.parallel else one, f"\n{END}")
+    call = one_of([concat(f"\n{tool.name}(", call_structure(tool)) for tool in options.tools])
+    return concat(Repeat(call) if options.parallel else call, f"\n{END}")
 
 
 PARSER = tagged("tool-code", recognizes, (BEGIN,), read_calls, after, repeats=False)

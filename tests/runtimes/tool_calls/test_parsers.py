@@ -83,7 +83,7 @@ OSLO = ("weather", {"city": "Oslo", "days": 3})
 NOTE = ("note-it", {"note": 'a "b" \\ {[\n é 👍'})
 NOTED = json.dumps(NOTE[1], ensure_ascii=False)
 # What a model of each family says: the text, and what a client should get of it: content, thought, calls.
-SAID: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
+ANSWERS: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
     ("hermes", 'Well.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>\n'
      f'<tool_call>{{"name": "note-it", "arguments": {NOTED}}}</tool_call>', ("Well.", "", [OSLO, NOTE])),
     ("hermes", '<think>\nwhy <tool_call>?\n</think>\n\n<tool_call>\n{"arguments": {"city": "Oslo", "days": 3}, '
@@ -143,7 +143,7 @@ SAID: list[tuple[str, str, tuple[str, str, list[Any]]]] = [
 ]  # fmt: skip
 # Tags and beginnings of all families in any order: nonsense must come out alike too.
 PARTS = [
-    *{part for _, text, _ in SAID for part in (text, text[: len(text) // 2], text[len(text) // 2 :])},
+    *{part for _, text, _ in ANSWERS for part in (text, text[: len(text) // 2], text[len(text) // 2 :])},
     "<tool_call>", "</tool_call>", "[", "]", "{", "}", '"', ",", "\n", "<think>", "</think>", "[TOOL_CALLS]", "é",
 ]  # fmt: skip
 
@@ -164,8 +164,8 @@ def read(name: str, pieces: Sequence[bytes], reasoning: bool = True) -> tuple[st
     return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut_at % (len(data) + 1) for cut_at in cuts)})
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
@@ -176,7 +176,7 @@ def test_a_template_is_told_by_its_form_and_no_other(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "expected"), SAID, ids=[f"{name}-{at}" for at, (name, _, _) in enumerate(SAID)]
+    ("name", "text", "expected"), ANSWERS, ids=[f"{name}-{at}" for at, (name, _, _) in enumerate(ANSWERS)]
 )
 def test_what_a_model_says_becomes_content_thought_and_calls(name: str, text: str, expected: Any) -> None:
     for pieces in ([text.encode()], [bytes([byte]) for byte in text.encode()]):
@@ -191,16 +191,16 @@ def test_what_a_model_says_becomes_content_thought_and_calls(name: str, text: st
     st.booleans(),
 )
 def test_how_any_text_is_cut_into_pieces_changes_nothing(
-    name: str, text: str, places: list[int], reasoning: bool
+    name: str, text: str, cuts: list[int], reasoning: bool
 ) -> None:
-    assert read(name, cut(text.encode(), places), reasoning) == read(name, [text.encode()], reasoning)
+    assert read(name, cut(text.encode(), cuts), reasoning) == read(name, [text.encode()], reasoning)
 
 
 @pytest.mark.parametrize(
     "name", ["hermes", "llama-json", "mistral", "mistral-args", "phi", "harmony", "deepseek", "generic"]
 )
 def test_arguments_come_before_they_are_complete(name: str) -> None:
-    text = next(text for other, text, (_, _, calls) in SAID if other == name and OSLO in calls)
+    text = next(text for other, text, (_, _, calls) in ANSWERS if other == name and OSLO in calls)
     _, _, calls = read(name, [text[: text.index('"Os') + 3].encode()])
     assert calls == [("weather", '{"city": "Os')]
 
@@ -235,22 +235,22 @@ def compiler(vocabulary: Vocabulary) -> GrammarCompiler:
     return GrammarCompiler(vocabulary.pieces, sorted(vocabulary.special), vocabulary.ends, vocabulary.encode)
 
 
-def said_at_random(
+def random_answer(
     compiler: GrammarCompiler, vocabulary: Vocabulary, structure: Any, seed: int, most: int = 400
 ) -> str | None:
     """An answer of random tokens of those that may come next; None where it does not end."""
     import numpy as np
 
-    matcher, chance, said = compiler.matcher(Structured(structure)), random.Random(seed), b""
+    matcher, chance, answer = compiler.matcher(Structured(structure)), random.Random(seed), b""
     for _ in range(most):
         logits = np.zeros(vocabulary.size, np.float32)
         matcher.forbid(logits)
         token = chance.choice(np.flatnonzero(logits == 0).tolist())
         if token in vocabulary.ends:
-            return said.decode()
-        said += vocabulary.pieces[token]
+            return answer.decode()
+        answer += vocabulary.pieces[token]
         if matcher.accept(token):
-            return said.decode()
+            return answer.decode()
     return None
 
 
@@ -264,7 +264,7 @@ def test_whatever_is_admitted_where_a_call_is_required_is_read_as_valid_calls(
         options = ParseOptions(TOOLS[:1], required=True, parallel=parallel)
         ended = 0
         for seed in range(12):
-            text = said_at_random(compiler, vocabulary, parser.structure(options), seed)
+            text = random_answer(compiler, vocabulary, parser.structure(options), seed)
             if text is None:
                 continue
             ended += 1
@@ -308,7 +308,7 @@ def test_text_is_free_where_no_call_is_required_and_a_call_is_whole(
         "It is <cold> in {Oslo} [today]." if name != "harmony" else "<|channel|>final<|message|>It is {cold} [today]."
     )
     assert admits(compiler, vocabulary, structure, plain)
-    call = next(text for other, text, (_, _, calls) in SAID if other == name and OSLO in calls)
+    call = next(text for other, text, (_, _, calls) in ANSWERS if other == name and OSLO in calls)
     admitted = {
         "qwen-xml": call.replace("\n\n<tool_call>", "<tool_call>", 1),
         "mistral": call.replace(', "id": "abcdefghi"', ""),

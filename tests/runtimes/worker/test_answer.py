@@ -52,8 +52,8 @@ def run(pieces: list[bytes], **asked: object) -> tuple[str, str, list[tuple[str,
     return "".join(d.text for d in deltas), "".join(d.reasoning for d in deltas), calls
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(cut_at % (len(data) + 1) for cut_at in cuts)})
     return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
@@ -65,16 +65,16 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     st.sampled_from([(), ("STOP",), ("b\n", "a")]),
 )
 def test_how_text_is_cut_into_pieces_changes_nothing(
-    text: str, places: list[int], reasoning: bool, tools: bool, stop: tuple[str, ...]
+    text: str, cuts: list[int], reasoning: bool, tools: bool, stop: tuple[str, ...]
 ) -> None:
     whole = run([text.encode()], reasoning=reasoning, tools=tools, stop=stop)
-    assert run(cut(text.encode(), places), reasoning=reasoning, tools=tools, stop=stop) == whole
+    assert run(cut(text.encode(), cuts), reasoning=reasoning, tools=tools, stop=stop) == whole
 
 
 @given(st.text(), st.lists(st.integers(0, 10_000)))
-def test_plain_text_arrives_unchanged(text: str, places: list[int]) -> None:
+def test_plain_text_arrives_unchanged(text: str, cuts: list[int]) -> None:
     text = text.encode("utf-8", "replace").decode()
-    assert run(cut(text.encode(), places)) == (text, "", [])
+    assert run(cut(text.encode(), cuts)) == (text, "", [])
 
 
 @given(st.text(alphabet="abST OP", max_size=40))
