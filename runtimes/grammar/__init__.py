@@ -1,1 +1,2 @@
-"""What an answer may look like, written for the engines' grammar libraries."""
+"""Constraints as grammars: engines take `matcher.GrammarCompiler` for llguidance, or `ebnf` and `json_schema` for xgrammar;
+nothing here knows an engine or a tool parser."""

@@ -1,4 +1,4 @@
-"""One file per way to write tool calls; each exports one PARSER. The directory is the registry."""
+"""One file per way to write tool calls; each exports one PARSER and knows no other. The directory is the registry."""
 
 import functools
 import importlib
