@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from enginehouse.runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token
+from enginehouse.runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token, check_tokens
 
 TEMPLATE = "{{ messages[-1].content }}"
 FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
@@ -35,6 +35,8 @@ class Echo:
         return list(text.encode())
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+        if ids:
+            check_tokens(ids, sampling, self.facts.vocabulary)
         room = self.facts.context_length - len(ids)
         self._running[job] = bytes(ids), min(sampling.max_tokens or room, room)
 

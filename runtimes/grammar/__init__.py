@@ -1,2 +1,4 @@
-"""Constraints as grammars: engines take `matcher.GrammarCompiler` for llguidance, or `ebnf` and `json_schema` for xgrammar;
-nothing here knows an engine or a tool parser."""
+"""Constraints as grammars: `matcher` by llguidance, `ebnf` and `json_schema` for xgrammar.
+
+Engines and decoding import it; it knows neither.
+"""

@@ -1,2 +1,2 @@
-"""One engine in a process of its own: the pool takes `client.Worker`, its handle on it, and of the other files only what
+"""One engine in a process of its own. The pool takes `client.Worker`, its handle on it, and of the other files what
 needs no engine."""

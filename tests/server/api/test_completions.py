@@ -177,6 +177,7 @@ def test_a_character_in_several_tokens_is_written_by_its_bytes(house: Served) ->
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [99_999_999]}, "prompt"),
         ({"prompt": [-1]}, "prompt"),
+        ({"model": "echo", "prompt": [256]}, "prompt"),
         ({"prompt": ["a"] * 100, "n": 2}, "prompt"),
         ({"n": 129}, "n"),
         ({"max_tokens": -1}, "max_tokens"),

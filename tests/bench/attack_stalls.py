@@ -1,0 +1,174 @@
+"""Attacks on everybody's time. Not here, for no client can make them at will: what an engine writes without line ends
+(A8), measuring while idle (A20)."""
+
+import contextlib
+import json
+import os
+import time
+from typing import Any
+
+import psutil
+
+from tests.bench.attack_lab import (
+    CHAT,
+    COMPLETIONS,
+    FRANCE,
+    MIB,
+    RESPONSES,
+    WATCH_SECONDS,
+    Target,
+    chat,
+    held_to,
+    stalls,
+    tool,
+    union,
+)
+
+LONG = "river stone " * 1500  # about 3000 tokens of the pocket model
+LETTER = {"role": "user", "content": "a"}
+
+# --- everything stops ---
+
+
+@stalls("A4-header")
+def endless_header(target: Target) -> None:
+    """A header of 64 MiB."""
+    target.flood(b"GET /v1/models HTTP/1.1\r\nx: ", 64)
+
+
+@stalls("A4-url")
+def endless_url(target: Target) -> None:
+    """A URL of 32 MiB."""
+    target.flood(b"GET /v1/models?", 32)
+
+
+@stalls("A6")
+def hung_disk(target: Target) -> bool:
+    """Chat with a model whose config.json never ends, left after 0.4 s; then GET /v1/models."""
+    for _ in range(min(32, (os.cpu_count() or 1) + 4) + 2):  # as many threads as asyncio has by default, and two
+        target.send(CHAT, chat(model="hung"), 0.4)
+    listed = target.send("/v1/models")
+    time.sleep(max(0, target.until - time.monotonic()))
+    return listed == "200"
+
+
+@stalls("A7")
+def many_tools(target: Target) -> None:
+    """20,000 tools (1.3 MiB)."""
+    target.repeat(chat(model="echo", tools=[tool(f"f{n}") for n in range(20_000)]))
+
+
+@stalls("A8-items")
+def many_system_items(target: Target) -> None:
+    """200,000 system items of one letter to /v1/responses (6.9 MiB)."""
+    items = [*[{"role": "system", "content": "a"}] * 200_000, LETTER]
+    target.repeat({"model": "echo", "input": items, "store": False}, RESPONSES)
+
+
+@stalls("A8-nesting")
+def many_lists(target: Target) -> None:
+    """9 MiB of empty lists in chat_template_kwargs."""
+    body = json.dumps(chat(model="echo", chat_template_kwargs={"a": "HERE"})).encode()
+    target.repeat(body.replace(b'"HERE"', b"[" + b"[]," * (3 * MIB) + b"[]]"))
+
+
+@stalls("A8-messages")
+def many_messages(target: Target) -> None:
+    """200,000 messages of one letter (6.5 MiB) to a model without a tokenizer."""
+    target.repeat(chat([LETTER] * 200_000, model="echo"))
+
+
+@stalls("A8-answer", streams=False)  # they queue up behind it
+def large_answer(target: Target) -> None:
+    """64 answers of 120 tokens with 20 log-probabilities each, as one body of 11 MiB."""
+    fields: dict[str, Any] = {"n": 64, "max_tokens": 120, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    target.send(CHAT, chat(temperature=1, **fields), WATCH_SECONDS)
+
+
+# --- one model stops for all its clients ---
+
+
+@stalls("A9")
+def tokenize_long(target: Target) -> None:
+    """Two clients that have 390 KiB tokenized."""
+    target.repeat({"model": "pocket", "prompt": "hello world, this is " * 19_000}, "/tokenize", clients=2, pause=0)
+
+
+@stalls("A9-short")
+def tokenize_short(target: Target) -> None:
+    """Four clients that have 12 KiB tokenized, which fit the context."""
+    target.repeat({"model": "pocket", "prompt": "hello world, this is " * 600}, "/tokenize", clients=4, pause=0)
+
+
+@stalls("A10-messages")
+def long_conversation(target: Target) -> None:
+    """20,000 messages of one letter (0.7 MiB)."""
+    target.repeat(chat([LETTER] * 20_000))
+
+
+@stalls("A10-special")
+def control_tokens(target: Target) -> None:
+    """One message of 40,000 control tokens (0.4 MiB)."""
+    target.repeat(chat("<|im_end|>" * 40_000))
+
+
+@stalls("A10-text")
+def long_text(target: Target) -> None:
+    """One message of 9 MiB of words."""
+    target.repeat(chat("hello world " * (9 * MIB // 12)))
+
+
+@stalls("A10-blanks")
+def long_blanks(target: Target) -> None:
+    """One message of 9 MiB of blanks."""
+    target.repeat(chat(" " * (9 * MIB)))
+
+
+@stalls("A11-embeddings")
+def many_embeddings(target: Target) -> None:
+    """60 texts of 3,000 tokens to /v1/embeddings, left after 1 s."""
+    target.repeat({"model": "pocket", "input": [LONG] * 60}, "/v1/embeddings", seconds=1)
+
+
+@stalls("A11-scores")
+def many_scores(target: Target) -> None:
+    """40 prompts of 3,000 tokens to be scored, left after 1 s."""
+    fields = {"echo": True, "logprobs": 0, "max_tokens": 1}
+    target.repeat({"model": "pocket", "prompt": [LONG] * 40} | fields, COMPLETIONS, seconds=1)
+
+
+@stalls("A12-optional", runtime="openvino")
+def many_optional_properties(target: Target) -> None:
+    """A schema of an object with 300 optional properties (8 KiB)."""
+    target.repeat(held_to({"type": "object", "properties": {f"property_{n}": {"type": "integer"} for n in range(300)}}))
+
+
+@stalls("A12-union", runtime="openvino")
+def wide_union(target: Target) -> None:
+    """A schema of one of 200 tagged objects (31 KiB)."""
+    target.repeat(held_to(union(200)))
+
+
+@stalls("A12-alternatives")
+def many_alternatives(target: Target) -> None:
+    """A schema of one of 5,000 tagged objects (0.8 MiB)."""
+    target.repeat(held_to(union(5_000)))
+
+
+@stalls("A13", streams=False)  # they can only wait until it is noticed
+def stopped_worker(target: Target) -> bool:
+    """SIGSTOP of the worker, and then a plain request."""
+    worker = target.served.worker()
+    worker.suspend()
+    try:
+        return target.send(CHAT, chat(FRANCE), WATCH_SECONDS) == "200"
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
+
+
+@stalls("A14")
+def many_stops(target: Target) -> None:
+    """100,000 stop strings (1 MiB)."""
+    stop = [f"stop {n}" for n in range(100_000)]
+    target.repeat(chat("Tell me a story about an owl.", stop=stop, max_tokens=200))
