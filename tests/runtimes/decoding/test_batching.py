@@ -271,6 +271,7 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
         if tokens:
             shared = max((in_common(prompt, other) for other in before), default=0)
             assert tokens[0].cached <= min(shared, len(prompt) - 1)
+            assert {token.cached for token in tokens} == {tokens[0].cached}
         before.append(prompt + generated(tokens))
     watched.engine.close()
 
@@ -337,14 +338,42 @@ def test_the_prefix_that_was_used_longest_ago_makes_room() -> None:
     assert [watched.tokens[job][0].cached for job in (4, 5, 6)] == [19, 19, 0]
 
 
-def test_a_job_sent_back_goes_on_and_nobody_is_admitted_meanwhile() -> None:
-    watched = Watched(Toy("copied", slots=4, cells=CONTEXT))
-    for job in range(4):
-        watched.add(job, TEXTS[job % 3][job : job + 5], Sampling(max_tokens=30, temperature=1, seed=job))
+def test_a_long_text_is_not_given_up_for_a_short_beginning_of_it() -> None:
+    watched = Watched(Toy())
+    for job, prompt in enumerate([TEXTS[0][:30], [*TEXTS[0][:4], 9], TEXTS[0][:30]]):
+        watched.add(job, prompt, Sampling(max_tokens=1, temperature=0))
+        watched.finish()
+    assert [watched.tokens[job][0].cached for job in range(3)] == [0, 4, 29]
+
+
+def crowded(jobs: int, slots: int) -> Watched:
+    """Answers of 35 tokens each in a cache for 40."""
+    watched = Watched(Toy("copied", slots, CONTEXT))
+    for job in range(jobs):
+        prompt = [7 * job + 1, *TEXTS[job % 3][:4]]
+        watched.add(job, prompt, Sampling(max_tokens=30, temperature=1, seed=job, ignore_eos=True))
+    return watched
+
+
+def test_of_jobs_that_do_not_fit_together_the_youngest_are_read_again_once_for_each_that_ends() -> None:
+    watched = crowded(jobs=4, slots=4)
     watched.finish()
     assert watched.model.most == CONTEXT
-    for job in range(4):
-        assert shown(watched.tokens[job]) == shown(alone(watched.prompts[job], watched.samplings[job]))
+    begun = [chunk.tokens[0] // 7 for step in watched.model.steps for chunk in step if chunk.start == 0]
+    assert begun.count(0) == 1
+    assert len(begun) <= 4 + 3 + 2 + 1
+    watched.add(4, [1, 1], GREEDY)
+    watched.add(5, [2, 2], GREEDY)
+    assert [token.job for token in watched.step()] == [4, 5]
+
+
+def test_a_job_sent_back_comes_before_those_that_wait() -> None:
+    watched = crowded(jobs=4, slots=2)
+    order: list[int] = []
+    while watched.open():
+        order += [token.job for token in watched.step()]
+    assert order.index(2) > order.index(1)
+    assert order.index(3) > len(order) - 1 - order[::-1].index(1)
 
 
 def test_a_constraint_that_fails_costs_its_own_job_alone() -> None:
