@@ -15,6 +15,11 @@ from enginehouse.config.schema import Config, Model, Server
 BUILTIN = Path(__file__).with_name("default.yaml")
 UNKNOWN = re.compile(r"Object contains unknown field `(.+?)`(?: - at `\$\.?(.*)`)?")
 WRONG = re.compile(r"(.+?)(?: - at `\$\.?(.*)`)?$")
+# What a text that matches no pattern should have been, by its key; every other one is a duration.
+PATTERNS = {
+    "memory_budget": "a size such as 80%, 12GiB or 900MiB",
+    "api_keys": "a key of printable ASCII without blanks",
+}
 T = TypeVar("T")
 
 
@@ -24,7 +29,10 @@ class BadConfig(Exception):
 
 def load(path: str | None, environ: Mapping[str, str] = os.environ) -> Config:
     """The config of --config FILE, else $ENGINEHOUSE_CONFIG, else ./enginehouse.yaml, else the built-in one."""
-    config = read(find(path, environ))
+    file = find(path, environ)
+    config = read(file)
+    if file != BUILTIN:
+        config = with_paths(config, file.absolute().parent)
     return with_environment(config, environ)
 
 
@@ -85,11 +93,10 @@ def explain(message: str, struct: type) -> str:
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"unknown key '{f'{parent}.' if parent else ''}{key}'; {hint}have: {', '.join(sorted(known))}"
-    size = "a size such as 80%, 12GiB or 900MiB"
-    message = re.sub(r"`str` matching regex .*'", "a duration such as 30s, 10m, 2h or forever", message)
-    message = (
-        message.replace("a duration such as 30s, 10m, 2h or forever", size) if "memory_budget" in message else message
+    meant = next(
+        (what for key, what in PATTERNS.items() if key in message), "a duration such as 30s, 10m, 2h or forever"
     )
+    message = re.sub(r"`str` matching regex .*'", meant, message)
     match = WRONG.match(message)
     assert match
     return f"'{match[2]}': {match[1][0].lower()}{match[1][1:]}" if match[2] else match[1][0].lower() + match[1][1:]
@@ -109,6 +116,25 @@ def check_names(models: dict[str, Model], where: str) -> None:
             owners[alias] = name
 
 
+def with_paths(config: Config, folder: Path) -> Config:
+    """Relative paths are relative to the config file, wherever the server is started."""
+    models = {
+        name: msgspec.structs.replace(
+            model, source=located(model.source, folder), adapter=model.adapter and located(model.adapter, folder)
+        )
+        for name, model in config.models.items()
+    }
+    cache = folder / Path(config.cache_dir).expanduser()
+    return msgspec.structs.replace(config, models=models, cache_dir=str(cache))
+
+
+def located(source: str, folder: Path) -> str:
+    """The path, where `source` is one: it says so, or something lies there. Else a hub id, or a name of ours."""
+    path = folder / Path(source).expanduser()
+    is_path = source.startswith((".", "~", "/")) or os.path.lexists(path)
+    return os.path.normpath(path) if is_path and not source.startswith("builtin:") else source
+
+
 def with_environment(config: Config, environ: Mapping[str, str]) -> Config:
     """ENGINEHOUSE_HOST, _PORT, _API_KEYS (comma-separated), _ALLOW_OPEN and _CACHE_DIR win over the file."""
     over: dict[str, Any] = {}
@@ -116,7 +142,7 @@ def with_environment(config: Config, environ: Mapping[str, str]) -> Config:
         name = f"ENGINEHOUSE_{key.upper()}"
         if name in environ:
             value = environ[name]
-            over[key] = [part for part in value.split(",") if part] if key == "api_keys" else value
+            over[key] = [part.strip() for part in value.split(",")] if key == "api_keys" else value
     if over:
         merged = msgspec.structs.asdict(config.server) | over
         try:

@@ -13,12 +13,13 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 Duration = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?[smh]|forever)$")]
 Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header can carry: any other would never match
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PORT)] = 8080
-    api_keys: tuple[str, ...] = ()  # empty = open to everyone who can connect
+    api_keys: tuple[Key, ...] = ()  # empty = open to everyone who can connect
     allow_open: bool = False  # without keys, listen on more than loopback all the same
     max_queue: Positive = 256  # waiting requests per model; beyond it 429
     load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
