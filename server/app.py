@@ -23,7 +23,7 @@ from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
 from enginehouse.server.api.responses.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
-from enginehouse.server.auth import guard
+from enginehouse.server.auth import host_guard, key_guard
 from enginehouse.server.errors import respond
 
 LARGEST_BODY_BYTES = 10 << 20
@@ -54,20 +54,23 @@ def create(config: Config) -> Litestar:
         metrics,
         *responses.ROUTES,
     ]
+    keys = key_guard(config.server.api_keys)
     api = Router(
         "/",
         route_handlers=[*guarded, messages.ROUTER],
-        guards=[guard(config.server.api_keys)],
+        guards=[keys],
     )
     app = Litestar(
         [api, health, ready],
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond},
+        guards=[host_guard(config.server)],
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=OpenAPIConfig(
             "Enginehouse",
             "1",
+            openapi_router=Router("/schema", route_handlers=[], guards=[keys]),
             security=[{"key": []}] if config.server.api_keys else None,
             components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
         ),

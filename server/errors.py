@@ -14,7 +14,11 @@ CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"
 
 
 class Unauthorized(Exception):
-    pass
+    """No key that is known."""
+
+
+class Forbidden(Exception):
+    """Whoever asks may not."""
 
 
 class UnknownResponse(Exception):
@@ -43,6 +47,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
+        case Forbidden():
+            return 403, ErrorBody(str(error), CLIENT_ERROR, None, "forbidden"), {}
         case Unavailable():
             status, kind = (429, "rate_limit_error") if isinstance(error, Busy) else (503, SERVER_ERROR)
             headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}

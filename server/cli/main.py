@@ -1,7 +1,6 @@
 """`enginehouse serve | models | optimize | prune | bench | explain | doctor`."""
 
 import argparse
-import ipaddress
 import logging
 import socket
 import sys
@@ -154,19 +153,14 @@ def with_flags(config: Config, arguments: argparse.Namespace) -> Config:
 
 def refuse_open(config: Config) -> None:
     """Without keys anyone who can connect may use the models: on more than loopback that must be said aloud."""
+    from enginehouse.server.auth import is_loopback
+
     if config.server.api_keys or config.server.allow_open or is_loopback(config.server.host):
         return
     raise BadConfig(
         f"host '{config.server.host}' is reachable from outside and there are no API keys; set ENGINEHOUSE_API_KEYS "
         "(or server.api_keys), or say server.allow_open: true (ENGINEHOUSE_ALLOW_OPEN=true)"
     )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,6 +1,5 @@
 """/v1/responses: a response made, looked up, deleted; the items it was given."""
 
-import asyncio
 import contextlib
 import functools
 import logging
@@ -16,6 +15,7 @@ from enginehouse.server import body
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
 from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
 from enginehouse.server.exchange import answer
 from enginehouse.server.keepalive import unless_client_leaves
@@ -39,9 +39,9 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; the README lists the fields."""
     asked = protocol.read(await body.read(request))
-    history = await history_of(state.responses, asked.previous_response_id)
-    given = await given_items(state.responses, asked.input)
-    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, given))
+    history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
+    given = await given_items(state.responses, owner_of(request), asked.input)
+    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given))
     job = protocol.to_job(asked, history, given, renderer.id)
     with fields_named_here():
         return await answer(request, [job], renderer)
@@ -51,8 +51,8 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
 async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
     asked = protocol.read(await body.read(request))
-    history = await history_of(state.responses, asked.previous_response_id)
-    given = await given_items(state.responses, asked.input)
+    history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
+    given = await given_items(state.responses, owner_of(request), asked.input)
     prompt = protocol.to_job(asked, history, given, "count").prompt
     _, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
     return {"object": "response.input_tokens", "input_tokens": len(ids)}
@@ -63,26 +63,31 @@ async def get_response(request: Request[Any, Any, State], state: State, id: str)
     """A response that was stored."""
     if request.query_params.get("stream", "").lower() == "true":
         raise Refused("'stream': a stored response is not streamed again; leave it out", "stream")
-    return await found(state.responses, id)
+    return await found(state.responses, owner_of(request), id)
 
 
 @delete("/v1/responses/{id:str}", status_code=200, operation_class=described(JSON, failures=(401, 404, 500)))
-async def delete_response(state: State, id: str) -> dict[str, Any]:
+async def delete_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
     """Forgets a response. Those that went on from it can be read, but not gone on from."""
-    if not await asyncio.to_thread(state.responses.delete, id):
+    if not await state.responses.in_thread(state.responses.delete, owner_of(request), id):
         raise UnknownResponse(id)
     return {"id": id, "object": "response", "deleted": True}
 
 
 @get("/v1/responses/{id:str}/input_items", operation_class=described(JSON, failures=(400, 401, 404, 500)))
 async def list_input_items(
-    state: State, id: str, limit: int = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None
+    request: Request[Any, Any, State],
+    state: State,
+    id: str,
+    limit: int = 20,
+    order: Literal["asc", "desc"] = "desc",
+    after: str | None = None,
 ) -> dict[str, Any]:
     """The items that came with the request for a response, page by page."""
     if not 1 <= limit <= MOST_ITEMS:
         raise Refused(f"'limit' goes from 1 to {MOST_ITEMS}", "limit", "invalid_value")
-    await found(state.responses, id)
-    items = await asyncio.to_thread(state.responses.given, id)
+    await found(state.responses, owner_of(request), id)
+    items = await state.responses.in_thread(state.responses.given, owner_of(request), id)
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
@@ -107,40 +112,40 @@ def fields_named_here() -> Iterator[None]:
         raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
 
 
-async def found(store: ResponseStore, id: str) -> dict[str, Any]:
-    response = await asyncio.to_thread(store.response, id)
+async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:
+    response = await store.in_thread(store.response, owner, id)
     if response is None:
         raise UnknownResponse(id)
     return response
 
 
-async def history_of(store: ResponseStore, previous: str | None) -> list[Fields]:
+async def history_of(store: ResponseStore, owner: str, previous: str | None) -> list[Fields]:
     if previous is None:
         return []
-    history = await asyncio.to_thread(store.conversation, previous)
+    history = await store.in_thread(store.conversation, owner, previous)
     if history is None:
         message = f"Previous response with id '{previous}' not found, or one before it."
         raise Refused(message, "previous_response_id", "previous_response_not_found")
     return history
 
 
-async def given_items(store: ResponseStore, input: str | list[Fields]) -> list[Fields]:
+async def given_items(store: ResponseStore, owner: str, input: str | list[Fields]) -> list[Fields]:
     """The input's items in full, also where only an id was sent."""
     items = protocol.items_of(input)
     referred = {item["id"] for item in items if item["type"] == "item_reference"}
-    known = await asyncio.to_thread(store.items, referred) if referred else {}
+    known = await store.in_thread(store.items, owner, referred) if referred else {}
     for id in referred - known.keys():
         raise Refused(f"Item with id '{id}' not found.", "input", "invalid_value")
     return [known[item["id"]] if item["id"] in referred else item for item in items]
 
 
-async def save(store: ResponseStore, given: list[Fields], response: Fields) -> Fields:
+async def save(store: ResponseStore, owner: str, given: list[Fields], response: Fields) -> Fields:
     """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
     stored."""
     if not response["store"]:
         return response
     try:
-        await asyncio.to_thread(store.save, response, given)
+        await store.in_thread(store.save, owner, response, given)
     except (sqlite3.Error, OSError) as error:
         log.warning("'%s' is not stored: %s", response["id"], error)
         return response | {"store": False}

@@ -1,36 +1,50 @@
 """Responses that clients may come back to, and the items they were given. One SQLite file in the cache directory."""
 
+import asyncio
 import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 log = logging.getLogger("enginehouse.server")
-FILE = "responses-1.sqlite"  # the number goes up with every change to the tables
+FILE = "responses-2.sqlite"  # the number goes up with every change to the tables
+THREADS = 2
+P = ParamSpec("P")
+T = TypeVar("T")
 RETENTION_SECONDS = 30 * 24 * 3600.0  # as OpenAI keeps them, so that what works there works here
 
 SCHEMA = """
-create table if not exists responses (id text primary key, previous text, at real, body blob);
+create table if not exists responses (
+    id text primary key, owner text, previous text, at real, body blob);
 create index if not exists responses_at on responses (at);
 create table if not exists items (
-    response text references responses (id) on delete cascade, place integer, given integer, id text, body blob,
+    response text references responses (id) on delete cascade, place integer, given integer, owner text, id text,
+    body blob,
     primary key (response, place));
-create index if not exists items_id on items (id);
+create index if not exists items_id on items (owner, id);
 pragma foreign_keys = on;
 """
 Item = dict[str, Any]
 
 
 class ResponseStore:
-    """Blocks while it works: call it in a thread. Raises sqlite3.Error or OSError where its file cannot be used."""
+    """What is stored belongs to an owner, who alone can read, go on from or delete it. It blocks: call it by
+    `in_thread`. Raises sqlite3.Error or OSError where its file cannot be used."""
 
     def __init__(self, folder: str) -> None:
         self._file = Path(folder).expanduser() / FILE
+        self._threads = ThreadPoolExecutor(THREADS, "responses")
+
+    async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In threads of its own: a disk that hangs holds up nothing else."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -41,52 +55,55 @@ class ResponseStore:
             with db:
                 yield db
 
-    def save(self, response: dict[str, Any], given: list[Item]) -> None:
+    def save(self, owner: str, response: dict[str, Any], given: list[Item]) -> None:
         """Keeps a response; those that are too old go."""
         now, id = time.time(), response["id"]
         items = [(item, True) for item in given] + [(item, False) for item in response["output"]]
         with self._open() as db:
             db.execute("delete from responses where at < ?", (now - RETENTION_SECONDS,))
             body = msgspec.json.encode(response)
-            db.execute("insert into responses values (?, ?, ?, ?)", (id, response["previous_response_id"], now, body))
+            row = (id, owner, response["previous_response_id"], now, body)
+            db.execute("insert into responses values (?, ?, ?, ?, ?)", row)
             db.executemany(
-                "insert into items values (?, ?, ?, ?, ?)",
+                "insert into items values (?, ?, ?, ?, ?, ?)",
                 [
-                    (id, place, is_given, item["id"], msgspec.json.encode(item))
+                    (id, place, is_given, owner, item["id"], msgspec.json.encode(item))
                     for place, (item, is_given) in enumerate(items)
                 ],
             )
 
-    def response(self, id: str) -> dict[str, Any] | None:
+    def response(self, owner: str, id: str) -> dict[str, Any] | None:
         with self._open() as db:
-            row = db.execute("select body from responses where id = ?", (id,)).fetchone()
+            row = db.execute("select body from responses where owner = ? and id = ?", (owner, id)).fetchone()
         return decoded(row[0]) if row else None
 
-    def delete(self, id: str) -> bool:
+    def delete(self, owner: str, id: str) -> bool:
         """Whether there was one."""
         with self._open() as db:
-            return db.execute("delete from responses where id = ?", (id,)).rowcount > 0
+            return db.execute("delete from responses where owner = ? and id = ?", (owner, id)).rowcount > 0
 
-    def given(self, id: str) -> list[Item]:
+    def given(self, owner: str, id: str) -> list[Item]:
         """The items a response was asked with."""
         with self._open() as db:
-            rows = db.execute("select body from items where response = ? and given order by place", (id,)).fetchall()
+            query = "select body from items where owner = ? and response = ? and given order by place"
+            rows = db.execute(query, (owner, id)).fetchall()
         return [decoded(body) for (body,) in rows]
 
-    def items(self, ids: Iterable[str]) -> dict[str, Item]:
+    def items(self, owner: str, ids: Iterable[str]) -> dict[str, Item]:
         """Those there are of these ids; the latest, where several have one."""
-        query = "select body from items where id = ? order by rowid desc limit 1"
+        query = "select body from items where owner = ? and id = ? order by rowid desc limit 1"
         with self._open() as db:
-            rows = {id: db.execute(query, (id,)).fetchone() for id in ids}
+            rows = {id: db.execute(query, (owner, id)).fetchone() for id in ids}
         return {id: decoded(row[0]) for id, row in rows.items() if row}
 
-    def conversation(self, id: str) -> list[Item] | None:
+    def conversation(self, owner: str, id: str) -> list[Item] | None:
         """All items up to and with a response's own, oldest first; None if it or one before it is gone."""
         turns: list[list[Item]] = []
         with self._open() as db:
             before: str | None = id
             while before is not None:
-                row = db.execute("select previous from responses where id = ?", (before,)).fetchone()
+                query = "select previous from responses where owner = ? and id = ?"
+                row = db.execute(query, (owner, before)).fetchone()
                 if row is None:
                     return None
                 rows = db.execute("select body from items where response = ? order by place", (before,)).fetchall()

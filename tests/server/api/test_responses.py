@@ -253,18 +253,18 @@ def stored(id: str) -> dict[str, Any]:
 
 def test_responses_older_than_thirty_days_go_when_one_is_stored(tmp_path: Path) -> None:
     store = ResponseStore(str(tmp_path))
-    store.save(stored("resp_old"), protocol.items_of("a"))
-    store.save(stored("resp_young"), [])
+    store.save("", stored("resp_old"), protocol.items_of("a"))
+    store.save("", stored("resp_young"), [])
     with sqlite3.connect(tmp_path / FILE) as db:
         db.execute("update responses set at = at - ? where id = 'resp_old'", (RETENTION_SECONDS + 1,))
-    store.save(stored("resp_new"), [])
-    assert [bool(store.response(f"resp_{name}")) for name in ("old", "young", "new")] == [False, True, True]
-    assert store.given("resp_old") == []
+    store.save("", stored("resp_new"), [])
+    assert [bool(store.response("", f"resp_{name}")) for name in ("old", "young", "new")] == [False, True, True]
+    assert store.given("", "resp_old") == []
 
 
 def test_an_answer_that_cannot_be_stored_is_given_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    response = asyncio.run(save(ResponseStore(str(tmp_path / "file")), [], stored("resp_1")))
+    response = asyncio.run(save(ResponseStore(str(tmp_path / "file")), "", [], stored("resp_1")))
     assert response["store"] is False
 
 
