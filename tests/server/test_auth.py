@@ -51,7 +51,7 @@ def test_health_is_asked_without_a_key(keyed: Served) -> None:
 def test_a_stored_response_belongs_to_the_key_that_made_it(keyed: Served) -> None:
     def ask(key: str, **fields: object) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.post(f"{keyed.root}/v1/responses", json={"model": "echo", **fields}, headers=headers)
+        return httpx.post(f"{keyed.root}/v1/responses", json={"model": "echo", **fields}, headers=headers, timeout=60)
 
     secret = ask("first", input=[{"type": "message", "role": "user", "content": "secret", "id": "msg_mine"}]).json()
     path = f"{keyed.root}/v1/responses/{secret['id']}"
