@@ -25,9 +25,9 @@ from enginehouse.optimize.child_process import carry_out
 from enginehouse.optimize.memory import free_memory
 from enginehouse.optimize.quality.gate import judge
 from enginehouse.optimize.sources.adapter import Adapter, merge
+from enginehouse.optimize.sources.checks import check_weights
 from enginehouse.optimize.sources.hub import fetch, fetch_adapter
 from enginehouse.optimize.sources.resolve import resolve
-from enginehouse.optimize.sources.weights import check_finite
 from enginehouse.optimize.store import Store, digest, size
 from enginehouse.optimize.toolchains import toolchains
 
@@ -120,7 +120,7 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
 
     if source.kind == "checkpoint":
-        check_finite(Path(source.path))
+        check_weights(Path(source.path))
     try:
         toolchain.build(source, recipe.precision, folder, report)
         check_unchanged(source)

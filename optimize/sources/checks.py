@@ -1,17 +1,23 @@
-"""Whether a checkpoint's tokenizer and its embedding belong together."""
+"""Whether a checkpoint is sound: its tokenizer and its embedding belong together, and its weights are numbers."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
-from enginehouse.optimize.sources.safetensors import StoredTensor
+from enginehouse.optimize.sources.safetensors import StoredTensor, list_tensors, read_tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 T = TypeVar("T")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+BLOCK = 1 << 18  # weights looked at together
+EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all of these bits set: infinite, or no number
 
 
 class Pieces(msgspec.Struct, frozen=True):
@@ -33,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True):
     eos_token: Any = ""
 
 
-def check(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+def check_tokenizer(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Raises CannotBuild for a broken tokenizer, or one with tokens the embedding has no row for.
 
     An embedding with more rows is padded. An added token beyond it is let be as long as neither the chat template nor
@@ -69,3 +75,29 @@ def read(file: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(file.read_bytes(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CannotBuild(f"{file.name} is damaged ({error}); download it again") from error
+
+
+def check_weights(folder: Path) -> None:
+    """Reads every weight once; raises CannotBuild naming the first tensor with NaN or infinite ones."""
+    for name, tensor in list_tensors(folder).items():
+        if not is_finite(tensor):
+            raise CannotBuild(
+                f"tensor '{name}' in '{tensor.file.name}' has NaN or infinite weights; the checkpoint is broken, "
+                "download it again"
+            )
+
+
+def is_finite(tensor: StoredTensor) -> bool:
+    if tensor.dtype not in EXPONENT or not math.prod(tensor.shape):
+        return True
+    return all_finite(read_tensor(tensor), tensor.dtype)
+
+
+def all_finite(weights: "np.ndarray[Any, Any]", dtype: str) -> bool:
+    """`dtype`: "F32", "F16" or "BF16", which numpy holds as 16-bit integers."""
+    import numpy as np
+
+    exponent, flat = EXPONENT[dtype], weights.reshape(-1)
+    bits = flat.view(np.uint32) if dtype == "F32" else flat.view(np.uint16)
+    blocks = (bits[start : start + BLOCK] for start in range(0, bits.size, BLOCK))
+    return not any(((block & exponent) == exponent).any() for block in blocks)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Source
-from enginehouse.optimize.sources import checks
+from enginehouse.optimize.sources.checks import check_tokenizer
 from enginehouse.optimize.sources.gguf_header import read_header
 from enginehouse.optimize.sources.layout import PART, look
 from enginehouse.optimize.sources.safetensors import list_tensors
@@ -154,7 +154,7 @@ def checkpoint(source: str, folder: Path) -> Source:
             raise CannotBuild("config.json names no 'architectures'; take the one of the original model")
         if (folder / "adapter_config.json").exists():  # transformers would apply it, others not
             raise CannotBuild("adapter_config.json lies beside the weights; move it away, or name it as 'adapter'")
-        checks.check(folder, tensors)
+        check_tokenizer(folder, tensors)
     except CannotBuild as error:
         raise CannotBuild(f"source '{source}': {error}") from error
     text = config.get("text_config") or config

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 
 from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.safetensors import ITEM_BYTES, StoredTensor, read_tensor
 from enginehouse.optimize.toolchains.gguf.conversion import Conversion
 from enginehouse.optimize.toolchains.gguf.plan import Target
@@ -90,8 +91,8 @@ def values(name: str, tensor: StoredTensor, target: Target, precision: str) -> A
     array = pair_rows(stored, target.rotate_heads) if target.rotate_heads else stored
     if target.add_one or tensor.dtype != precision:
         array = changed(array, tensor.dtype, precision, target.add_one)
-    if not is_finite(array, precision):
-        if is_finite(stored, tensor.dtype):
+    if not all_finite(array, precision):
+        if all_finite(stored, tensor.dtype):
             raise CannotBuild(f"tensor '{name}' has values beyond {precision}; use precision 'BF16' or 'F32'")
         raise CannotBuild(f"tensor '{name}' has NaN or infinite weights; the checkpoint is broken, download it again")
     return array
@@ -132,10 +133,3 @@ def narrow(array: Array, precision: str) -> Array:
         with np.errstate(over="ignore"):
             return array.astype(np.float16)
     return array
-
-
-def is_finite(array: Array, dtype: str) -> bool:
-    flat = array.reshape(-1)
-    if dtype == "BF16":
-        return not any(((flat[block] & 0x7F80) == 0x7F80).any() for block in blocks(flat))
-    return all(np.isfinite(flat[block]).all() for block in blocks(flat))
