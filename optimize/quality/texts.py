@@ -11,6 +11,7 @@ import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.sources.chat_template import own_template, sandbox
+from enginehouse.optimize.sources.files import read_json
 
 OURS = Path(__file__).parent / "quality.txt"
 BETWEEN = "\n%%%\n"  # passages of quality.txt
@@ -68,7 +69,7 @@ def conversations(folder: Path) -> list[Passage]:
 
 def chat_template(folder: Path) -> tuple[jinja2.Template, dict[str, str]]:
     """And the tokens that templates name."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "tokenizer_config.json")
     text = own_template(folder, settings)
     if not text:
         raise CannotBuild(f"'{folder}' has an eval.jsonl, but no chat template to render it with")

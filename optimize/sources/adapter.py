@@ -13,8 +13,9 @@ import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.checks import is_finite
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.resolve import fingerprint, list_files
-from enginehouse.optimize.sources.safetensors import read_header, read_json
+from enginehouse.optimize.sources.safetensors import read_header
 from enginehouse.optimize.store import Store
 
 MERGE_VERSION = "1"  # raise it with every change to the bytes of a merged checkpoint

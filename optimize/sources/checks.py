@@ -1,20 +1,19 @@
 """Whether a checkpoint is sound: its tokenizer and its embedding belong together, and its weights are numbers."""
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.sources.files import read
 from enginehouse.optimize.sources.safetensors import StoredTensor, list_tensors, read_tensor
 
 if TYPE_CHECKING:
     import numpy as np
 
-T = TypeVar("T")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 BLOCK = 1 << 18  # weights looked at together
 EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all of these bits set: infinite, or no number
@@ -66,15 +65,6 @@ def needed_text(folder: Path) -> str:
     template = folder / "chat_template.jinja"
     own = template.read_text(encoding="utf-8") if template.exists() else ""
     return f"{own}{settings.chat_template}{settings.eos_token}"
-
-
-def read(file: Path, kind: type[T]) -> T | None:
-    if not os.path.lexists(file):  # a link that leads nowhere is an error, not an absence
-        return None
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise CannotBuild(f"{file.name} is damaged ({error}); download it again") from error
 
 
 def check_weights(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.resources
-import json
 import math
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.sources.checks import check_tokenizer
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.gguf_header import read_header
 from enginehouse.optimize.sources.layout import PART, look
 from enginehouse.optimize.sources.safetensors import list_tensors
@@ -104,7 +104,7 @@ def gguf_file(source: str, path: Path) -> Source:
 def ready(source: str, folder: Path, kind: str) -> Source:
     """A folder with an artifact."""
     check_whole(source, folder, kind)
-    config = read_json(folder / "config.json", source) if (folder / "config.json").exists() else {}
+    config = read_config(folder / "config.json", source)
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
     return Source(
         source,
@@ -139,14 +139,14 @@ def extent(graph: Path) -> int:
 
 
 def genai_model(file: Path, source: str) -> str:
-    model = read_json(file, source).get("model")
+    model = read_config(file, source).get("model")
     decoder = model.get("decoder") if isinstance(model, dict) else None
     return str(decoder.get("filename") or "model.onnx") if isinstance(decoder, dict) else "model.onnx"
 
 
 def checkpoint(source: str, folder: Path) -> Source:
-    config = read_json(folder / "config.json", source)
     try:
+        config = read_json(folder / "config.json")
         tensors = list_tensors(folder)
         if isinstance(config.get("quantization"), dict):  # mlx_lm's mark; its 16-bit folders are checkpoints
             return ready(source, folder, "mlx")
@@ -172,18 +172,11 @@ def checkpoint(source: str, folder: Path) -> Source:
     )
 
 
-def read_json(file: Path, source: str) -> dict[str, Any]:
+def read_config(file: Path, source: str) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CannotBuild(
-            f"source '{source}' has no {file.name}; a folder must be a Hugging Face checkpoint"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise CannotBuild(f"source '{source}': {file.name} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CannotBuild(f"source '{source}': {file.name} is not a JSON object")
-    return value
+        return read_json(file)
+    except CannotBuild as error:
+        raise CannotBuild(f"source '{source}': {error}") from error
 
 
 def fingerprint(files: list[Path]) -> str:

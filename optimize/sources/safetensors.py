@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder: its JSON files and the headers of its safetensors, then one tensor at a time."""
+"""Reads the weights of a Hugging Face folder: the headers of its safetensors, then one tensor at a time."""
 
 import math
 import struct
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.sources.files import read
 
 if TYPE_CHECKING:
     import numpy
 
+INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError)
 SAVE_AGAIN = "save it again with transformers: AutoModelForCausalLM.from_pretrained(..).save_pretrained(..)"
 
 
@@ -46,8 +47,8 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
+    index = read(folder / INDEX, Index)
+    if index is None:
         single = folder / "model.safetensors"
         if single.exists():
             return [single]
@@ -56,14 +57,10 @@ def shard_files(folder: Path) -> list[Path]:
                 f"'{folder.name}' has only pickled weights (pytorch_model.bin), only safetensors are read; {SAVE_AGAIN}"
             )
         raise CannotBuild(f"'{folder}' has no 'model.safetensors'; {SAVE_AGAIN}")
-    try:
-        weight_map = msgspec.json.decode(index.read_bytes(), type=Index).weight_map
-    except UNREADABLE as error:
-        raise CannotBuild(f"'{index.name}' is damaged ({error}); download it again") from error
-    files = [folder / name for name in sorted(set(weight_map.values()))]
+    files = [folder / name for name in sorted(set(index.weight_map.values()))]
     for file in files:
         if file.parent != folder or not file.exists():
-            raise CannotBuild(f"shard '{file.name}' named in '{index.name}' is missing; download the model again")
+            raise CannotBuild(f"shard '{file.name}' named in '{INDEX}' is missing; download the model again")
     return files
 
 
@@ -80,7 +77,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         entries = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
         decoded = {name: msgspec.json.decode(entry, type=HeaderEntry) for name, entry in entries.items()}
-    except UNREADABLE as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CannotBuild(f"{damaged}: its header does not decode ({error}); download it again") from error
     start = 8 + header_bytes
     tensors = {}
@@ -103,13 +100,3 @@ def read_tensor(tensor: StoredTensor) -> "numpy.ndarray[Any, Any]":
 
     kind = {"F32": numpy.float32, "F16": numpy.float16, "BF16": numpy.uint16}[tensor.dtype]
     return numpy.memmap(tensor.file, kind, "r", tensor.offset, tensor.shape)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file."""
-    if not file.exists():
-        return {}
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
-    except UNREADABLE as error:
-        raise CannotBuild(f"'{file.name}' is damaged ({error}); download it again") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from enginehouse.optimize.sources.byte_level import bytes_of
 from enginehouse.optimize.sources.chat_template import own_template
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.tool_calls import parsers
 
@@ -88,8 +89,3 @@ def byte_level(token: str) -> bytes:
 def sentencepiece(token: str) -> bytes:
     byte = BYTE.fullmatch(token)
     return bytes([int(byte[1], 16)]) if byte else token.replace(SPACE, " ").encode()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """{} where there is no such file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}

@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
-from enginehouse.optimize.sources.safetensors import StoredTensor, list_tensors, read_json
+from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.safetensors import StoredTensor, list_tensors
 from enginehouse.optimize.toolchains.gguf.config import Value, decode_config
 from enginehouse.optimize.toolchains.gguf.families import find_family
 from enginehouse.optimize.toolchains.gguf.plan import Plan, plan

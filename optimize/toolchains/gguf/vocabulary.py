@@ -9,7 +9,7 @@ import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.chat_template import own_template
-from enginehouse.optimize.sources.safetensors import read_json
+from enginehouse.optimize.sources.files import read, read_json
 from enginehouse.optimize.sources.tokenizer_json import LLAMA3, QWEN2
 from enginehouse.optimize.toolchains.gguf.config import Config, Value
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules
@@ -80,7 +80,7 @@ def vocabulary(folder: Path, config: Config) -> dict[str, Value]:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    raw = read_json(folder / "tokenizer.json")
+    raw = read(folder / "tokenizer.json", dict[str, Any])
     if not raw:
         raise CannotBuild(
             "there is no 'tokenizer.json'; make it: AutoTokenizer.from_pretrained(..).save_pretrained(..)"

@@ -2,7 +2,6 @@
 files are kept as they are."""
 
 import copy
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Report, copy_companions
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.mlx.library import import_library, load_model
 
 CHECKED_TOKENS = 2  # one from nothing, one from the cache; a processor takes seconds for each
@@ -39,7 +39,7 @@ def convert(checkpoint: Path, plan: Plan, folder: Path, report: Report) -> None:
     except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
         raise CannotBuild(f"mlx_lm cannot read the checkpoint: {error}") from error
     cast(model, plan.dtype)
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = read_json(checkpoint / "config.json")
     if plan.bits:
         config = quantize(model, config, plan)
     report("quantize" if plan.bits else "convert", 0.0)

@@ -1,10 +1,11 @@
 """Which checkpoints mlx_lm computes as transformers does, and their configs in the words mlx_lm knows."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from enginehouse.optimize.sources.files import read_json
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -38,7 +39,7 @@ GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 def refusal(folder: Path) -> str | None:
     """Why the checkpoint in `folder` is not converted, or None. Looks at config.json and the names of files."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     kind = config.get("model_type", "")
     family = FAMILIES.get(kind)
     if family is None:

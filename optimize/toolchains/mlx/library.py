@@ -1,12 +1,12 @@
 """What every user of mlx_lm needs first: its import without what we never use of it, and a model from a folder."""
 
 import importlib
-import json
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.mlx.families import translate
 
 TRANSFORMERS = ("transformers", "transformers.tokenization_utils_base")
@@ -41,6 +41,6 @@ def load_model(folder: Path) -> Any:
     folder's own. Raises what mlx_lm raises, a ValueError for the most part."""
     from mlx_lm.utils import load_model as load
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     model, _ = load(folder, lazy=True, model_config=translate(config))
     return model

@@ -1,12 +1,12 @@
 """What ONNX Runtime computes of token ids, at every place: the graph we serve gives the last one only."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.sources.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ ELEMENTS = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 def head_width(folder: Path) -> int:
-    config = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "genai_config.json")
     return int(config["model"]["decoder"]["head_size"])
 
 

@@ -2,13 +2,13 @@
 
 import importlib.metadata
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import Report, Source, Toolchain, bytes_in_16_bits, copy_companions
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -72,11 +72,6 @@ def rotations(config: dict[str, Any]) -> set[str]:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kinds = [kind for kind in rope.values() if isinstance(kind, dict)] or [rope]
     return {str(kind.get("rope_type") or kind.get("type") or "default") for kind in kinds}
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return config
 
 
 def needs_bytes(source: Source, precision: str) -> int:

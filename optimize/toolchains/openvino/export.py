@@ -1,12 +1,12 @@
 """A Hugging Face checkpoint -> an OpenVINO IR, by transformers' own exporter."""
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.sources.files import read_json
 
 # The hub is never asked: the checkpoint is on this disk.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -55,7 +55,7 @@ def export(checkpoint: Path, output: Path, precision: str | None, report: Report
 def dtype(checkpoint: Path, precision: str | None) -> Any:
     import torch
 
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = read_json(checkpoint / "config.json")
     text = config.get("text_config") or config
     own = text.get("dtype") or text.get("torch_dtype") or "float32"
     return getattr(torch, NAMES[precision] if precision else own)

@@ -3,7 +3,6 @@
 import gc
 import importlib.metadata
 import importlib.util
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits, copy_companions
+from enginehouse.optimize.sources.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,7 +104,7 @@ def refuses(source: Source) -> str | None:
         return None
     if source.architecture not in FAMILIES:
         return f"'{source.architecture}' is not proven with the OpenVINO exporter; have: {', '.join(FAMILIES)}"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"

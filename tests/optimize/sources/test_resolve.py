@@ -131,7 +131,7 @@ def without_architectures(folder: Path) -> str:
 def breaking_the_tokenizer(folder: Path) -> str:
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text[: len(text) // 2])
-    return r"tokenizer.json is damaged \(.*\); download it again"
+    return r"'tokenizer.json' is damaged \(.*\); download it again"
 
 
 def more_tokens_than_rows(folder: Path) -> str:
@@ -299,7 +299,7 @@ def test_a_source_changed_or_gone_is_told_at_the_next_load_and_the_server_goes_o
         (own / "tokenizer.json").write_text("{")
         refusal = ask(served)
         assert refusal.status_code == 503
-        assert f"source '{own}': tokenizer.json is damaged" in refusal.json()["error"]["message"]
+        assert f"source '{own}': 'tokenizer.json' is damaged" in refusal.json()["error"]["message"]
         shutil.rmtree(own)
         assert f"source '{own}' does not exist" in ask(served).json()["error"]["message"]
         again = httpx.post(f"{served.root}/v1/chat/completions", json=stays, timeout=120).json()["choices"]
