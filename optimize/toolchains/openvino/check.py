@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.toolchains.openvino.arithmetic import properties
 
 PROMPT, ANSWER = 8, 4  # tokens
 
@@ -30,13 +30,8 @@ def say(folder: Path) -> list[float]:
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.num_kv_blocks = 4
-    capable = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = "bf16" if "BF16" in capable else "f32"
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "KV_CACHE_PRECISION": "bf16" if precision == "bf16" else "f16",
-    }
-    pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+    chosen = properties(folder, openvino.Core())
+    pipeline = openvino_genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", chosen)
     config = openvino_genai.GenerationConfig(
         max_new_tokens=ANSWER, ignore_eos=True, logprobs=1, stop_token_ids={0}, eos_token_id=0
     )

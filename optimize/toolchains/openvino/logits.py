@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.toolchains.openvino.arithmetic import properties
 
 if TYPE_CHECKING:
     import numpy as np
 
 MODEL = "openvino_model.xml"
-ARITHMETIC = "arithmetic"
 
 
 def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
@@ -20,14 +20,8 @@ def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any
     import openvino
 
     core = openvino.Core()
-    wanted = (folder / ARITHMETIC).read_text() if (folder / ARITHMETIC).exists() else ""
-    precision = wanted or ("bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32")
-    properties = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "KV_CACHE_PRECISION": "bf16" if precision == "bf16" else "f32" if wanted else "f16",
-    }
     try:
-        request = core.compile_model(folder / MODEL, "CPU", properties).create_infer_request()
+        request = core.compile_model(folder / MODEL, "CPU", properties(folder, core)).create_infer_request()
     except RuntimeError as error:
         raise CannotBuild(f"OpenVINO does not load '{folder.name}': {str(error).strip().splitlines()[-1]}") from error
     known = {name for port in request.model_inputs for name in port.get_names()}

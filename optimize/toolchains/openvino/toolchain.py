@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits, copy_companions
 from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.toolchains.openvino import arithmetic
 
 if TYPE_CHECKING:
     import numpy as np
 
 RECIPE_VERSION = "2"  # raise it with every change to the bytes this toolchain writes
 MODEL = "openvino_model.xml"
-ARITHMETIC = "arithmetic"  # a file that names what the engine is to compute in, where it is not to choose
 DISTRIBUTIONS = {
     "openvino": "openvino",
     "openvino_genai": "openvino-genai",
@@ -71,7 +71,7 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
         # 32-bit arithmetic over 16-bit weights is what 32-bit weights would give, at half the size and the memory.
         export(origin, folder / MODEL, None if precision == "F32" else precision, report)
         if precision == "F32":
-            (folder / ARITHMETIC).write_text("f32")
+            (folder / arithmetic.FILE).write_text("f32")
     else:
         try:
             export(origin, exported, None, report)
