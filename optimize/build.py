@@ -131,8 +131,8 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         check_disk(order, toolchain, store.free_bytes() + size(folder))
         raise
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    own = version("enginehouse")
-    store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, own, quality))
+    house = version("enginehouse")
+    store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, house, quality))
 
 
 def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> Quality:

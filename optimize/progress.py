@@ -22,7 +22,7 @@ class Progress(msgspec.Struct, frozen=True):
     seconds_left: float
 
 
-class Course:
+class LoadProgress:
     """From the stages as they are reported to the whole: estimated seconds, corrected by the pace so far.
 
     The network says nothing of the processor, so what is fetched has a pace of its own.

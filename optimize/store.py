@@ -23,7 +23,7 @@ PRUNED = ("unfinished", "artifact", "reference")  # in this order
 LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
-class Kept(msgspec.Struct, frozen=True):
+class CacheEntry(msgspec.Struct, frozen=True):
     """Something that takes room in the cache."""
 
     name: str  # an artifact's key, or what it is called in the folder of its kind
@@ -174,26 +174,26 @@ class Store:
         """Of every artifact."""
         return [found for path in paths(self._artifacts) if (found := self.manifest(path.name))]
 
-    def contents(self) -> list[Kept]:
+    def entries(self) -> list[CacheEntry]:
         """Everything kept, the least recently used first."""
         found = []
         for kind, folder in KINDS.items():
             for path in paths(self.cache / folder):
                 with suppress(FileNotFoundError):  # another process has removed it just now
-                    found.append(self._kept(kind, path))
-        return sorted(found, key=lambda kept: kept.used)
+                    found.append(self._entry(kind, path))
+        return sorted(found, key=lambda entry: entry.used)
 
-    def _kept(self, kind: str, path: Path) -> Kept:
+    def _entry(self, kind: str, path: Path) -> CacheEntry:
         changed = path.stat().st_mtime
         if path.name.startswith("."):
-            return Kept(
+            return CacheEntry(
                 f"{path.parent.name}/{path.name}", "unfinished", size(path), changed, is_held(self._lock_of(path))
             )
         if kind != "artifact":
-            return Kept(path.name, kind, size(path), changed, is_held(self._lock_of(path)))
+            return CacheEntry(path.name, kind, size(path), changed, is_held(self._lock_of(path)))
         use = self._locks / f"{path.name}{USE}"
         used = use.stat().st_mtime if use.exists() else changed
-        return Kept(path.name, kind, size(path), used, is_held(use), self.manifest(path.name))
+        return CacheEntry(path.name, kind, size(path), used, is_held(use), self.manifest(path.name))
 
     def _lock_of(self, path: Path) -> Path:
         """What is held by who makes this."""
@@ -204,7 +204,7 @@ class Store:
 
     def remove(self, key: str) -> bool:
         """False where it is in use, or being built."""
-        return self._try_remove(Kept(key, "artifact", 0, 0.0, False))
+        return self._try_remove(CacheEntry(key, "artifact", 0, 0.0, False))
 
     def discard(self, key: str) -> None:
         """Removes an artifact that nobody uses, but not what is known of it."""
@@ -213,33 +213,33 @@ class Store:
             (self._discarded / key).write_bytes(msgspec.json.encode(manifest))
             self.remove(key)
 
-    def prune(self, budget: int, dry_run: bool = False) -> Iterator[Kept]:
+    def prune(self, budget: int, dry_run: bool = False) -> Iterator[CacheEntry]:
         """Removes leftovers, then artifacts and after them references, the least recently used first, until what is
         left is within the budget; nothing that is in use. Gives what it removed, or would remove."""
-        contents = self.contents()
-        left = sum(kept.bytes for kept in contents)
+        entries = self.entries()
+        left = sum(entry.bytes for entry in entries)
         for kind in PRUNED:
-            for kept in contents:
-                if kept.kind != kind or kept.in_use:
+            for entry in entries:
+                if entry.kind != kind or entry.in_use:
                     continue
-                broken = kind == "unfinished" or (kind == "artifact" and kept.manifest is None)
-                if (broken or left > budget) and (dry_run or self._try_remove(kept)):
-                    left -= kept.bytes
-                    yield kept
+                broken = kind == "unfinished" or (kind == "artifact" and entry.manifest is None)
+                if (broken or left > budget) and (dry_run or self._try_remove(entry)):
+                    left -= entry.bytes
+                    yield entry
 
-    def _try_remove(self, kept: Kept) -> bool:
+    def _try_remove(self, entry: CacheEntry) -> bool:
         """False where somebody has begun to make or to use it."""
-        if kept.kind == "unfinished":
-            return self._sweep(self.cache / kept.name)
-        if kept.kind == "reference":
-            return self._sweep(self.cache / KINDS["reference"] / kept.name)
-        use = self._locks / f"{kept.name}{USE}"
+        if entry.kind == "unfinished":
+            return self._sweep(self.cache / entry.name)
+        if entry.kind == "reference":
+            return self._sweep(self.cache / KINDS["reference"] / entry.name)
+        use = self._locks / f"{entry.name}{USE}"
         try:
-            with self._open(use.name) as handle, self._alone(kept.name, wait=False):
+            with self._open(use.name) as handle, self._alone(entry.name, wait=False):
                 fcntl.flock(handle, LOCK_NOW)
                 if not is_file(use, handle):
                     return False
-                self._remove(kept.name)
+                self._remove(entry.name)
                 use.unlink()
         except BlockingIOError:
             return False

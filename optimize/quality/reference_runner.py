@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BESIDE_BYTES = 1 << 30  # torch, and the logits of a text
 
 
-def runner(source: Source) -> str:
+def choose_runner(source: Source) -> str:
     """Who runs it here: the reference implementation where there is one and the memory for it. Raises CannotBuild."""
     if source.kind != "checkpoint":
         return {"gguf": "llamacpp"}.get(source.kind, source.kind)
@@ -27,8 +27,8 @@ def runner(source: Source) -> str:
     }
     able = [name for name, reason in reasons.items() if reason is None]
     if not able:
-        told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-        raise CannotBuild(f"nothing here runs '{source.id}' as it is, to compare with: {told}", environment=True)
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise CannotBuild(f"nothing here runs '{source.id}' as it is, to compare with: {listed}", environment=True)
     return able[0]
 
 
@@ -76,5 +76,5 @@ def converted(checkpoint: Path, work: Path) -> Path:
     from enginehouse.optimize.toolchains.gguf.convert import convert
 
     conversion, file = decide(checkpoint), work / "model.gguf"
-    convert(conversion, file, conversion.own_precision, lambda stage, fraction: None)
+    convert(conversion, file, conversion.lossless_precision, lambda stage, fraction: None)
     return file

@@ -25,7 +25,7 @@ class Reference(msgspec.Struct, frozen=True):
     """At every place that is compared, texts one after another: the likeliest tokens, best first."""
 
     sequences: list[Tokens]
-    vocabulary: int  # ids from here on stand for nothing, whatever logits there are
+    vocabulary_size: int  # ids from here on stand for nothing, whatever logits there are
     ids: "np.ndarray[Any, Any]"  # (places, likeliest)
     logprobs: "np.ndarray[Any, Any]"  # (places, likeliest), float32
     rest: "np.ndarray[Any, Any]"  # (places,), the probability of all other tokens
@@ -99,10 +99,10 @@ def likeliest(rows: "np.ndarray[Any, Any]", following: "np.ndarray[Any, Any]") -
     count = min(LIKELIEST, rows.shape[1])
     ids = np.argpartition(-logprobs, count - 1, axis=1)[:, :count]
     ids = np.take_along_axis(ids, np.argsort(-np.take_along_axis(logprobs, ids, 1), axis=1, kind="stable"), 1)
-    kept = np.take_along_axis(logprobs, ids, 1)
-    rest = np.maximum(1 - np.exp(kept).sum(1), 0)
+    best = np.take_along_axis(logprobs, ids, 1)
+    rest = np.maximum(1 - np.exp(best).sum(1), 0)
     actual = np.take_along_axis(logprobs, following[:, None], 1)[:, 0]
-    return ids.astype(np.int32), kept.astype(np.float32), rest, actual
+    return ids.astype(np.int32), best.astype(np.float32), rest, actual
 
 
 def log_softmax(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
@@ -116,7 +116,7 @@ def log_softmax(rows: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
 def load(file: Path) -> Reference:
     import numpy as np
 
-    with np.load(file, allow_pickle=False) as kept:
-        sequences = msgspec.json.decode(kept["sequences"].tobytes(), type=list[Tokens])
-        columns = (kept[name] for name in ("ids", "logprobs", "rest", "actual"))
-        return Reference(sequences, int(kept["vocabulary"]), *columns)
+    with np.load(file, allow_pickle=False) as stored:
+        sequences = msgspec.json.decode(stored["sequences"].tobytes(), type=list[Tokens])
+        columns = (stored[name] for name in ("ids", "logprobs", "rest", "actual"))
+        return Reference(sequences, int(stored["vocabulary"]), *columns)

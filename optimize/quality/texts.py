@@ -10,7 +10,7 @@ import jinja2
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
-from enginehouse.optimize.sources.chat_template import own_template, sandbox
+from enginehouse.optimize.sources.chat_template import sandbox, template_of
 from enginehouse.optimize.sources.files import read_json
 
 OURS = Path(__file__).parent / "quality.txt"
@@ -40,9 +40,9 @@ def passages(source: Source) -> list[Passage]:
     folder = Path(source.path)
     if (folder / "eval.jsonl").exists():
         return conversations(folder)
-    own = folder / "calibration.txt"
-    if own.exists():
-        return [Passage(own.read_text(encoding="utf-8"))]
+    plain = folder / "calibration.txt"
+    if plain.exists():
+        return [Passage(plain.read_text(encoding="utf-8"))]
     return [Passage(text) for text in OURS.read_text(encoding="utf-8").split(BETWEEN)]
 
 
@@ -70,7 +70,7 @@ def conversations(folder: Path) -> list[Passage]:
 def chat_template(folder: Path) -> tuple[jinja2.Template, dict[str, str]]:
     """And the tokens that templates name."""
     settings = read_json(folder / "tokenizer_config.json")
-    text = own_template(folder, settings)
+    text = template_of(folder, settings)
     if not text:
         raise CannotBuild(f"'{folder}' has an eval.jsonl, but no chat template to render it with")
     environment = sandbox(lambda form: "1 January 2026")  # the same text every day

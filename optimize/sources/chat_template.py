@@ -9,7 +9,7 @@ import jinja2
 import jinja2.sandbox
 
 
-def own_template(folder: Path, settings: dict[str, Any]) -> str:
+def template_of(folder: Path, settings: dict[str, Any]) -> str:
     """`settings`: tokenizer_config.json; "" where there is none."""
     file = folder / "chat_template.jinja"
     template = file.read_text(encoding="utf-8") if file.exists() else settings.get("chat_template") or ""

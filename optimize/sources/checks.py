@@ -19,7 +19,7 @@ BLOCK = 1 << 18  # weights looked at together
 EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all of these bits set: infinite, or no number
 
 
-class Pieces(msgspec.Struct, frozen=True):
+class TokenModel(msgspec.Struct, frozen=True):
     vocab: dict[str, int] | list[Any] = {}  # a list is Unigram's, in the order of ids
 
 
@@ -28,8 +28,8 @@ class Added(msgspec.Struct, frozen=True):
     content: str
 
 
-class Tokenizer(msgspec.Struct, frozen=True):
-    model: Pieces
+class TokenizerIds(msgspec.Struct, frozen=True):
+    model: TokenModel
     added_tokens: list[Added] = []
 
 
@@ -44,7 +44,7 @@ def check_tokenizer(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     An embedding with more rows is padded. An added token beyond it is let be as long as neither the chat template nor
     the end of an answer needs it: Gemma 3's text models ship one for images.
     """
-    tokenizer = read(folder / "tokenizer.json", Tokenizer)
+    tokenizer = read(folder / "tokenizer.json", TokenizerIds)
     rows = next((tensor.shape[0] for name, tensor in tensors.items() if name.endswith(EMBEDDINGS)), None)
     if tokenizer is None or rows is None:
         return
@@ -63,8 +63,8 @@ def check_tokenizer(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
 def needed_text(folder: Path) -> str:
     settings = read(folder / "tokenizer_config.json", Settings) or Settings()
     template = folder / "chat_template.jinja"
-    own = template.read_text(encoding="utf-8") if template.exists() else ""
-    return f"{own}{settings.chat_template}{settings.eos_token}"
+    text = template.read_text(encoding="utf-8") if template.exists() else ""
+    return f"{text}{settings.chat_template}{settings.eos_token}"
 
 
 def check_weights(folder: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report
-from enginehouse.optimize.sources.layout import PART, Contents, look
+from enginehouse.optimize.sources.layout import PART, Layout, layout_of
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 ABANDONED_SECONDS = 3600  # a download under way writes more often
-Choice = Callable[[Sequence[str]], Contents]
+Choice = Callable[[Sequence[str]], Layout]
 
 
 def fetch(source: str, revision: str | None, precision: str, report: Report) -> tuple[str, bool]:
@@ -20,15 +20,15 @@ def fetch(source: str, revision: str | None, precision: str, report: Report) -> 
     owner, name, *rest = source.split("/", 2)
     repository, inside = f"{owner}/{name}", rest[0].strip("/") if rest else ""
 
-    def choose(names: Sequence[str]) -> Contents:
+    def choose(names: Sequence[str]) -> Layout:
         if inside.endswith(".gguf"):
             return gguf_file(repository, inside, names)
         below = [name.removeprefix(f"{inside}/") for name in names if name.startswith(f"{inside}/") or not inside]
         if not below:
             raise CannotBuild(f"'{repository}' has no folder '{inside}', and there is no folder '{source}' here")
-        contents = look(source, below, precision)
-        files = tuple(f"{inside}/{file}" if inside else file for file in contents.files)
-        return Contents(contents.kind, files, f"{inside}/{contents.entry}".strip("/"))
+        layout = layout_of(source, below, precision)
+        files = tuple(f"{inside}/{file}" if inside else file for file in layout.files)
+        return Layout(layout.kind, files, f"{inside}/{layout.entry}".strip("/"))
 
     return explained(source, repository, revision, choose, report)
 
@@ -36,22 +36,22 @@ def fetch(source: str, revision: str | None, precision: str, report: Report) -> 
 def fetch_adapter(source: str, report: Report) -> tuple[str, bool]:
     """The folder of a PEFT adapter."""
 
-    def choose(names: Sequence[str]) -> Contents:
+    def choose(names: Sequence[str]) -> Layout:
         if "adapter_config.json" not in names:
             raise CannotBuild(f"adapter '{source}' has no adapter_config.json; an adapter is what PEFT saves")
-        return Contents("adapter", tuple(name for name in names if name in ADAPTER))
+        return Layout("adapter", tuple(name for name in names if name in ADAPTER))
 
     return explained(source, source, None, choose, report)
 
 
-def gguf_file(repository: str, file: str, names: Sequence[str]) -> Contents:
+def gguf_file(repository: str, file: str, names: Sequence[str]) -> Layout:
     """With its other parts, if it is one of several."""
     if file not in names:
         there = ", ".join(name for name in names if name.endswith(".gguf")) or "none that ends in .gguf"
         raise CannotBuild(f"'{repository}' has no such file: '{file}'; there is: {there}")
     whole = PART.sub(".gguf", file)
     parts = sorted(name for name in names if PART.sub(".gguf", name) == whole)
-    return Contents("gguf", tuple(parts), parts[0])
+    return Layout("gguf", tuple(parts), parts[0])
 
 
 def explained(source: str, repository: str, revision: str | None, choose: Choice, report: Report) -> tuple[str, bool]:
@@ -122,14 +122,14 @@ def download(repository: str, revision: str | None, choose: Choice, report: Repo
     except errors.CachedRepoTreeNotFoundError:
         files = list(api.list_repo_tree(repository, revision=commit, recursive=True))
     sizes = {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
-    contents = choose(list(sizes))
+    layout = choose(list(sizes))
     folder = huggingface_hub.snapshot_download(
         repository,
         revision=commit if offline else revision,
-        allow_patterns=[glob.escape(file) for file in contents.files],
-        tqdm_class=bar(sum(sizes[file] for file in contents.files), report),
+        allow_patterns=[glob.escape(file) for file in layout.files],
+        tqdm_class=bar(sum(sizes[file] for file in layout.files), report),
     )
-    return str(Path(folder) / contents.entry), offline
+    return str(Path(folder) / layout.entry), offline
 
 
 def bar(whole: int, report: Report) -> Any:

@@ -27,23 +27,23 @@ DEFAULT_GGUF = "Q4_K_M"
 NAMED = 12  # of several models, in a message
 
 
-class Contents(msgspec.Struct, frozen=True):
+class Layout(msgspec.Struct, frozen=True):
     kind: str  # "checkpoint" or an artifact format
     files: tuple[str, ...]  # all that is needed of it
     entry: str = ""  # the file to be loaded, "" for the folder itself
 
 
-def look(source: str, names: Sequence[str], precision: str) -> Contents:
+def layout_of(source: str, names: Sequence[str], precision: str) -> Layout:
     """`names`: paths below the source, with "/". `precision`: the model's. Raises CannotBuild in one sentence.
 
     A checkpoint goes before a ready artifact beside it: it serves every engine, and can be compared with what is made.
     """
     top = [name for name in names if "/" not in name]
     if kind := kind_of(top):
-        return Contents(kind, tuple(name for name in top if matches(name, NEEDED[kind]) and not left_out(name)))
+        return Layout(kind, tuple(name for name in top if matches(name, NEEDED[kind]) and not left_out(name)))
     if models := gguf_models(names):
         files = models[choose(source, list(models), precision)]
-        return Contents("gguf", files, files[0])
+        return Layout("gguf", files, files[0])
     raise CannotBuild(f"source '{source}' {why_nothing(source, names, top)}")
 
 

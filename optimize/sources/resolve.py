@@ -12,7 +12,7 @@ from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.sources.checks import check_tokenizer
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.gguf_header import read_header
-from enginehouse.optimize.sources.layout import PART, look
+from enginehouse.optimize.sources.layout import PART, layout_of
 from enginehouse.optimize.sources.safetensors import list_tensors
 
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(/[\w./-]+)?$")
@@ -44,10 +44,10 @@ def find(source: str, precision: str, path: Path) -> Source:
     if source.startswith("builtin:") and not path.is_absolute():
         path = builtin(source)
     if path.is_dir():
-        contents = look(source, list_files(path), precision)
-        if contents.kind == "gguf":
-            return gguf_file(source, path / contents.entry)
-        return checkpoint(source, path) if contents.kind == "checkpoint" else ready(source, path, contents.kind)
+        layout = layout_of(source, list_files(path), precision)
+        if layout.kind == "gguf":
+            return gguf_file(source, path / layout.entry)
+        return checkpoint(source, path) if layout.kind == "checkpoint" else ready(source, path, layout.kind)
     if path.is_file() and path.suffix == ".gguf":
         return gguf_file(source, path)
     if path.is_file():

@@ -31,7 +31,7 @@ class NotExact(Exception):
     """tiktoken would not give this tokenizer's tokens."""
 
 
-class Tokenizer(msgspec.Struct, frozen=True):
+class TokenCounter(msgspec.Struct, frozen=True):
     """Added tokens in a text (`<|im_start|>`, `<think>`) are one token each, as engines read a rendered prompt."""
 
     exact: str  # the library that encodes: "tiktoken" | "tokenizers"
@@ -59,7 +59,7 @@ class Tokenizer(msgspec.Struct, frozen=True):
         return total
 
 
-def load(path: Path) -> Tokenizer:
+def load(path: Path) -> TokenCounter:
     """The tokenizer of a Hugging Face folder, a tokenizer.json or a .gguf file. Takes about a second for
     150 000 tokens, most of it holding the GIL; call it in a thread. Raises NoTokenizer."""
     file = path / "tokenizer.json" if path.is_dir() else path
@@ -69,7 +69,7 @@ def load(path: Path) -> Tokenizer:
         return _tiktoken(document, reference, file)
     except NotExact as reason:
         log.info("'%s' is counted with tokenizers: %s", file, reason)
-        return Tokenizer("tokenizers", _encoder(reference), characters_per_token=0, cuttable=False)
+        return TokenCounter("tokenizers", _encoder(reference), characters_per_token=0, cuttable=False)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _encoder(reference: "tokenizers.Tokenizer") -> Callable[[str], list[int]]:
     return lambda text: reference.encode(text, add_special_tokens=False).ids
 
 
-def _tiktoken(document: dict[str, Any], reference: "tokenizers.Tokenizer", file: Path) -> Tokenizer:
+def _tiktoken(document: dict[str, Any], reference: "tokenizers.Tokenizer", file: Path) -> TokenCounter:
     import tiktoken
 
     pattern = _pattern(document["pre_tokenizer"])
@@ -133,7 +133,7 @@ def _tiktoken(document: dict[str, Any], reference: "tokenizers.Tokenizer", file:
             return _encoder(_reference(tokenizer_json(file), file))(text)
 
     _compare(encode, reference, [*ranks], [*added])
-    return Tokenizer(
+    return TokenCounter(
         "tiktoken",
         encode_or_ask,
         # NFC makes at most 1.5 characters into one byte of UTF-8.

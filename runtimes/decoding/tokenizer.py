@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.optimize.sources.byte_level import bytes_of
-from enginehouse.optimize.sources.chat_template import own_template
+from enginehouse.optimize.sources.chat_template import template_of
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.tool_calls import parsers
@@ -33,7 +33,7 @@ class Vocabulary:
             text_config.get("max_position_embeddings") or own.get("context_length") or 0
         )  # tokens; 0 where it is not said
         added = self._tokenizer.get_added_tokens_decoder()
-        self.chat_template = own_template(folder, settings) or None
+        self.chat_template = template_of(folder, settings) or None
         shown = parsers.marks(self.chat_template)
         self.special = frozenset(id for id, token in added.items() if token.special and token.content not in shown)
         self.pieces = self._pieces(added)

@@ -61,7 +61,7 @@ class Pool:
         self._idle = IdleBenchmark(self._decisions, self._loader, self.measure)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._tokenizers: dict[str, token_count.Tokenizer] = {}  # by source fingerprint
+        self._tokenizers: dict[str, token_count.TokenCounter] = {}  # by source fingerprint
         self._patience = seconds(config.server.load_timeout)
         self._draining = False
         self.counts = self._models.counts  # of what happened, by kind and model; see server/api/metrics.py

@@ -14,7 +14,7 @@ from rich.table import Table
 from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config, Model, bytes_of
 from enginehouse.optimize.artifact import Quality
-from enginehouse.optimize.store import Kept, Store
+from enginehouse.optimize.store import CacheEntry, Store
 
 BUDGET = re.compile(r"\d+(\.\d+)?(MiB|GiB)")
 
@@ -22,10 +22,10 @@ BUDGET = re.compile(r"\d+(\.\d+)?(MiB|GiB)")
 def models(config: Config, as_json: bool, verify: bool) -> int:
     """Prints the models and every artifact. 1 when `verify` finds one that is not as it was built, else 0."""
     store = Store(Path(config.cache_dir).expanduser())
-    contents = sorted(store.contents(), key=lambda entry: -entry.used)
-    artifacts = [describe(config, entry) for entry in contents if entry.kind == "artifact"]
-    broken = {entry.name: store.verify(entry.name) for entry in contents if entry.kind == "artifact"} if verify else {}
-    total, others = (sum(entry.bytes for entry in some) for some in (contents, beside_artifacts(contents)))
+    entries = sorted(store.entries(), key=lambda entry: -entry.used)
+    artifacts = [describe(config, entry) for entry in entries if entry.kind == "artifact"]
+    broken = {entry.name: store.verify(entry.name) for entry in entries if entry.kind == "artifact"} if verify else {}
+    total, others = (sum(entry.bytes for entry in some) for some in (entries, beside_artifacts(entries)))
     if as_json:
         if verify:
             artifacts = [row | {"broken": broken[row["key"]]} for row in artifacts]
@@ -52,7 +52,7 @@ def prune(config: Config, budget: str, dry_run: bool) -> None:
         print(
             f"{'would remove' if dry_run else 'removed'} {entry.name}: {gib(entry.bytes)}, last used {when(entry.used)}"
         )
-    left = [entry for entry in store.contents() if not dry_run or entry not in removed]
+    left = [entry for entry in store.entries() if not dry_run or entry not in removed]
     total, used = sum(entry.bytes for entry in left), sum(entry.bytes for entry in left if entry.in_use)
     print(
         f"{gib(sum(entry.bytes for entry in removed))} in {len(removed)} removed; {gib(total)} left, {gib(used)} in use"
@@ -61,7 +61,7 @@ def prune(config: Config, budget: str, dry_run: bool) -> None:
         print(f"that is more than {budget}: what is in use stays; stop what uses it, then prune again")
 
 
-def describe(config: Config, entry: Kept) -> dict[str, Any]:
+def describe(config: Config, entry: CacheEntry) -> dict[str, Any]:
     """An artifact as `--json` shows it."""
     manifest = entry.manifest
     names = [name for name, model in config.models.items() if manifest and source_id(model) == manifest.source.id]
@@ -124,8 +124,8 @@ def figures(quality: Quality) -> str:
     return f"KL {quality.divergence:.3f}, top-1 {quality.agreement:.1%}, perplexity x{quality.perplexity:.3f}"
 
 
-def beside_artifacts(contents: list[Kept]) -> list[Kept]:
-    return [entry for entry in contents if entry.kind != "artifact"]
+def beside_artifacts(entries: list[CacheEntry]) -> list[CacheEntry]:
+    return [entry for entry in entries if entry.kind != "artifact"]
 
 
 def gib(count: int) -> str:

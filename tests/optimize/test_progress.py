@@ -5,7 +5,7 @@ from hypothesis import strategies as some
 from pytest import approx
 
 from enginehouse.optimize.artifact import Manifest, Recipe, Source
-from enginehouse.optimize.progress import STAGES, Course, estimate
+from enginehouse.optimize.progress import STAGES, LoadProgress, estimate
 from enginehouse.optimize.toolchains import toolchains
 
 GGUF = toolchains()["gguf"]
@@ -19,49 +19,49 @@ reports = some.lists(
 def test_percent_never_falls_and_seconds_left_are_never_negative_whatever_is_reported(
     estimates: dict[str, float], reported: list[tuple[str, float, float]]
 ) -> None:
-    course, now, last = Course(estimates, 0.0), 0.0, 0.0
+    load, now, last = LoadProgress(estimates, 0.0), 0.0, 0.0
     for stage, fraction, passed in reported:
         now += passed
-        progress = course.report(stage, fraction, now)
+        progress = load.report(stage, fraction, now)
         assert last <= progress.percent <= 100
         assert progress.seconds_left >= -1e-6
         last = progress.percent
-    assert course.end().percent == 100
-    assert course.end().seconds_left == 0
+    assert load.end().percent == 100
+    assert load.end().seconds_left == 0
 
 
 @given(seconds)
 def test_a_way_through_all_its_stages_ends_at_100(estimates: dict[str, float]) -> None:
-    course = Course(estimates, 0.0)
+    load = LoadProgress(estimates, 0.0)
     for stage in STAGES:
         if stage in estimates:
-            progress = course.report(stage, 1.0, 1.0)
+            progress = load.report(stage, 1.0, 1.0)
     assert progress.percent == approx(100)
     assert progress.seconds_left == approx(0, abs=1e-6)
 
 
 def test_the_time_left_is_the_estimate_at_first_and_follows_the_pace() -> None:
-    course = Course({"convert": 10, "quantize": 90}, 0.0)
-    assert course.report("convert", 0.0, 0.0).seconds_left == 100
-    course.report("convert", 1.0, 20.0)
-    halfway = course.report("quantize", 0.5, 110.0)
+    load = LoadProgress({"convert": 10, "quantize": 90}, 0.0)
+    assert load.report("convert", 0.0, 0.0).seconds_left == 100
+    load.report("convert", 1.0, 20.0)
+    halfway = load.report("quantize", 0.5, 110.0)
     assert halfway.percent == 55
     assert 80 < halfway.seconds_left < 90  # twice as slow as estimated: 45 seconds' worth of work
 
 
 def test_a_slow_network_does_not_make_the_build_seem_slow() -> None:
-    course = Course({"fetch": 10, "convert": 10, "quantize": 10}, 0.0)
-    assert course.report("fetch", 0.5, 500.0).seconds_left == 500 + 20
-    course.report("fetch", 1.0, 1000.0)
-    assert course.report("convert", 0.0, 1000.0).seconds_left == 20
+    load = LoadProgress({"fetch": 10, "convert": 10, "quantize": 10}, 0.0)
+    assert load.report("fetch", 0.5, 500.0).seconds_left == 500 + 20
+    load.report("fetch", 1.0, 1000.0)
+    assert load.report("convert", 0.0, 1000.0).seconds_left == 20
 
 
 def test_other_estimates_on_the_way_take_nothing_back() -> None:
-    course = Course({"fetch": 90, "convert": 10}, 0.0)
-    before = course.report("fetch", 1.0, 5.0).percent
-    course.expect({"convert": 15}, 5.0)
-    assert course.report("convert", 0.0, 5.0).percent == before
-    assert course.report("convert", 1.0, 20.0).percent == 100
+    load = LoadProgress({"fetch": 90, "convert": 10}, 0.0)
+    before = load.report("fetch", 1.0, 5.0).percent
+    load.expect({"convert": 15}, 5.0)
+    assert load.report("convert", 0.0, 5.0).percent == before
+    assert load.report("convert", 1.0, 20.0).percent == 100
 
 
 def source(size: int) -> Source:

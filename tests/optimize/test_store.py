@@ -38,11 +38,11 @@ def used(store: Store, key: str, seconds: float) -> None:
 
 
 def keys(store: Store) -> set[str]:
-    return {kept.name for kept in store.contents() if kept.kind == "artifact"}
+    return {entry.name for entry in store.entries() if entry.kind == "artifact"}
 
 
 def pruned(store: Store, budget: int = 0) -> list[str]:
-    return [kept.name for kept in store.prune(budget) if kept.kind == "artifact"]
+    return [entry.name for entry in store.prune(budget) if entry.kind == "artifact"]
 
 
 # --- verified ---
@@ -106,12 +106,12 @@ def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path, checkpoi
     old, recent, newest = (build(checkpoint, tmp_path, precision).key for precision in ("Q8_0", "Q4_K_M", "F16"))
     for age, key in enumerate((newest, recent, old)):
         used(store, key, 1e9 - age)
-    sizes = {kept.name: kept.bytes for kept in store.contents()}
-    assert [kept.name for kept in store.prune(sizes[newest], dry_run=True)] == [old, recent]
+    sizes = {entry.name: entry.bytes for entry in store.entries()}
+    assert [entry.name for entry in store.prune(sizes[newest], dry_run=True)] == [old, recent]
     assert keys(store) == {old, recent, newest}
-    assert [kept.name for kept in store.prune(sizes[newest] + sizes[recent])] == [old]
+    assert [entry.name for entry in store.prune(sizes[newest] + sizes[recent])] == [old]
     assert keys(store) == {recent, newest}
-    assert {kept.name for kept in store.prune(0)} == {recent, newest}
+    assert {entry.name for entry in store.prune(0)} == {recent, newest}
     assert not list((tmp_path / "artifacts").iterdir())
 
 
@@ -131,7 +131,7 @@ def test_leftovers_of_killed_builds_go_and_those_of_running_ones_stay(tmp_path: 
         (tmp_path / name / "half").write_bytes(b"half")
     with (tmp_path / "locks" / "gguf-alive").open("w") as building:
         fcntl.flock(building, fcntl.LOCK_EX)
-        removed = {kept.name for kept in store.prune(1 << 40)}
+        removed = {entry.name for entry in store.prune(1 << 40)}
     assert removed == {"artifacts/.building-gguf-dead", "references/.making-dead"}
     assert artifacts(tmp_path) == [".building-gguf-alive", artifact.key]
     build(checkpoint, tmp_path, "Q4_K_M")
@@ -145,8 +145,8 @@ def test_references_go_last(tmp_path: Path, checkpoint: Path) -> None:
     for name, seconds in (("new.npz", 2.0), ("old.npz", 1.0)):
         (tmp_path / "references" / name).write_bytes(b"1234")
         os.utime(tmp_path / "references" / name, (seconds, seconds))
-    assert [kept.name for kept in store.prune(4)] == [artifact.key, "old.npz"]
-    assert [kept.name for kept in store.contents()] == ["new.npz"]
+    assert [entry.name for entry in store.prune(4)] == [artifact.key, "old.npz"]
+    assert [entry.name for entry in store.entries()] == ["new.npz"]
 
 
 def test_what_any_server_has_loaded_is_not_pruned(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_what_any_server_has_loaded_is_not_pruned(tmp_path: Path) -> None:
     with serve(tmp_path, {"pocket": POCKET}) as first:
         with serve(tmp_path, {"pocket": POCKET | {"precision": "int4"}}) as second:
             expected = ask(first), ask(second)
-            assert {kept.name for kept in store.contents() if kept.in_use} == keys(store) - {unused}
+            assert {entry.name for entry in store.entries() if entry.in_use} == keys(store) - {unused}
             assert pruned(store) == [unused]
             assert (ask(first), ask(second)) == expected
             second.process.kill()
@@ -196,6 +196,6 @@ def test_what_a_server_has_used_is_known_by_when(tmp_path: Path) -> None:
     used(store, key, 1e9)
     with serve(tmp_path, {"pocket": POCKET}) as served:
         ask(served)
-        (kept,) = (kept for kept in store.contents() if kept.kind == "artifact")
-        assert (kept.name, kept.in_use) == (key, True)
-        assert kept.used > 1e9
+        (entry,) = (entry for entry in store.entries() if entry.kind == "artifact")
+        assert (entry.name, entry.in_use) == (key, True)
+        assert entry.used > 1e9

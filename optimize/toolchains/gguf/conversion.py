@@ -11,7 +11,7 @@ from enginehouse.optimize.toolchains.gguf.config import Value, decode_config
 from enginehouse.optimize.toolchains.gguf.families import find_family
 from enginehouse.optimize.toolchains.gguf.plan import Plan, plan
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules
-from enginehouse.optimize.toolchains.gguf.vocabulary import vocabulary
+from enginehouse.optimize.toolchains.gguf.vocabulary import tokenizer_keys
 
 
 class Conversion(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class Conversion(msgspec.Struct, frozen=True):
     keys: dict[str, Value]
 
     @property
-    def own_precision(self) -> str:
+    def lossless_precision(self) -> str:
         """The precision that loses nothing of the checkpoint's matrices."""
         kinds = {self.stored[name].dtype for name, target in self.plan.targets.items() if len(target.shape) > 1}
         return kinds.pop() if len(kinds) == 1 else "F32"
@@ -40,4 +40,4 @@ def decide(folder: Path) -> Conversion:
     config = decode_config(raw, family.defaults)
     stored = list_tensors(folder)
     decided = plan(config, family, stored)
-    return Conversion(folder, stored, decided, decided.metadata | vocabulary(folder, config))
+    return Conversion(folder, stored, decided, decided.metadata | tokenizer_keys(folder, config))

@@ -17,18 +17,18 @@ class Log:
 
     def __init__(self, hear: Callable[[int, str], None] = lambda level, text: None) -> None:
         self.hear = hear
-        self.said: collections.deque[str] = collections.deque(maxlen=100)
+        self.heard: collections.deque[str] = collections.deque(maxlen=100)
         _callbacks.append(llama_cpp.llama_log_callback(self.receive))
         llama_cpp.llama_log_set(_callbacks[-1], None)
 
     def receive(self, level: int, text: bytes, data: object) -> None:
-        self.said.append(text.decode("utf-8", "replace"))
-        self.hear(level, self.said[-1])
+        self.heard.append(text.decode("utf-8", "replace"))
+        self.hear(level, self.heard[-1])
 
     @property
     def reason(self) -> str:
         """Its last lines, which is where a failure is told."""
-        lines = [line.strip() for line in "".join(self.said).splitlines() if line.strip(" .")]
+        lines = [line.strip() for line in "".join(self.heard).splitlines() if line.strip(" .")]
         return "; ".join(lines[-2:]) or "it gave no reason"
 
 
@@ -44,7 +44,7 @@ def load_backends() -> None:
 def library(folder: Path) -> Any:
     """The ggml that llama.cpp itself is linked with: a wheel holds several copies of the file, each with a registry of
     backends of its own. Windows finds no symbol through another library, and has one copy."""
-    own = llama_cpp.llama_cpp._lib
-    if hasattr(own, "ggml_backend_reg_count"):
-        return own
+    linked = llama_cpp.llama_cpp._lib
+    if hasattr(linked, "ggml_backend_reg_count"):
+        return linked
     return ctypes.CDLL(str(next(folder / name for name in GGML_FILES if (folder / name).exists())))

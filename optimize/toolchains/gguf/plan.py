@@ -32,31 +32,32 @@ def plan(config: Config, family: Family, stored: dict[str, StoredTensor]) -> Pla
     """Decides the conversion; raises CannotBuild for whatever is not exactly what the family has."""
     check_traits(config, family)
     rope_keys, factors = rope(config, family.architecture, family.ropes)
-    names = {own_name(name): name for name in stored if not name.startswith(VISION)}
-    names = {own: name for own, name in names.items() if not own.endswith("rotary_emb.inv_freq")}
+    # by the name in a text model: the name in the checkpoint
+    names = {text_name(name): name for name in stored if not name.startswith(VISION)}
+    names = {known: name for known, name in names.items() if not known.endswith("rotary_emb.inv_freq")}
     tied = config.tie_word_embeddings
     if tied is None:
         tied = "lm_head.weight" not in names
     expected = targets(config, family, tied)
     if tied:
         names.pop("lm_head.weight", None)
-    for own, name in names.items():
-        if own not in expected:
+    for known, name in names.items():
+        if known not in expected:
             raise CannotBuild(f"tensor '{name}' is not part of a {family.architecture} model as llama.cpp knows it")
-    for own, target in expected.items():
-        if own not in names:
-            raise CannotBuild(f"tensor '{own}' is missing from the checkpoint; download it again")
-        check_stored(names[own], stored[names[own]], target)
+    for known, target in expected.items():
+        if known not in names:
+            raise CannotBuild(f"tensor '{known}' is missing from the checkpoint; download it again")
+        check_stored(names[known], stored[names[known]], target)
     return Plan(
         architecture=family.architecture,
         metadata=metadata(config, family) | {f"{family.architecture}.{k}": v for k, v in rope_keys.items()},
-        targets={names[own]: target for own, target in expected.items()},
+        targets={names[known]: target for known, target in expected.items()},
         factors=factors,
         left_out=[name for name in stored if name.startswith(VISION)],
     )
 
 
-def own_name(name: str) -> str:
+def text_name(name: str) -> str:
     """A text model's tensor name without what a vision model puts around it (two layouts, by transformers version)."""
     if name.startswith("model.language_model."):
         return "model." + name.removeprefix("model.language_model.")
@@ -80,9 +81,11 @@ def check_traits(config: Config, family: Family) -> None:
         raise CannotBuild("'use_bidirectional_attention' makes this an encoder; only decoders are converted")
     if config.query_pre_attn_scalar is not None:
         # llama.cpp knows the 27B by its 62 layers and scales that one by hidden size / heads
-        own = config.hidden_size // config.num_attention_heads if config.num_hidden_layers == 62 else config.head_size
-        if config.query_pre_attn_scalar != own:
-            raise CannotBuild(f"'query_pre_attn_scalar' {config.query_pre_attn_scalar:g} is not known; known: {own}")
+        scalar = config.head_size
+        if config.num_hidden_layers == 62:
+            scalar = config.hidden_size // config.num_attention_heads
+        if config.query_pre_attn_scalar != scalar:
+            raise CannotBuild(f"'query_pre_attn_scalar' {config.query_pre_attn_scalar:g} is not known; known: {scalar}")
 
 
 def check_stored(name: str, tensor: StoredTensor, target: Target) -> None:
@@ -97,20 +100,20 @@ def targets(config: Config, family: Family, tied: bool) -> dict[str, Target]:
     dimensions = sizes(config)
     table = {"model.embed_tokens.weight": ("token_embd.weight", "vocabulary hidden")}
     for i in range(config.num_hidden_layers):
-        for name, (own, shape) in family.layer.items():
-            table[f"model.layers.{i}.{name}"] = (f"blk.{i}.{own}", shape)
+        for name, (gguf_name, shape) in family.layer.items():
+            table[f"model.layers.{i}.{name}"] = (f"blk.{i}.{gguf_name}", shape)
     table["model.norm.weight"] = ("output_norm.weight", "hidden")
     if not tied:
         table["lm_head.weight"] = ("output.weight", "vocabulary hidden")
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.key_value_heads} if family.rotates_pairs else {}
     return {
         name: Target(
-            name=own,
+            name=gguf_name,
             shape=tuple(dimensions[word] for word in shape.split()),
-            rotate_heads=heads.get(own.split(".")[-2], 0),
-            add_one=family.norms_from_zero and own.endswith("norm.weight"),
+            rotate_heads=heads.get(gguf_name.split(".")[-2], 0),
+            add_one=family.norms_from_zero and gguf_name.endswith("norm.weight"),
         )
-        for name, (own, shape) in table.items()
+        for name, (gguf_name, shape) in table.items()
     }
 
 

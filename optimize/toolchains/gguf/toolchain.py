@@ -12,7 +12,7 @@ from enginehouse.optimize.sources.gguf_header import ALIASES, read_header
 if TYPE_CHECKING:
     import numpy as np
 
-CONVERTER_VERSION = "1"  # raise it with every change to the bytes the converter writes
+TOOLCHAIN_VERSION = "1"  # raise it with every change to the bytes this toolchain writes
 ENTRY = "model.gguf"
 # own name -> bits for a weight, embeddings and norms counted in: what Qwen3 0.6B came to, generously
 BITS = {
@@ -47,10 +47,10 @@ def build_from_checkpoint(checkpoint: Path, precision: str, output: Path, report
     if precision in CONVERTED:
         convert(conversion, output, precision, report)
     else:
-        own = conversion.own_precision
-        intermediate = output.with_name(f"model.{own}.gguf.part")
+        lossless = conversion.lossless_precision
+        intermediate = output.with_name(f"model.{lossless}.gguf.part")
         try:
-            convert(conversion, intermediate, own, report)
+            convert(conversion, intermediate, lossless, report)
             quantize(intermediate, output, precision, report)
         finally:
             intermediate.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def unavailable() -> str | None:
 
 def versions() -> dict[str, str]:
     return {
-        "enginehouse-gguf": CONVERTER_VERSION,
+        "enginehouse-gguf": TOOLCHAIN_VERSION,
         "gguf": importlib.metadata.version("gguf"),
         "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild
-from enginehouse.optimize.sources.chat_template import own_template
+from enginehouse.optimize.sources.chat_template import template_of
 from enginehouse.optimize.sources.files import read, read_json
 from enginehouse.optimize.sources.tokenizer_json import LLAMA3, QWEN2
 from enginehouse.optimize.toolchains.gguf.config import Config, Value
@@ -58,7 +58,9 @@ class Model(msgspec.Struct, frozen=True):
         return [(left, right) for left, right in split]
 
 
-class Tokenizer(msgspec.Struct, frozen=True):
+class TokenizerFile(msgspec.Struct, frozen=True):
+    """What a tokenizer.json says."""
+
     model: Model
     added_tokens: list[AddedToken] = []
     normalizer: dict[str, Any] | None = None
@@ -66,20 +68,20 @@ class Tokenizer(msgspec.Struct, frozen=True):
     post_processor: dict[str, Any] | None = None
 
 
-def vocabulary(folder: Path, config: Config) -> dict[str, Value]:
+def tokenizer_keys(folder: Path, config: Config) -> dict[str, Value]:
     """GGUF's tokenizer keys and ours; raises CannotBuild for a tokenizer llama.cpp has no equal of."""
     tokenizer = read_tokenizer(folder)
     check_size(tokenizer, config.vocab_size)
     settings = read_json(folder / "tokenizer_config.json")
     keys = sentencepiece(tokenizer, config) if tokenizer.model.byte_fallback else byte_level(tokenizer, config)
     keys |= special_ids(folder, tokenizer, config, settings)
-    template = own_template(folder, settings)
+    template = template_of(folder, settings)
     if template:
         keys["tokenizer.chat_template"] = template
     return keys
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> TokenizerFile:
     raw = read(folder / "tokenizer.json", dict[str, Any])
     if not raw:
         raise CannotBuild(
@@ -89,7 +91,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if kind != "BPE":
         raise CannotBuild(f"tokenizer kind '{kind}' is not known to the gguf converter; known: BPE")
     try:
-        tokenizer = msgspec.convert(raw, Tokenizer)
+        tokenizer = msgspec.convert(raw, TokenizerFile)
     except msgspec.ValidationError as error:
         raise CannotBuild(f"'tokenizer.json' is not as expected: {error}") from error
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -101,13 +103,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def check_size(tokenizer: Tokenizer, size: int) -> None:
+def check_size(tokenizer: TokenizerFile, size: int) -> None:
     ids = [*tokenizer.model.vocab.values(), *(token.id for token in tokenizer.added_tokens)]
     if max(ids) >= size:
         raise CannotBuild(f"the tokenizer has token ids up to {max(ids)}, the model's 'vocab_size' is {size}")
 
 
-def byte_level(tokenizer: Tokenizer, config: Config) -> dict[str, Value]:
+def byte_level(tokenizer: TokenizerFile, config: Config) -> dict[str, Value]:
     normalizers = [part["type"] for part in flatten(tokenizer.normalizer, "normalizers")]
     if set(normalizers) - {"NFC"}:
         raise CannotBuild(f"tokenizer normalizer '{normalizers[0]}' is not known to the gguf converter; known: NFC")
@@ -122,7 +124,7 @@ def byte_level(tokenizer: Tokenizer, config: Config) -> dict[str, Value]:
     }
 
 
-def pre_tokenizer(tokenizer: Tokenizer) -> str:
+def pre_tokenizer(tokenizer: TokenizerFile) -> str:
     parts = flatten(tokenizer.pre_tokenizer, "pretokenizers")
     last = parts.pop() if parts else {}
     if last.get("type") == "ByteLevel" and not last.get("add_prefix_space"):
@@ -141,7 +143,7 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str:
     raise CannotBuild(f"pre-tokenizer '{written[:200]}' has no equal in llama.cpp")
 
 
-def sentencepiece(tokenizer: Tokenizer, config: Config) -> dict[str, Value]:
+def sentencepiece(tokenizer: TokenizerFile, config: Config) -> dict[str, Value]:
     tokens, types = listing(tokenizer, config.vocab_size)
     vocab = tokenizer.model.vocab
     for id, token in enumerate(tokens):
@@ -167,7 +169,7 @@ def sentencepiece(tokenizer: Tokenizer, config: Config) -> dict[str, Value]:
     }
 
 
-def space_prefix(tokenizer: Tokenizer) -> tuple[bool, str]:
+def space_prefix(tokenizer: TokenizerFile) -> tuple[bool, str]:
     """Whether llama.cpp is to put a blank in front, and TextRules.space."""
     prepends = False
     for part in flatten(tokenizer.normalizer, "normalizers"):
@@ -186,7 +188,7 @@ def space_prefix(tokenizer: Tokenizer) -> tuple[bool, str]:
     return prepends, space
 
 
-def listing(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
+def listing(tokenizer: TokenizerFile, size: int) -> tuple[list[str], list[int]]:
     """Token texts and types by id; llama.cpp aborts on two tokens of one text."""
     tokens = [f"[PAD{i}]" for i in range(size)]
     types = [UNUSED] * size
@@ -202,7 +204,7 @@ def listing(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
     return tokens, types
 
 
-def rules(tokenizer: Tokenizer, nfc: bool = False, space: str = "") -> str:
+def rules(tokenizer: TokenizerFile, nfc: bool = False, space: str = "") -> str:
     added = tokenizer.added_tokens
     left, right = [t.content for t in added if t.lstrip], [t.content for t in added if t.rstrip]
     tokens = sorted((t.content for t in added), key=len, reverse=True) if left or right or space else []
@@ -215,7 +217,7 @@ def flatten(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     return [*part[members]] if part["type"] == "Sequence" else [part]
 
 
-def special_ids(folder: Path, tokenizer: Tokenizer, config: Config, settings: dict[str, Any]) -> dict[str, Value]:
+def special_ids(folder: Path, tokenizer: TokenizerFile, config: Config, settings: dict[str, Any]) -> dict[str, Value]:
     ids = tokenizer.model.vocab | {token.content: token.id for token in tokenizer.added_tokens}
     named: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):
@@ -248,7 +250,7 @@ def valid_ids(ids: int | list[int] | None, size: int) -> list[int]:
     return [id for id in listed if 0 <= id < size]
 
 
-def added_around(tokenizer: Tokenizer, settings: dict[str, Any]) -> tuple[bool, bool]:
+def added_around(tokenizer: TokenizerFile, settings: dict[str, Any]) -> tuple[bool, bool]:
     """Whether a token is put before the text, and one after it."""
     before, after = False, False
     for part in flatten(tokenizer.post_processor, "processors"):
@@ -257,5 +259,5 @@ def added_around(tokenizer: Tokenizer, settings: dict[str, Any]) -> tuple[bool, 
             before, after = kinds[0] == "SpecialToken", kinds[-1] == "SpecialToken"
         elif part["type"] != "ByteLevel":
             raise CannotBuild(f"tokenizer post-processor '{part['type']}' is not known to the gguf converter")
-    told_before, told_after = settings.get("add_bos_token"), settings.get("add_eos_token")
-    return before if told_before is None else bool(told_before), after if told_after is None else bool(told_after)
+    given_before, given_after = settings.get("add_bos_token"), settings.get("add_eos_token")
+    return before if given_before is None else bool(given_before), after if given_after is None else bool(given_after)

@@ -22,7 +22,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     bits: int = 0  # 0: no quantization
     group: int = 64
-    recipe: str | None = None  # mlx_lm's name for a choice of bits layer by layer
+    mixture: str | None = None  # mlx_lm's name for a choice of bits layer by layer
     dtype: str | None = None  # of what is not quantized; None: as the checkpoint has it, but never wider than 16 bits
 
 
@@ -84,9 +84,9 @@ def quantize(model: Any, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
         why = f"groups of {plan.group} do not divide their width"
         print(f"{len(left)} of {len(able)} layers stay in 16 bits, {why}: {named}", file=sys.stderr, flush=True)
     try:
-        choose = mixed_quant_predicate_builder(plan.recipe, model, plan.group) if plan.recipe else None
+        choose = mixed_quant_predicate_builder(plan.mixture, model, plan.group) if plan.mixture else None
     except ValueError as error:
-        raise CannotBuild(f"'{plan.recipe}' does not fit this architecture: {error}") from error
+        raise CannotBuild(f"'{plan.mixture}' does not fit this architecture: {error}") from error
     _, changed = quantize_model(model, copy.deepcopy(config), plan.group, plan.bits, quant_predicate=choose)
     return dict(changed)
 

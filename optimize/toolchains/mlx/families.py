@@ -86,18 +86,18 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
     """What goes over a config.json of transformers 5 before mlx_lm reads it: most of its models look for `rope_theta`
     and `rope_scaling`, and take a default of their own when those lie in `rope_parameters`, without a word."""
     family = FAMILIES.get(config.get("model_type", ""))
-    said = {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
+    keywords = {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
     if "num_local_experts" in config:
-        said["num_experts"] = config["num_local_experts"]
+        keywords["num_experts"] = config["num_local_experts"]
     given = config.get("rope_parameters")
     if not given:
-        return said
+        return keywords
     if config.get("model_type") == "gemma3_text":
-        return said | translate_gemma3(config, given)
+        return keywords | translate_gemma3(config, given)
     if "full_attention" in given or "rope_theta" not in given:
-        return said
-    said |= {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given}
-    return said | scaling(given)
+        return keywords
+    keywords |= {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given}
+    return keywords | scaling(given)
 
 
 def translate_gemma3(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

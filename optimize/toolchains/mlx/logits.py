@@ -37,12 +37,11 @@ def multiply_in_32_bits() -> None:
         wide = x.astype(mx.float32) @ weight.astype(mx.float32).T
         return (wide if bias is None else wide + bias).astype(x.dtype)
 
-    def unpacked(own: Any) -> Any:
-        return mx.dequantize(
-            own.weight, own.scales, own.get("biases"), group_size=own.group_size, bits=own.bits, mode=own.mode
-        )
+    def unpacked(layer: Any) -> Any:
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return mx.dequantize(layer.weight, layer.scales, layer.get("biases"), **how)
 
-    nn.Linear.__call__ = lambda own, x: product(x, own.weight, own.get("bias"))
-    nn.Embedding.as_linear = lambda own, x: product(x, own.weight)
-    nn.QuantizedLinear.__call__ = lambda own, x: product(x, unpacked(own), own.get("bias"))
-    nn.QuantizedEmbedding.as_linear = lambda own, x: product(x, unpacked(own))
+    nn.Linear.__call__ = lambda layer, x: product(x, layer.weight, layer.get("bias"))
+    nn.Embedding.as_linear = lambda layer, x: product(x, layer.weight)
+    nn.QuantizedLinear.__call__ = lambda layer, x: product(x, unpacked(layer), layer.get("bias"))
+    nn.QuantizedEmbedding.as_linear = lambda layer, x: product(x, unpacked(layer))

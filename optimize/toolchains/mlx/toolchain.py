@@ -15,15 +15,15 @@ from enginehouse.optimize.toolchains.mlx.families import refusal
 if TYPE_CHECKING:
     import numpy as np
 
-CONVERTER_VERSION = "1"  # raise it with every change to the bytes the converter writes
+TOOLCHAIN_VERSION = "1"  # raise it with every change to the bytes this toolchain writes
 GROUPS = {3: (64,), 4: (32, 64, 128), 5: (64,), 6: (64,), 8: (32, 64, 128)}
-RECIPES = {"mixed_3_4": 3, "mixed_3_6": 3, "mixed_4_6": 4}  # mlx_lm's -> the bits of most layers
+MIXTURES = {"mixed_3_4": 3, "mixed_3_6": 3, "mixed_4_6": 4}  # mlx_lm's -> the bits of most layers
 PLANS = {
     "bf16": Plan(dtype="bfloat16"),
     "f16": Plan(dtype="float16"),
     "f32": Plan(dtype="float32"),
     **{f"{bits}bit-g{group}": Plan(bits, group) for bits, groups in GROUPS.items() for group in groups},
-    **{name: Plan(bits, recipe=name) for name, bits in RECIPES.items()},
+    **{name: Plan(bits, mixture=name) for name, bits in MIXTURES.items()},
 }
 DTYPE_BITS = {"bfloat16": 16, "float16": 16, "float32": 32}
 GROUP_BITS = 64  # a scale and a bias beside each group, in 32 bits at the most
@@ -57,7 +57,7 @@ def needs_bytes(source: Source, precision: str) -> int:
     """Bytes on disk while building: the result alone."""
     plan = PLANS[precision]
     if plan.bits:
-        each = plan.bits + GROUP_BITS / plan.group + (MIXED_EXTRA_BITS if plan.recipe else 0)
+        each = plan.bits + GROUP_BITS / plan.group + (MIXED_EXTRA_BITS if plan.mixture else 0)
     else:
         each = DTYPE_BITS[plan.dtype or "float32"]
     return int((source.parameters or source.bytes // 2) * each / 8) + OVERHEAD_BYTES
@@ -80,8 +80,8 @@ def unavailable() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    own = {"enginehouse-mlx": CONVERTER_VERSION}
-    return own | {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
+    tools = {name: importlib.metadata.version(name) for name in ("mlx", "mlx-lm")}
+    return {"enginehouse-mlx": TOOLCHAIN_VERSION} | tools
 
 
 TOOLCHAIN = Toolchain(

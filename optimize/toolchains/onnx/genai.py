@@ -57,10 +57,10 @@ def say_in_older_words(config: Any) -> None:
 
 
 def quantizing(precision: Precision, tied: bool, report: Report) -> Callable[[Any], Any]:
-    def to_nbits(own: Any) -> Any:
-        own.values.clear()  # it holds every weight
-        quantize_graph(own.model.graph, precision, tied, lambda fraction: report("quantize", fraction))
-        return own.model
+    def to_nbits(builder: Any) -> Any:
+        builder.values.clear()  # it holds every weight
+        quantize_graph(builder.model.graph, precision, tied, lambda fraction: report("quantize", fraction))
+        return builder.model
 
     return to_nbits
 
@@ -68,9 +68,9 @@ def quantizing(precision: Precision, tied: bool, report: Report) -> Callable[[An
 def watched(get_attn_module: Callable[..., Any], count: int, report: Report) -> Callable[..., Any]:
     """The builder asks for each layer's attention as it reads the layer."""
 
-    def get(own: Any, layer_id: int, layer: Any) -> Any:
+    def get(builder: Any, layer_id: int, layer: Any) -> Any:
         report("convert", layer_id / count)
-        return get_attn_module(own, layer_id, layer)
+        return get_attn_module(builder, layer_id, layer)
 
     return get
 
@@ -82,8 +82,8 @@ class replaced:
         self._kind, self._name, self._function = kind, name, function
 
     def __enter__(self) -> None:
-        self._own = getattr(self._kind, self._name)
+        self._original = getattr(self._kind, self._name)
         setattr(self._kind, self._name, self._function)
 
     def __exit__(self, *_: object) -> None:
-        setattr(self._kind, self._name, self._own)
+        setattr(self._kind, self._name, self._original)

@@ -14,8 +14,8 @@ def convert(source: Path, target: Path) -> None:
 
     model = onnx.load(str(source), load_external_data=False)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if is_weight(tensor)}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
-    replace(model.graph.initializer, kept)
+    small = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
+    replace(model.graph.initializer, small)
     for tensor in weights.values():  # the converter holds them to be inputs
         model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     converter = OnnxModel(model)

@@ -14,7 +14,7 @@ from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 if TYPE_CHECKING:
     import numpy as np
 
-BUILD_VERSION = "1"  # raise it with every change to the bytes the build writes
+TOOLCHAIN_VERSION = "1"  # raise it with every change to the bytes this toolchain writes
 # Those whose text was equal to the reference implementation's; the builder knows more, some of which it gets wrong.
 FAMILIES = {
     "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Phi3ForCausalLM",
@@ -101,7 +101,7 @@ def unavailable() -> str | None:
 
 def versions() -> dict[str, str]:
     tools = ("onnxruntime", "onnxruntime-genai", "olive-ai", "onnx-ir", "transformers")
-    return {"enginehouse-onnx": BUILD_VERSION, **{tool: importlib.metadata.version(tool) for tool in tools}}
+    return {"enginehouse-onnx": TOOLCHAIN_VERSION, **{tool: importlib.metadata.version(tool) for tool in tools}}
 
 
 TOOLCHAIN = Toolchain(

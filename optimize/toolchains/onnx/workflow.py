@@ -105,8 +105,9 @@ def workflow(checkpoint: Path, precision: str, work: Path) -> dict[str, Any]:
 
 
 def calibration_data(checkpoint: Path) -> dict[str, Any]:
-    own = checkpoint / "calibration.txt"
-    text = own if own.exists() else Path(__file__).parents[2] / "quality" / "calibration.txt"
+    text = checkpoint / "calibration.txt"
+    if not text.exists():
+        text = Path(__file__).parents[2] / "quality" / "calibration.txt"
     load = {"text_file": str(text), "tokenizer": str(checkpoint), "length": STRETCH, "count": STRETCHES}
     return {
         "name": "calibration",

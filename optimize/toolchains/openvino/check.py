@@ -13,7 +13,7 @@ def check(folder: Path, report: Report) -> None:
     """Raises CannotBuild with what OpenVINO said."""
     report("check", 0.0)
     try:
-        logprobs = say(folder)
+        logprobs = generate(folder)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CannotBuild(f"OpenVINO GenAI does not run what was built: {reason}") from error
@@ -22,7 +22,7 @@ def check(folder: Path, report: Report) -> None:
     report("check", 1.0)
 
 
-def say(folder: Path) -> list[float]:
+def generate(folder: Path) -> list[float]:
     """The log-probabilities of an answer's tokens."""
     import numpy as np
     import openvino

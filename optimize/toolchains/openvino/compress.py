@@ -8,7 +8,7 @@ from typing import Any
 from enginehouse.optimize.artifact import CannotBuild, Report
 
 WINDOWS, WINDOW_TOKENS = 16, 128  # of calibration text: what AWQ and scale estimation look at
-OWN = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?")
+NAMED = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?")
 
 
 def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, report: Report) -> None:
@@ -16,7 +16,7 @@ def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, r
     import openvino
 
     report("quantize", 0.0)
-    match = OWN.fullmatch(precision)
+    match = NAMED.fullmatch(precision)
     assert match
     bits, mode, group, awq, estimation = match.groups()
     model = openvino.Core().read_model(model_file)
@@ -53,8 +53,9 @@ def calibration_windows(checkpoint: Path) -> Iterator[dict[str, Any]]:
     import numpy as np
     import tokenizers
 
-    own = checkpoint / "calibration.txt"
-    file = own if own.exists() else Path(__file__).parents[2] / "quality" / "calibration.txt"
+    file = checkpoint / "calibration.txt"
+    if not file.exists():
+        file = Path(__file__).parents[2] / "quality" / "calibration.txt"
     tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.no_truncation()
     ids = np.array(tokenizer.encode(file.read_text(encoding="utf-8"), add_special_tokens=False).ids, np.int64)

@@ -57,8 +57,8 @@ def dtype(checkpoint: Path, precision: str | None) -> Any:
 
     config = read_json(checkpoint / "config.json")
     text = config.get("text_config") or config
-    own = text.get("dtype") or text.get("torch_dtype") or "float32"
-    return getattr(torch, NAMES[precision] if precision else own)
+    stored = text.get("dtype") or text.get("torch_dtype") or "float32"
+    return getattr(torch, NAMES[precision] if precision else stored)
 
 
 def save_tokenizer(checkpoint: Path, folder: Path) -> None:

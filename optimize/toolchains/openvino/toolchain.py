@@ -16,7 +16,7 @@ from enginehouse.optimize.toolchains.openvino import arithmetic
 if TYPE_CHECKING:
     import numpy as np
 
-RECIPE_VERSION = "2"  # raise it with every change to the bytes this toolchain writes
+TOOLCHAIN_VERSION = "2"  # raise it with every change to the bytes this toolchain writes
 MODEL = "openvino_model.xml"
 DISTRIBUTIONS = {
     "openvino": "openvino",
@@ -138,7 +138,7 @@ def unavailable() -> str | None:
 
 def versions() -> dict[str, str]:
     tools = {distribution: importlib.metadata.version(distribution) for distribution in DISTRIBUTIONS.values()}
-    return {"enginehouse-openvino": RECIPE_VERSION, **tools}
+    return {"enginehouse-openvino": TOOLCHAIN_VERSION, **tools}
 
 
 TOOLCHAIN = Toolchain(

@@ -14,7 +14,7 @@ import pytest
 
 from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.prepare import locate, prepare
-from enginehouse.optimize.sources.layout import look
+from enginehouse.optimize.sources.layout import layout_of
 from enginehouse.optimize.toolchains import toolchains
 from tests.conftest import POCKET
 from tests.serving import Served, serve
@@ -64,10 +64,10 @@ SPLIT = ["Q4_K_M/m-Q4_K_M-00001-of-00002.gguf", "Q4_K_M/m-Q4_K_M-00002-of-00002.
 def test_what_is_there_decides_what_it_is_and_what_is_needed_of_it(
     names: Sequence[str], precision: str, kind: str, entry: str, files: set[str] | None
 ) -> None:
-    contents = look("lab/m", names, precision)
-    assert (contents.kind, contents.entry) == (kind, entry)
-    assert files is None or set(contents.files) == files
-    assert not any(file.endswith((".md", ".pt")) for file in contents.files)
+    layout = layout_of("lab/m", names, precision)
+    assert (layout.kind, layout.entry) == (kind, entry)
+    assert files is None or set(layout.files) == files
+    assert not any(file.endswith((".md", ".pt")) for file in layout.files)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_is_there_decides_what_it_is_and_what_is_needed_of_it(
 )  # fmt: skip
 def test_what_leaves_a_doubt_is_refused_with_what_to_name(names: Sequence[str], words: str) -> None:
     with pytest.raises(CannotBuild, match=f"source 'lab/m' .*{words}"):
-        look("lab/m", names, "auto")
+        layout_of("lab/m", names, "auto")
 
 
 def test_a_gguf_in_the_pinned_precision_is_loaded_as_it_is(tmp_path: Path, checkpoint: Path) -> None:

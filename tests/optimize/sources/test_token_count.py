@@ -108,7 +108,7 @@ def ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama3", "qwen35", "gpt2"])
-def pair(request: Any, tmp_path_factory: Any) -> Iterator[tuple[tokenizers.Tokenizer, token_count.Tokenizer]]:
+def pair(request: Any, tmp_path_factory: Any) -> Iterator[tuple[tokenizers.Tokenizer, token_count.TokenCounter]]:
     pattern = {
         "qwen2": QWEN2,
         "llama3": LLAMA3,
