@@ -28,7 +28,7 @@ from enginehouse.optimize.sources.adapter import Adapter, merge
 from enginehouse.optimize.sources.checks import check_weights
 from enginehouse.optimize.sources.hub import fetch, fetch_adapter
 from enginehouse.optimize.sources.resolve import resolve
-from enginehouse.optimize.store import Store, digest, size
+from enginehouse.optimize.store import Store, bytes_in, digest
 from enginehouse.optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -128,7 +128,7 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
         quality = judged(order, toolchain, folder, stages.report) if order.gate else None
     except Exception:  # a tool says in its own way, or not at all, that the disk is full
-        check_disk(order, toolchain, store.free_bytes() + size(folder))
+        check_disk(order, toolchain, store.free_bytes() + bytes_in(folder))
         raise
     created = datetime.now(UTC).isoformat(timespec="seconds")
     house = version("enginehouse")

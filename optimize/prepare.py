@@ -62,18 +62,18 @@ async def prepare(
     if artifact and (artifact.quality or not gate) and not anew:
         return artifact
     begun = "comparing %s %s with '%s' (%s)" if artifact and not anew else "building %s %s from '%s' (%s)"
-    log.info(begun, recipe.format, precision, source.id, size(source.bytes))
+    log.info(begun, recipe.format, precision, source.id, mebibytes(source.bytes))
     try:
         built = await build_process(Build(source, recipe, str(cache), gate, anew), Built, report)
     except BaseException:
         await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
         raise
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
-    log.info("built %s: %s -> %s; %s", recipe.key, size(source.bytes), size(built.artifact.bytes), spent)
+    log.info("built %s: %s -> %s; %s", recipe.key, mebibytes(source.bytes), mebibytes(built.artifact.bytes), spent)
     return built.artifact
 
 
-def size(count: int) -> str:
+def mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 

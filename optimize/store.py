@@ -1,6 +1,5 @@
 """The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -11,7 +10,8 @@ from typing import IO
 
 import msgspec
 
-from enginehouse.optimize.artifact import Artifact, CannotBuild, Manifest, Quality
+from enginehouse.optimize.artifact import Artifact, Manifest, Quality
+from enginehouse.optimize.locks import Locks
 
 MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
@@ -20,7 +20,6 @@ UNFINISHED = (BUILDING, ".making-")
 # sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned.
 KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
 PRUNED = ("unfinished", "artifact", "reference")  # in this order
-LOCK_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
@@ -39,7 +38,7 @@ class Store:
         """`folder`: of the cache, in which things are built."""
         self.cache = cache
         self._artifacts = cache / folder
-        self._locks = cache / "locks"
+        self._locks = Locks(cache)
         self._discarded = cache / "discarded"  # manifests of artifacts that did not pass the quality gate
 
     def find(self, key: str, entry: str) -> Artifact | None:
@@ -92,10 +91,10 @@ class Store:
 
         The lock falls with the process, however it ends; the next build sweeps up what a killed one left behind.
         """
-        with self._alone(key):
+        with self._locks.alone(key):
             folder = self._artifacts / f"{BUILDING}{key}"
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
+            folder.mkdir(parents=True)
             try:
                 yield folder
             finally:
@@ -122,49 +121,24 @@ class Store:
     def _sweep(self, path: Path) -> bool:
         """Removes it, unless somebody is making it: then False."""
         try:
-            with self._alone(self._lock_of(path).name, wait=False):
+            with self._locks.alone(lock_of(path), wait=False):
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:
             return False
         return not path.exists()
-
-    @contextmanager
-    def _alone(self, key: str, wait: bool = True) -> Iterator[None]:
-        """The right to build and to remove a key's artifact. Raises BlockingIOError instead of waiting for it."""
-        with self._open(key) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else LOCK_NOW)
-            yield
-
-    def _open(self, lock: str) -> IO[bytes]:
-        try:
-            self._artifacts.mkdir(parents=True, exist_ok=True)
-            self._locks.mkdir(parents=True, exist_ok=True)
-            return (self._locks / lock).open("ab")
-        except OSError as error:
-            raise CannotBuild(
-                f"the cache '{self.cache}' cannot be written: {error.strerror}; set cache_dir to a folder that can",
-                environment=True,
-            ) from error
 
     # --- using and removing ---
 
     def use(self, key: str) -> IO[bytes]:
         """A handle that keeps `prune` away from an artifact, there or yet to be built, until every copy of it is
         closed: a worker inherits it. Waits while the artifact is being removed; so look for it afterwards."""
-        name = f"{key}{USE}"
-        while True:
-            handle = self._open(name)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            if is_file(self._locks / name, handle):
-                os.utime(handle.fileno())
-                return handle
-            handle.close()  # it was removed between opening and locking
+        return self._locks.shared(f"{key}{USE}")
 
     def discard_broken(self, key: str) -> str | None:
         """Verifies an artifact and removes it when it is not as it was built: then says why."""
         if self.verify(key) is None:
             return None
-        with self._alone(key):
+        with self._locks.alone(key):
             broken = self.verify(key)  # another server may have built it anew meanwhile
             if broken:
                 self._remove(key)
@@ -184,23 +158,14 @@ class Store:
         return sorted(found, key=lambda entry: entry.used)
 
     def _entry(self, kind: str, path: Path) -> CacheEntry:
-        changed = path.stat().st_mtime
+        changed, use = path.stat().st_mtime, f"{path.name}{USE}"
         if path.name.startswith("."):
-            return CacheEntry(
-                f"{path.parent.name}/{path.name}", "unfinished", size(path), changed, is_held(self._lock_of(path))
-            )
+            name, held = f"{path.parent.name}/{path.name}", self._locks.is_held(lock_of(path))
+            return CacheEntry(name, "unfinished", bytes_in(path), changed, held)
         if kind != "artifact":
-            return CacheEntry(path.name, kind, size(path), changed, is_held(self._lock_of(path)))
-        use = self._locks / f"{path.name}{USE}"
-        used = use.stat().st_mtime if use.exists() else changed
-        return CacheEntry(path.name, kind, size(path), used, is_held(use), self.manifest(path.name))
-
-    def _lock_of(self, path: Path) -> Path:
-        """What is held by who makes this."""
-        key = path.name.removesuffix(REPLACED).removesuffix(".npz")
-        for mark in UNFINISHED:
-            key = key.removeprefix(mark)
-        return self._locks / (f"reference-{key}" if path.parent.name == KINDS["reference"] else key)
+            return CacheEntry(path.name, kind, bytes_in(path), changed, self._locks.is_held(lock_of(path)))
+        used, in_use = self._locks.last_shared(use) or changed, self._locks.is_held(use)
+        return CacheEntry(path.name, kind, bytes_in(path), used, in_use, self.manifest(path.name))
 
     def remove(self, key: str) -> bool:
         """False where it is in use, or being built."""
@@ -233,20 +198,19 @@ class Store:
             return self._sweep(self.cache / entry.name)
         if entry.kind == "reference":
             return self._sweep(self.cache / KINDS["reference"] / entry.name)
-        use = self._locks / f"{entry.name}{USE}"
+        use = f"{entry.name}{USE}"
         try:
-            with self._open(use.name) as handle, self._alone(entry.name, wait=False):
-                fcntl.flock(handle, LOCK_NOW)
-                if not is_file(use, handle):
+            with self._locks.alone(use, wait=False) as is_there, self._locks.alone(entry.name, wait=False):
+                if not is_there:
                     return False
                 self._remove(entry.name)
-                use.unlink()
+                self._locks.remove(use)
         except BlockingIOError:
             return False
         return True
 
     def _remove(self, key: str) -> None:
-        """Whole: the rename takes it away in one step. Only with `_alone`."""
+        """Whole: the rename takes it away in one step. Only with its lock."""
         folder, doomed = self._artifacts / key, self._artifacts / f"{BUILDING}{key}{REPLACED}"
         shutil.rmtree(doomed, ignore_errors=True)
         if folder.exists():
@@ -279,31 +243,19 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a process holds this lock in any way; looking leaves no trace."""
-    try:
-        with lock.open("rb") as handle:
-            fcntl.flock(handle, LOCK_NOW)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def is_file(path: Path, handle: IO[bytes]) -> bool:
-    """Whether the path still leads to what was opened by it."""
-    try:
-        return path.stat().st_ino == os.fstat(handle.fileno()).st_ino
-    except FileNotFoundError:
-        return False
+def lock_of(path: Path) -> str:
+    """What is held by who makes this."""
+    key = path.name.removesuffix(REPLACED).removesuffix(".npz")
+    for mark in UNFINISHED:
+        key = key.removeprefix(mark)
+    return f"reference-{key}" if path.parent.name == KINDS["reference"] else key
 
 
 def paths(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def size(path: Path) -> int:
+def bytes_in(path: Path) -> int:
     """Bytes of a file, or of everything in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)

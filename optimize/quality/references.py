@@ -1,6 +1,5 @@
 """What a source says of the gate's texts, computed once and kept in the cache for all its artifacts."""
 
-import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
+from enginehouse.optimize.locks import Locks
 from enginehouse.optimize.quality.reference_runner import logits
 from enginehouse.optimize.quality.texts import Passage, Tokens, tokens
 
@@ -36,17 +36,13 @@ class Reference(msgspec.Struct, frozen=True):
 def making(cache: Path, key: str) -> Iterator[tuple[Path, Path | None]]:
     """The file of a reference, and a folder to make it in if it is not there: held by this process alone. The lock
     falls with the process, however it ends; the next holder sweeps up what a killed one left behind."""
-    folder, locks = cache / "references", cache / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    locks.mkdir(parents=True, exist_ok=True)
-    file, work = folder / f"{key}.npz", folder / f".making-{key}"
-    with (locks / f"reference-{key}").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    file, work = cache / "references" / f"{key}.npz", cache / "references" / f".making-{key}"
+    with Locks(cache).alone(f"reference-{key}"):
         if file.exists():
             yield file, None
             return
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
+        work.mkdir(parents=True)
         try:
             yield file, work
         finally:
