@@ -1,1 +1,2 @@
-"""How good an artifact is: the gate, what it compares with and on which texts."""
+"""How good an artifact is: the gate, what it compares with and on which texts; imported by build alone, imports
+toolchains and sources."""

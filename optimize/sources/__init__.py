@@ -1,1 +1,2 @@
-"""Where a model comes from, and what is known of it before anything is built."""
+"""Where a model comes from, and what its files say before anything is built; imports the store and what is below it,
+never a toolchain."""

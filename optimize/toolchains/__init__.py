@@ -1,4 +1,5 @@
-"""One file per artifact format; each exports one TOOLCHAIN. The directory is the registry."""
+"""A folder per artifact format, each with one TOOLCHAIN: the directory is the registry; imports sources and what is
+below them, never another toolchain."""
 
 import importlib
 import pkgutil
