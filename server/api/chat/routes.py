@@ -24,7 +24,7 @@ from enginehouse.server.openapi import Body, described
     ),
 )
 async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
-    """A chat completion, whole or as server-sent events; OpenAI's fields and the extensions the README lists."""
+    """A chat completion, whole or as server-sent events; docs/api.md lists the fields."""
     chat = protocol.read(await body.read(request))
     renderer = ChatRenderer(chat)
     return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

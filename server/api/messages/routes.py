@@ -22,7 +22,7 @@ COUNTED = Body(protocol.CountRequest, frozenset(protocol.IGNORED), protocol.NEUT
     operation_class=described(JSON, ASKED, streams=True, assigned=True, own_failures=True),
 )
 async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
-    """A message, whole or as server-sent events; the README lists the fields."""
+    """A message, whole or as server-sent events; docs/api.md lists the fields."""
     asked = protocol.read(await body.read(request))
     renderer = MessageRenderer(asked)
     return await answer(request, [protocol.to_job(asked, renderer.id)], renderer)

@@ -37,7 +37,7 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 
 @post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, assigned=True))
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
-    """A response, whole or as server-sent events; the README lists the fields."""
+    """A response, whole or as server-sent events; docs/api.md lists the fields."""
     asked = protocol.read(await body.read(request))
     history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
     given = await given_items(state.responses, owner_of(request), asked.input)

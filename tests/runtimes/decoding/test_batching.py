@@ -346,6 +346,15 @@ def test_a_long_text_is_not_given_up_for_a_short_beginning_of_it() -> None:
     assert [watched.tokens[job][0].cached for job in range(3)] == [0, 4, 29]
 
 
+def test_a_beginning_that_there_is_no_room_to_copy_is_read() -> None:
+    watched = Watched(Toy("copied", cells=CONTEXT))
+    for job, prompt in enumerate([TEXTS[0][:30], [*TEXTS[0][:10], 9]]):
+        watched.add(job, prompt, GREEDY)
+        watched.finish()
+        assert shown(watched.tokens[job]) == shown(alone(prompt, GREEDY))
+    assert watched.tokens[1][0].cached == 0
+
+
 def crowded(jobs: int, slots: int) -> Watched:
     """Answers of 35 tokens each in a cache for 40."""
     watched = Watched(Toy("copied", slots, CONTEXT))
