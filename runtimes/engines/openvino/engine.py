@@ -109,7 +109,6 @@ class OpenVino:
         self._tokenizer = self._own_tokenizer()
         self._pipeline = self._new_pipeline(folder, options, load, blocks)
         self._prefixes = Prefixes(self._block, blocks if options.prefix_caching else 0)
-        self._slots = load.slots
         self._running: list[Running[State]] = []
         self._leaving: list[Running[State]] = []  # removed while their prompt is read: see remove()
         self._requests = 0
@@ -196,7 +195,7 @@ class OpenVino:
     # --- one step ---
 
     def _admit(self) -> None:
-        while self._jobs.waiting and len(self._running) < self._slots:
+        while self._jobs.waiting and len(self._running) < self.facts.slots:
             if self._jobs.hold and self._running:
                 return
             running = self._jobs.waiting.popleft()
