@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from enginehouse.optimize.artifact import Artifact, Report, Source, Toolchain
 from enginehouse.optimize.build import Build, Built, Fetch, FetchAdapter, Fetched, Merge, Merged, Order
@@ -12,27 +14,34 @@ from enginehouse.optimize.sources.resolve import is_hub_id, resolve
 from enginehouse.optimize.store import Store
 
 log = logging.getLogger("enginehouse.optimize")
+InThread = Callable[..., Awaitable[Any]]  # as asyncio.to_thread: what looks at files, which may hang
 
 
-async def locate(source: str, revision: str | None, report: Report, precision: str = "auto") -> Source:
+async def locate(
+    source: str, revision: str | None, report: Report, precision: str = "auto", in_thread: InThread = asyncio.to_thread
+) -> Source:
     """The source on this disk, fetched from the hub first if it is there. Raises CannotBuild.
 
     `precision`: the model's, which decides where a source holds several .gguf files.
     """
     path = await fetched(source, Fetch(source, revision, precision), report) if is_hub_id(source) else ""
-    return await asyncio.to_thread(resolve, source, precision, path)
+    found: Source = await in_thread(resolve, source, precision, path)
+    return found
 
 
-async def adapt(base: Source, name: str, cache: Path, report: Report) -> Source:
+async def adapt(
+    base: Source, name: str, cache: Path, report: Report, in_thread: InThread = asyncio.to_thread
+) -> Source:
     """The checkpoint with a PEFT adapter (a folder or hub id) merged into its weights: a checkpoint in the cache."""
     path = await fetched(name, FetchAdapter(name), report) if is_hub_id(name) else name
-    adapter = await asyncio.to_thread(find_adapter, name, path, base)
+    adapter = await in_thread(find_adapter, name, path, base)
     merged = folder_of(base, adapter, cache)
     if not merged.exists():
         log.info("merging adapter '%s' into '%s'", name, base.id)
         report("convert", 0.0)
         await build_process(Merge(base, adapter, str(cache)), Merged, report)
-    return await asyncio.to_thread(resolve, f"{base.id} + {name}", at=str(merged))
+    found: Source = await in_thread(resolve, f"{base.id} + {name}", at=str(merged))
+    return found
 
 
 async def fetched(name: str, order: Fetch | FetchAdapter, report: Report) -> str:

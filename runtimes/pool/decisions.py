@@ -21,6 +21,7 @@ from enginehouse.runtimes.pool.explanation import ExplainedCandidate, ExplainedH
 from enginehouse.runtimes.pool.host import Host
 from enginehouse.runtimes.pool.records import Measurement, Records
 from enginehouse.runtimes.pool.routing import AS_IS, Candidate, Decision, Figures, Offer
+from enginehouse.runtimes.pool.threads import RECORDS, Threads
 
 log = logging.getLogger("enginehouse.routing")
 DECISION_SECONDS = 30.0  # a decision is made anew after it, for candidates whose parking has ended
@@ -41,11 +42,12 @@ class Decisions:
         runtimes: dict[str, Local],
         toolchains: dict[str, Toolchain],
         records: Records,
+        threads: Threads,
         report: Callable[[str, str, str, float], None],
     ) -> None:
         """`report` takes the model, "" for the candidate, the stage of finding its source and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
-        self._records, self._report = records, report
+        self._records, self._threads, self._report = records, threads, report
         self._cache = Path(config.cache_dir).expanduser()
         self._store = Store(self._cache)
         self._host: asyncio.Task[Host] | None = None
@@ -67,7 +69,7 @@ class Decisions:
     async def _decided(self, name: str, decided: Decided | None) -> Decided:
         source = decided.source if decided else await self.source(name)
         machine = await self.host()
-        decision = await asyncio.to_thread(self._decide, name, source, machine)
+        decision = await self._threads.run(name, self._decide, name, source, machine)
         if decided is None or decided.decision != decision:
             log_decision(decision)
         self._decided_by_model[name] = Decided(source, decision, time.monotonic() + DECISION_SECONDS)
@@ -76,7 +78,7 @@ class Decisions:
     async def source(self, name: str) -> Source:
         """Looked for once; kept until `forget`."""
         found = self._sources.get(name)
-        if found is None:
+        if found is None or (found.done() and (found.cancelled() or found.exception())):
             found = self._sources[name] = asyncio.create_task(self._find(name))
         try:
             return await asyncio.shield(found)
@@ -89,9 +91,10 @@ class Decisions:
         return name in self._sources
 
     def forget(self, name: str) -> None:
-        """The next load looks at the source again: it may have changed."""
+        """The next load looks at the source again: it may have changed. A look that is under way goes on."""
         self._decided_by_model.pop(name, None)
-        self._sources.pop(name, None)
+        if (found := self._sources.get(name)) and found.done():
+            del self._sources[name]
 
     async def host(self) -> Host:
         """This machine; found out once, in child processes."""
@@ -103,13 +106,16 @@ class Decisions:
         """Remembers what a candidate did; the next decision counts it in."""
         machine = await self.host()
         key = candidate.key
-        await asyncio.to_thread(self._records.failed, source.fingerprint, key, machine.fingerprint, kind, message)
+        await self._threads.run(
+            RECORDS, self._records.failed, source.fingerprint, key, machine.fingerprint, kind, message
+        )
         self.expire(source)
 
     async def record_measurement(self, name: str, candidate: Candidate, figures: Figures) -> None:
         source, machine = (await self.of(name)).source, await self.host()
         slots = self._config.models[name].slots
-        await asyncio.to_thread(
+        await self._threads.run(
+            RECORDS,
             self._records.measured,
             source.fingerprint,
             candidate.key,
@@ -130,9 +136,9 @@ class Decisions:
         """The decision for a model with every number it was made from."""
         decided, machine = await self.of(name, fresh=True), await self.host()
         source, decision = decided.source, decided.decision
-        at = await asyncio.to_thread(self._measurements, name, source, machine)
+        at = await self._threads.run(name, self._measurements, name, source, machine)
         keys = [self._artifact_of(source, ranked.candidate.key) for ranked in decision.ranked]
-        qualities = await asyncio.to_thread(lambda: [self._store.quality(key) for key in keys])
+        qualities = await self._threads.run(name, lambda: [self._store.quality(key) for key in keys])
         rows = tuple(
             ExplainedCandidate(
                 ranked.candidate,
@@ -167,9 +173,10 @@ class Decisions:
         model = self._config.models[name]
         report = functools.partial(self._report, name, "")
         try:
-            source = await locate(model.source, model.revision, report, model.precision)
+            in_thread = functools.partial(self._threads.run, name)
+            source = await locate(model.source, model.revision, report, model.precision, in_thread)
             if model.adapter:
-                source = await adapt(source, model.adapter, self._cache, report)
+                source = await adapt(source, model.adapter, self._cache, report, in_thread)
             return source
         except CannotBuild as error:
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error

@@ -21,6 +21,7 @@ from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
+from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker.client import Worker
 
 log = logging.getLogger("enginehouse.models")
@@ -65,12 +66,14 @@ class LoadedModels:
         decisions: Decisions,
         loader: Loader,
         progress: ProgressTracker,
+        threads: Threads,
         requests: Callable[[str], int],
         load_ended: Callable[[], None],
     ) -> None:
         """`requests`: how many a model has under way or waiting; `load_ended` is called after each load."""
         self._config, self._runtimes, self._decisions, self._loader = config, runtimes, decisions, loader
-        self._progress, self._requests, self._load_ended = progress, requests, load_ended
+        self._progress, self._threads = progress, threads
+        self._requests, self._load_ended = requests, load_ended
         self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._closing: list[Worker] = []
@@ -142,7 +145,7 @@ class LoadedModels:
                     gone.append(loaded.artifact.key)
         await asyncio.gather(*closing)
         for artifact in gone:
-            await asyncio.to_thread(self._loader.remove, artifact)
+            await self._threads.run(name, self._loader.remove, artifact)
 
     # --- loads ---
 
@@ -163,7 +166,7 @@ class LoadedModels:
         began = time.monotonic()
         key, source = (name, ranked.candidate.key), (await self._decisions.of(name)).source
         self._progress.expect(
-            key, await asyncio.to_thread(self._loader.estimate, source, ranked.candidate, not stands_in)
+            key, await self._threads.run(name, self._loader.estimate, source, ranked.candidate, not stands_in)
         )
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in

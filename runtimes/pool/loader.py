@@ -1,6 +1,5 @@
 """From a candidate to a worker that answers: the artifact prepared, loaded in a process, and asked a question."""
 
-import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Candidate, Ranked
+from enginehouse.runtimes.pool.threads import RECORDS, Threads
 from enginehouse.runtimes.worker.client import Worker
 
 WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
@@ -36,11 +36,12 @@ class Loader:
         toolchains: Mapping[str, Toolchain],
         decisions: Decisions,
         records: Records,
+        threads: Threads,
         report: Callable[[str, str, str, float], None],
     ) -> None:
         """`report` takes model and candidate key, the stage of its loading and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
-        self._decisions, self._records, self._report = decisions, records, report
+        self._decisions, self._records, self._threads, self._report = decisions, records, threads, report
         self._cache = Path(config.cache_dir).expanduser()
         self._store, self._verified = Store(self._cache), set[str]()
 
@@ -70,7 +71,7 @@ class Loader:
             return
         self._decisions.expire(source)
         if self._config.models[name].precision == "auto":
-            await asyncio.to_thread(self._store.discard, key)
+            await self._threads.run(name, self._store.discard, key)
         elif rules.quality == "warn":
             log.warning("'%s' is served all the same: %s %s", name, candidate.key, below)
             return
@@ -133,16 +134,18 @@ class Loader:
         if not artifact.key:
             return await self._start(name, source, candidate, artifact, None)
         try:
-            use = await asyncio.to_thread(self._store.use, artifact.key)
+            use = await self._threads.run(name, self._store.use, artifact.key)
         except CannotBuild as error:
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
         with use:
             if artifact.key not in self._verified:
-                broken = await asyncio.to_thread(self._store.discard_broken, artifact.key)
+                broken = await self._threads.run(name, self._store.discard_broken, artifact.key)
                 if broken:
                     log.warning("model '%s': %s; it is built anew", name, broken)
                 self._verified.add(artifact.key)
-            if await asyncio.to_thread(self._left_to_build, source, candidate):  # it was broken, or pruned meanwhile
+            if await self._threads.run(
+                name, self._left_to_build, source, candidate
+            ):  # it was broken, or pruned meanwhile
                 artifact = await self.prepare(name, source, candidate, gate)
             return await self._start(name, source, candidate, artifact, use)
 
@@ -179,11 +182,11 @@ class Loader:
 
     async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
         """Raises Unavailable for an engine that answers nonsense."""
-        expected = await asyncio.to_thread(self._records.smoke_answer, source.fingerprint)
+        expected = await self._threads.run(RECORDS, self._records.smoke_answer, source.fingerprint)
         try:
             answered = await smoke_test.test(worker, expected)
         except (smoke_test.Gibberish, EngineFailed) as error:
             await self._decisions.record_failure(source, candidate, "smoke", str(error))
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and answered:
-            await asyncio.to_thread(self._records.record_smoke_answer, source.fingerprint, answered)
+            await self._threads.run(RECORDS, self._records.record_smoke_answer, source.fingerprint, answered)

@@ -30,6 +30,7 @@ from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
 from enginehouse.runtimes.pool.stand_ins import StandIns
+from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.protocol import Embedded
@@ -44,9 +45,11 @@ class Pool:
         self.config = config
         self._runtimes, makers = runtimes(), toolchains()
         learnt = Records(Path(config.cache_dir).expanduser() / records.FILE)
-        self._progress = ProgressTracker()
-        self._decisions = Decisions(config, self._runtimes, makers, learnt, self._progress.report)
-        self._loader = Loader(config, self._runtimes, makers, self._decisions, learnt, self._progress.report)
+        self._progress, self._threads = ProgressTracker(), Threads()
+        self._decisions = Decisions(config, self._runtimes, makers, learnt, self._threads, self._progress.report)
+        self._loader = Loader(
+            config, self._runtimes, makers, self._decisions, learnt, self._threads, self._progress.report
+        )
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
         self._models = LoadedModels(
             config,
@@ -54,10 +57,11 @@ class Pool:
             self._decisions,
             self._loader,
             self._progress,
+            self._threads,
             self._requests.__getitem__,
             self._load_ended,
         )
-        self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress)
+        self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress, self._threads)
         self._idle = IdleBenchmark(self._decisions, self._loader, self.measure)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -74,6 +78,7 @@ class Pool:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
         await asyncio.gather(self._idle.end(), self._stand_ins.end(), self._models.end(), self._decisions.close())
+        self._threads.end()
 
     # --- requests ---
 
@@ -90,7 +95,8 @@ class Pool:
         name = self.resolve(job.model)
         with self._request(name):
             if isinstance(job.prompt, Chat):
-                await self._check_length(name, job.prompt)
+                patience = None if job.streamed else self._patience
+                await self._stand_ins.waited(name, self._check_length(name, job.prompt), patience)
             async with aclosing(self._answer(name, job)) as events:
                 async for event in events:
                     if isinstance(event, Done):
@@ -200,7 +206,7 @@ class Pool:
             return
         source = await self._decisions.source(name)
         limit = context_length(self.config.models[name], source)
-        count = await asyncio.to_thread(self._count, source, chat.certain_text(prompt.messages), limit)
+        count = await self._threads.run(name, self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
             raise too_long(limit, f"at least {count}")
 
@@ -304,7 +310,7 @@ class Pool:
         """What a candidate would load: from the store, or built and kept there."""
         name = self.resolve(model)
         source = await self.source(name)
-        estimates = await asyncio.to_thread(self._loader.estimate, source, ranked.candidate)
+        estimates = await self._threads.run(name, self._loader.estimate, source, ranked.candidate)
         self._progress.expect((name, ranked.candidate.key), estimates)
         return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
 
 from enginehouse.config.schema import Config
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
@@ -14,17 +15,25 @@ from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels, N
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Decision, Ranked
+from enginehouse.runtimes.pool.threads import Threads
 
 log = logging.getLogger("enginehouse.stand_ins")
+T = TypeVar("T")
 GAVE_UP_SECONDS = 600.0  # after nothing better could be built, before that is tried again
 
 
 class StandIns:
     def __init__(
-        self, config: Config, decisions: Decisions, loader: Loader, models: LoadedModels, progress: ProgressTracker
+        self,
+        config: Config,
+        decisions: Decisions,
+        loader: Loader,
+        models: LoadedModels,
+        progress: ProgressTracker,
+        threads: Threads,
     ) -> None:
         self._config, self._decisions, self._loader = config, decisions, loader
-        self._models, self._progress = models, progress
+        self._models, self._progress, self._threads = models, progress, threads
         self._replacing: dict[str, asyncio.Task[None]] = {}  # models for which something better is built
         self._gave_up_until: defaultdict[str, float] = defaultdict(float)
         self._draining = False
@@ -39,9 +48,13 @@ class StandIns:
                 self._start_replacing(name)
             return other
 
+        return await self.waited(name, self._models.lease(name, needs, tried, instead), seconds)
+
+    async def waited(self, name: str, work: Coroutine[Any, Any, T], seconds: float | None) -> T:
+        """What comes of it within that time; Unavailable afterwards, with how far the model is."""
         try:
             async with asyncio.timeout(seconds):
-                return await self._models.lease(name, needs, tried, instead)
+                return await work
         except asyncio.CancelledError:
             if not self._models.has(name):
                 self._start_replacing(name)
@@ -78,7 +91,7 @@ class StandIns:
             if self._models.in_memory(name, other.candidate):
                 return other
         source = (await self._decisions.of(name)).source
-        return await asyncio.to_thread(self._loader.quickest, source, best.candidate, others, unquantized)
+        return await self._threads.run(name, self._loader.quickest, source, best.candidate, others, unquantized)
 
     def _start_replacing(self, name: str) -> None:
         """Builds what should serve a model, in the place of what serves it now."""
