@@ -38,10 +38,12 @@ class Fetch(msgspec.Struct, tag="fetch", frozen=True):
     source: str
     revision: str | None
     precision: str = "auto"  # the model's
+    cached_only: bool = False  # ask no hub
 
 
 class FetchAdapter(msgspec.Struct, tag="fetch-adapter", frozen=True):
     adapter: str
+    cached_only: bool = False
 
 
 class Merge(msgspec.Struct, tag="merge", frozen=True):
@@ -79,10 +81,10 @@ def work(order: Order, report: Report) -> Fetched | Merged | Built:
     stages = Stages(report)
     try:
         match order:
-            case Fetch(source, revision, precision):
-                return Fetched(*fetch(source, revision, precision, stages.report))
-            case FetchAdapter(adapter):
-                return Fetched(*fetch_adapter(adapter, stages.report))
+            case Fetch(source, revision, precision, cached_only):
+                return Fetched(*fetch(source, revision, precision, stages.report, cached_only))
+            case FetchAdapter(adapter, cached_only):
+                return Fetched(*fetch_adapter(adapter, stages.report, cached_only))
             case Merge(base, adapter, cache):
                 return Merged(merge(base, adapter, Path(cache), stages.report))
             case Build(gate=gate):

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from enginehouse.optimize.artifact import Artifact, Report, Source, Toolchain
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain
 from enginehouse.optimize.build import Build, Built, Fetch, FetchAdapter, Fetched, Merge, Merged, Order
 from enginehouse.optimize.child_process import Result, run
 from enginehouse.optimize.sources.adapter import find_adapter, folder_of
@@ -18,25 +18,38 @@ InThread = Callable[..., Awaitable[Any]]  # as asyncio.to_thread: what looks at 
 
 
 async def locate(
-    source: str, revision: str | None, report: Report, precision: str = "auto", in_thread: InThread = asyncio.to_thread
+    source: str,
+    revision: str | None,
+    report: Report,
+    precision: str = "auto",
+    in_thread: InThread = asyncio.to_thread,
+    cached_only: bool = False,
 ) -> Source:
     """The source on this disk, fetched from the hub first if it is there. Raises CannotBuild.
 
-    `precision`: the model's, which decides where a source holds several .gguf files.
+    `precision`: the model's, which decides where a source holds several .gguf files. `cached_only`: what would
+    have to be fetched or made for it is refused.
     """
-    path = await fetched(source, Fetch(source, revision, precision), report) if is_hub_id(source) else ""
+    path = await fetched(source, Fetch(source, revision, precision, cached_only), report) if is_hub_id(source) else ""
     found: Source = await in_thread(resolve, source, precision, path)
     return found
 
 
 async def adapt(
-    base: Source, name: str, cache: Path, report: Report, in_thread: InThread = asyncio.to_thread
+    base: Source,
+    name: str,
+    cache: Path,
+    report: Report,
+    in_thread: InThread = asyncio.to_thread,
+    cached_only: bool = False,
 ) -> Source:
     """The checkpoint with a PEFT adapter (a folder or hub id) merged into its weights: a checkpoint in the cache."""
-    path = await fetched(name, FetchAdapter(name), report) if is_hub_id(name) else name
+    path = await fetched(name, FetchAdapter(name, cached_only), report) if is_hub_id(name) else name
     adapter = await in_thread(find_adapter, name, path, base)
     merged = folder_of(base, adapter, cache)
     if not merged.exists():
+        if cached_only:
+            raise CannotBuild(f"adapter '{name}' is not merged yet", environment=True)
         log.info("merging adapter '%s' into '%s'", name, base.id)
         report("convert", 0.0)
         await build_process(Merge(base, adapter, str(cache)), Merged, report)
@@ -47,7 +60,7 @@ async def adapt(
 async def fetched(name: str, order: Fetch | FetchAdapter, report: Report) -> str:
     report("fetch", 0.0)
     found = await build_process(order, Fetched, report)
-    if found.offline:
+    if found.offline and not order.cached_only:
         log.warning("the hub cannot be reached; '%s' is what its cache has: %s", name, found.path)
     return found.path
 

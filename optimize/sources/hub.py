@@ -14,9 +14,12 @@ ABANDONED_SECONDS = 3600  # a download under way writes more often
 Choice = Callable[[Sequence[str]], Layout]
 
 
-def fetch(source: str, revision: str | None, precision: str, report: Report) -> tuple[str, bool]:
+def fetch(
+    source: str, revision: str | None, precision: str, report: Report, cached_only: bool = False
+) -> tuple[str, bool]:
     """The folder or .gguf file of OWNER/NAME, OWNER/NAME/FOLDER or OWNER/NAME/FILE.gguf on this disk, and whether it
-    is what the cache had because the hub is out of reach. `precision`: the model's, for a choice of .gguf files."""
+    is what the cache had because the hub is out of reach, or not to be asked. `precision`: the model's, for a choice of
+    .gguf files."""
     owner, name, *rest = source.split("/", 2)
     repository, inside = f"{owner}/{name}", rest[0].strip("/") if rest else ""
 
@@ -30,10 +33,10 @@ def fetch(source: str, revision: str | None, precision: str, report: Report) -> 
         files = tuple(f"{inside}/{file}" if inside else file for file in layout.files)
         return Layout(layout.kind, files, f"{inside}/{layout.entry}".strip("/"))
 
-    return explained(source, repository, revision, choose, report)
+    return explained(source, repository, revision, choose, report, cached_only)
 
 
-def fetch_adapter(source: str, report: Report) -> tuple[str, bool]:
+def fetch_adapter(source: str, report: Report, cached_only: bool = False) -> tuple[str, bool]:
     """The folder of a PEFT adapter."""
 
     def choose(names: Sequence[str]) -> Layout:
@@ -41,7 +44,7 @@ def fetch_adapter(source: str, report: Report) -> tuple[str, bool]:
             raise CannotBuild(f"adapter '{source}' has no adapter_config.json; an adapter is what PEFT saves")
         return Layout("adapter", tuple(name for name in names if name in ADAPTER))
 
-    return explained(source, source, None, choose, report)
+    return explained(source, source, None, choose, report, cached_only)
 
 
 def gguf_file(repository: str, file: str, names: Sequence[str]) -> Layout:
@@ -54,12 +57,14 @@ def gguf_file(repository: str, file: str, names: Sequence[str]) -> Layout:
     return Layout("gguf", tuple(parts), parts[0])
 
 
-def explained(source: str, repository: str, revision: str | None, choose: Choice, report: Report) -> tuple[str, bool]:
+def explained(
+    source: str, repository: str, revision: str | None, choose: Choice, report: Report, cached_only: bool
+) -> tuple[str, bool]:
     """Every error of the hub's in one sentence with its remedy."""
     from huggingface_hub import errors
 
     try:
-        return download(repository, revision, choose, report)
+        return download(repository, revision, choose, report, cached_only)
     except errors.GatedRepoError as error:
         raise CannotBuild(
             f"'{source}' is gated: accept its licence on the hub and set HF_TOKEN to a token of that account"
@@ -76,6 +81,8 @@ def explained(source: str, repository: str, revision: str | None, choose: Choice
     except errors.HFValidationError as error:
         raise CannotBuild(f"'{source}' is no hub id, and there is no folder of that name here: {error}") from error
     except (errors.RevisionResolutionError, errors.LocalEntryNotFoundError) as error:
+        if cached_only:
+            raise CannotBuild(f"'{source}' is not fetched yet; its first request does so", environment=True) from error
         raise CannotBuild(
             f"'{source}' is not cached in whole and the hub cannot be reached: connect once, or give a local folder",
             environment=True,
@@ -101,7 +108,9 @@ def refused(source: str, error: Exception) -> str:
     return f"the hub fails on '{source}' with status {status}; ask again later"
 
 
-def download(repository: str, revision: str | None, choose: Choice, report: Report) -> tuple[str, bool]:
+def download(
+    repository: str, revision: str | None, choose: Choice, report: Report, cached_only: bool
+) -> tuple[str, bool]:
     import huggingface_hub
     from huggingface_hub import errors
     from huggingface_hub.utils import logging
@@ -110,6 +119,8 @@ def download(repository: str, revision: str | None, choose: Choice, report: Repo
     api, revision = huggingface_hub.HfApi(), revision or huggingface_hub.constants.DEFAULT_REVISION
     sweep(repository)
     try:
+        if cached_only:
+            raise errors.OfflineModeIsEnabled
         commit = api.repo_info(repository, revision=revision).sha
         offline = False
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
@@ -120,12 +131,15 @@ def download(repository: str, revision: str | None, choose: Choice, report: Repo
     try:
         files = huggingface_hub.get_cached_repo_tree(repository, revision=commit)
     except errors.CachedRepoTreeNotFoundError:
+        if cached_only:
+            raise errors.LocalEntryNotFoundError("its list of files is not cached") from None
         files = list(api.list_repo_tree(repository, revision=commit, recursive=True))
     sizes = {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
     layout = choose(list(sizes))
     folder = huggingface_hub.snapshot_download(
         repository,
         revision=commit if offline else revision,
+        local_files_only=cached_only,
         allow_patterns=[glob.escape(file) for file in layout.files],
         tqdm_class=bar(sum(sizes[file] for file in layout.files), report),
     )

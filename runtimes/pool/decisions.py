@@ -133,9 +133,19 @@ class Decisions:
                 decided.until = 0.0
 
     async def explain(self, name: str) -> Explanation:
-        """The decision for a model with every number it was made from."""
-        decided, machine = await self.of(name, fresh=True), await self.host()
-        source, decision = decided.source, decided.decision
+        """The decision for a model with every number it was made from. Fetches and merges nothing for it."""
+        machine = await self.host()
+        host = ExplainedHost(**msgspec.structs.asdict(machine), kind=machine.kind, fingerprint=machine.fingerprint)
+        if name in self._decided_by_model:
+            decided = await self.of(name, fresh=True)
+            source, decision = decided.source, decided.decision
+        else:
+            try:
+                source = await self._find(name, cached_only=True)
+            except Unavailable as error:
+                model, objective = self._config.models[name], self._config.routing.objective
+                return Explanation(name, model.source, objective, None, error.message, (), (), host)
+            decision = await self._threads.run(name, self._decide, name, source, machine)
         at = await self._threads.run(name, self._measurements, name, source, machine)
         keys = [self._artifact_of(source, ranked.candidate.key) for ranked in decision.ranked]
         qualities = await self._threads.run(name, lambda: [self._store.quality(key) for key in keys])
@@ -160,7 +170,7 @@ class Decisions:
             rows[0].reason if rows else None,
             rows,
             decision.rejected,
-            ExplainedHost(**msgspec.structs.asdict(machine), kind=machine.kind, fingerprint=machine.fingerprint),
+            host,
         )
 
     async def close(self) -> None:
@@ -169,14 +179,14 @@ class Decisions:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _find(self, name: str) -> Source:
+    async def _find(self, name: str, cached_only: bool = False) -> Source:
         model = self._config.models[name]
         report = functools.partial(self._report, name, "")
         try:
             in_thread = functools.partial(self._threads.run, name)
-            source = await locate(model.source, model.revision, report, model.precision, in_thread)
+            source = await locate(model.source, model.revision, report, model.precision, in_thread, cached_only)
             if model.adapter:
-                source = await adapt(source, model.adapter, self._cache, report, in_thread)
+                source = await adapt(source, model.adapter, self._cache, report, in_thread, cached_only)
             return source
         except CannotBuild as error:
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 
+import httpx
 import msgspec
 import pytest
 
@@ -17,6 +18,7 @@ from enginehouse.optimize.build import Fetch
 from enginehouse.optimize.prepare import adapt, locate, prepare
 from enginehouse.optimize.toolchains import toolchains
 from tests.hub import COMMIT, Hub, running
+from tests.serving import serve
 
 
 @pytest.fixture
@@ -65,6 +67,20 @@ def test_what_is_cached_is_used_when_the_hub_is_out_of_reach_and_said_in_one_lin
     assert COMMIT in line
     with pytest.raises(CannotBuild, match=r"'lab/other' is not cached in whole and the hub cannot be reached"):
         find("lab/other")
+
+
+def test_a_model_is_explained_without_fetching_it(hub: Hub, tmp_path: Path) -> None:
+    with serve(tmp_path, {"tiny": {"source": "lab/tiny", "runtime": "llamacpp"}}) as served:
+        url = f"{served.root}/v1/models/tiny/explain"
+        explained = httpx.get(url, timeout=60).json()
+        assert explained["chosen"] is None
+        assert "'lab/tiny' is not fetched yet" in explained["reason"]
+        assert explained["host"]["cores"] > 0
+        assert hub.served == []
+        find("lab/tiny")
+        fetched = len(hub.served)
+        assert httpx.get(url, timeout=60).json()["chosen"].startswith("llamacpp/cpu/")
+        assert len(hub.served) == fetched
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_was(hub: Hub) -> None:
