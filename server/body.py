@@ -1,7 +1,7 @@
 """A request's body: read, refused by the name of the field at fault, and the kinds of fields that every API has."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+Ignored = Any  # of a field that is accepted and has no effect
 Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
 
 PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
@@ -29,10 +30,14 @@ async def read(request: Request[Any, Any, State]) -> bytes:
 
 
 def parse(
-    body: bytes, to: type[T], ignored: Collection[str] = (), neutral: Mapping[str, tuple[Any, ...]] | None = None
+    body: bytes,
+    to: type[T],
+    ignored: Collection[str] = (),
+    neutral: Mapping[str, tuple[Any, ...]] | None = None,
+    check_kinds: Callable[[dict[str, Any]], None] | None = None,
 ) -> T:
     """A request, or Refused with the field's name."""
-    return convert(accepted(json_object(body), ignored, neutral or {}), to)
+    return convert(accepted(json_object(body), ignored, neutral or {}), to, check_kinds)
 
 
 def json_object(body: bytes) -> dict[str, Any]:
@@ -58,11 +63,31 @@ def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str
     return fields
 
 
-def convert(fields: dict[str, Any], to: type[T]) -> T:
+def convert(fields: dict[str, Any], to: type[T], check_kinds: Callable[[dict[str, Any]], None] | None = None) -> T:
+    """`check_kinds` raises Refused for parts and tools of a kind that is not taken: a better reason than a field of
+    theirs that is not known."""
     try:
         return msgspec.convert(fields, to, str_keys=True)
     except msgspec.ValidationError as error:
+        if check_kinds:
+            check_kinds(fields)
         raise refusal(str(error)) from error
+
+
+def members(value: Any, key: str) -> list[dict[str, Any]]:
+    """The objects of the list under `key`, whatever was sent; what is none of them is as good as empty."""
+    found = value.get(key) if isinstance(value, dict) else None
+    return [one if isinstance(one, dict) else {} for one in found] if isinstance(found, list) else []
+
+
+def check_text(parts: list[dict[str, Any]], where: str, kinds: Collection[str] = ("text",)) -> None:
+    for index, part in enumerate(parts):
+        kind = part.get("type")
+        if isinstance(kind, str) and kind not in kinds:
+            place = f"{where}[{index}]"
+            raise Refused(
+                f"'{place}': content of type '{kind}' is not supported here; only text", place, "unsupported_parameter"
+            )
 
 
 def refusal(message: str) -> Refused:

@@ -127,7 +127,7 @@ class EmbeddingList(msgspec.Struct, frozen=True):
     usage: PromptUsage
 
 
-class Document(msgspec.Struct, frozen=True):
+class Document(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     text: str
 
 

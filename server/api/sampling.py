@@ -42,12 +42,14 @@ def sampling_of(request: SamplingFields, **further: Any) -> Sampling:
     return Sampling(**alike, **further)
 
 
-class TextFormat(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+class TextFormat(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
     pass
 
 
-class JsonFormat(msgspec.Struct, tag_field="type", tag="json_object", frozen=True):
-    pass
+class JsonFormat(
+    msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True, omit_defaults=True, frozen=True
+):
+    schema: dict[str, Any] | None = None  # an extension of llama.cpp, Together and Fireworks
 
 
 class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

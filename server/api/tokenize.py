@@ -45,9 +45,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 )
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
-    fields = body.accepted(body.json_object(await body.read(request)), (), NEUTRAL)
-    protocol.check_parts(fields.get("messages"))
-    asked = body.convert(fields, TokenizeRequest)
+    asked = body.parse(await body.read(request), TokenizeRequest, (), NEUTRAL, protocol.check_kinds)
     pool: Pool = state.pool
     assigned, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
     status = pool.status(pool.resolve(asked.model))

@@ -9,14 +9,14 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.server.body import convert
 
 
-class ToolFunction(msgspec.Struct, frozen=True, omit_defaults=True):
+class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
     name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class Tool(msgspec.Struct, frozen=True):
+class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["function"]
     function: ToolFunction
 

@@ -18,7 +18,7 @@ from enginehouse.server.api.sampling import (
     sampling_of,
 )
 from enginehouse.server.api.tools import Tool, check_tools, tool_fields
-from enginehouse.server.body import Count, accepted, convert, json_object
+from enginehouse.server.body import Count, check_text, members, parse
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
 IGNORED = {
@@ -49,12 +49,12 @@ class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     type: Literal["text"] = "text"
 
 
-class Function(msgspec.Struct, frozen=True):
+class Function(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: str
     arguments: str
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     id: str
     function: Function
     type: Literal["function"] = "function"
@@ -74,25 +74,25 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, fr
     function_call: None = None
 
 
-class Named(msgspec.Struct, frozen=True):
+class Named(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: str
 
 
-class OneTool(msgspec.Struct, tag_field="type", tag="function", frozen=True):
+class OneTool(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True, frozen=True):
     function: Named
 
 
-class ToolReference(msgspec.Struct, frozen=True):
+class ToolReference(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     function: Named
     type: Literal["function"] = "function"
 
 
-class AllowedTools(msgspec.Struct, frozen=True):
+class AllowedTools(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     mode: Literal["auto", "required"]
     tools: Annotated[list[ToolReference], msgspec.Meta(min_length=1)]
 
 
-class SomeTools(msgspec.Struct, tag_field="type", tag="allowed_tools", frozen=True):
+class SomeTools(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True, frozen=True):
     allowed_tools: AllowedTools
 
 
@@ -122,28 +122,17 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
 
 def read(body: bytes) -> ChatRequest:
     """A request for a chat completion, or Refused with the field's name."""
-    fields = accepted(json_object(body), IGNORED, NEUTRAL)
-    check_parts(fields.get("messages"))
-    request = convert(fields, ChatRequest)
+    request = parse(body, ChatRequest, IGNORED, NEUTRAL, check_kinds)
     check_messages(request.messages)
     check_tools(request.tools)
     check_stream_options(request.stream, request.stream_options)
     return request
 
 
-def check_parts(messages: Any) -> None:
-    """Refuses parts of a kind that no model here takes, before their further fields are looked at."""
-    for index, message in enumerate(messages if isinstance(messages, list) else []):
-        content = message.get("content") if isinstance(message, dict) else None
-        for at, part in enumerate(content if isinstance(content, list) else []):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if isinstance(kind, str) and kind != "text":
-                where = f"messages[{index}].content[{at}]"
-                raise Refused(
-                    f"'{where}': content of type '{kind}' is not supported here; only text",
-                    where,
-                    "unsupported_parameter",
-                )
+def check_kinds(fields: dict[str, Any]) -> None:
+    """Raises Refused for parts of a kind that no model here takes."""
+    for index, message in enumerate(members(fields, "messages")):
+        check_text(members(message, "content"), f"messages[{index}].content")
 
 
 def check_messages(messages: list[Message]) -> None:
@@ -204,8 +193,8 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
     match form:
         case TextFormat():
             return None
-        case JsonFormat():
-            return JSON_OBJECT
+        case JsonFormat(schema):
+            return JSON_OBJECT if schema is None else json_schema(schema)
         case SchemaFormat(named):
             return json_schema(named.schema)
 

@@ -9,7 +9,7 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.sampling import TopP, json_schema
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
-from enginehouse.server.body import Count, Whole, parse
+from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
 
 # Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
 IGNORED = {
@@ -26,34 +26,40 @@ IGNORED = {
 NEUTRAL: dict[str, tuple[Any, ...]] = {"container": (), "speed": ("standard",), "mcp_servers": ([],), "thread": ()}
 
 
-class Result(msgspec.Struct, frozen=True):
-    """A part of what a tool gave."""
-
-    type: str
-    text: str = ""
-
-
-class Text(msgspec.Struct, tag_field="type", tag="text", frozen=True):
+class Text(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True, frozen=True):
     text: str
+    cache_control: Ignored = None
+    citations: Ignored = None
 
 
-class Thinking(msgspec.Struct, tag_field="type", tag="thinking", frozen=True):
+class Thinking(msgspec.Struct, tag_field="type", tag="thinking", forbid_unknown_fields=True, frozen=True):
     thinking: str
+    signature: Ignored = None
 
 
-class RedactedThinking(msgspec.Struct, tag_field="type", tag="redacted_thinking", frozen=True):
+class RedactedThinking(
+    msgspec.Struct, tag_field="type", tag="redacted_thinking", forbid_unknown_fields=True, frozen=True
+):
     """Nothing of it can be read here."""
 
+    data: Ignored = None
 
-class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use", frozen=True):
+
+class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use", forbid_unknown_fields=True, frozen=True):
     id: str
     name: str
     input: dict[str, Any]
+    cache_control: Ignored = None
+    caller: Ignored = None
+    toolset_name: None = None
 
 
-class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result", frozen=True):
+class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result", forbid_unknown_fields=True, frozen=True):
     tool_use_id: str
-    content: str | list[Result] = ""
+    content: str | list[Text] = ""
+    cache_control: Ignored = None
+    is_error: Ignored = None
+    toolset_name: None = None
 
 
 Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult
@@ -64,12 +70,19 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     content: str | list[Block]
 
 
-class Tool(msgspec.Struct, frozen=True):
+class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The model sees every tool from the beginning, and is the only one to call it."""
+
     name: str
-    type: str | None = None
+    type: Literal["custom"] | None = None
     description: str | None = None
     input_schema: dict[str, Any] = {}
     strict: bool | None = None
+    cache_control: Ignored = None
+    defer_loading: Ignored = None
+    eager_input_streaming: Ignored = None
+    allowed_callers: Ignored = None
+    input_examples: Ignored = None
 
 
 class ToolChoice(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -84,7 +97,7 @@ class ThinkingConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     display: Literal["summarized", "omitted"] | None = None
 
 
-class Format(msgspec.Struct, tag_field="type", tag="json_schema", frozen=True):
+class Format(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True, frozen=True):
     schema: dict[str, Any]
 
 
@@ -116,21 +129,29 @@ class MessageRequest(CountRequest, kw_only=True, forbid_unknown_fields=True, fro
 
 def read(body: bytes) -> MessageRequest:
     """A request for a message, or Refused with the field's name."""
-    request = parse(body, MessageRequest, IGNORED, NEUTRAL)
+    request = parse(body, MessageRequest, IGNORED, NEUTRAL, check_kinds)
     check_choice(request)
     return request
 
 
 def read_count(body: bytes) -> CountRequest:
-    request = parse(body, CountRequest, IGNORED, NEUTRAL)
+    request = parse(body, CountRequest, IGNORED, NEUTRAL, check_kinds)
     check_choice(request)
     return request
 
 
+def check_kinds(fields: dict[str, Any]) -> None:
+    """Raises Refused for tools and results of a kind that is not to be had here."""
+    for index, tool in enumerate(members(fields, "tools")):
+        if tool.get("type") not in (None, "custom"):
+            raise Refused(f"tools of type '{tool['type']}' are not known here; only 'custom' tools", f"tools[{index}]")
+    for index, message in enumerate(members(fields, "messages")):
+        for at, block in enumerate(members(message, "content")):
+            if block.get("type") == "tool_result":
+                check_text(members(block, "content"), f"messages[{index}].content[{at}].content")
+
+
 def check_choice(request: CountRequest) -> None:
-    for index, tool in enumerate(request.tools):
-        if tool.type not in (None, "custom"):
-            raise Refused(f"tools of type '{tool.type}' are not known here; only 'custom' tools", f"tools[{index}]")
     choice, names = request.tool_choice, [tool.name for tool in request.tools]
     if choice.type == "tool" and choice.name not in names:
         raise Refused(
@@ -207,19 +228,11 @@ def add(talk: Conversation, message: Message, where: str) -> None:
             case ToolUse(id, name, arguments):
                 talk.call(id, name, msgspec.json.encode(arguments).decode())
             case ToolResult(id, content):
-                talk.result(id, result_text(content, f"{where}[{index}].content"), f"{where}[{index}].tool_use_id")
+                result = content if isinstance(content, str) else joined(content)
+                talk.result(id, result, f"{where}[{index}].tool_use_id")
     speak()
 
 
 def joined(texts: list[Text]) -> str:
     """Clients put into blocks what does not belong to one paragraph."""
     return "\n".join(text.text for text in texts)
-
-
-def result_text(content: str | list[Result], where: str) -> str:
-    if isinstance(content, str):
-        return content
-    for part in content:
-        if part.type != "text":
-            raise Refused(f"'{where}': content of type '{part.type}' is not supported here; only text", where)
-    return "\n".join(part.text for part in content)

@@ -1,7 +1,7 @@
 """OpenAI's wire shapes for a response: what a request may hold, what of it has no effect here, and the job it is."""
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -18,7 +18,7 @@ from enginehouse.server.api.sampling import (
     json_schema,
 )
 from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
-from enginehouse.server.body import Count, convert, parse
+from enginehouse.server.body import Count, Ignored, check_text, convert, members, parse
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
 IGNORED = {
@@ -51,37 +51,53 @@ Metadata = Annotated[
 ]
 
 
-class Part(msgspec.Struct, frozen=True):
-    type: str
+class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: Literal["input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text"]
     text: str = ""
     refusal: str = ""
+    annotations: Ignored = None
+    logprobs: Ignored = None
+    prompt_cache_breakpoint: Ignored = None
 
 
-class MessageItem(msgspec.Struct, tag_field="type", tag="message", frozen=True):
+class Stored(msgspec.Struct, tag_field="type", kw_only=True, forbid_unknown_fields=True, frozen=True):
+    """What an item bears that was part of a response, and that clients send back with it."""
+
+    id: str | None = None
+    status: Ignored = None
+    created_by: Ignored = None
+
+
+class MessageItem(Stored, tag="message", forbid_unknown_fields=True, frozen=True):
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[Part]
+    phase: Ignored = None  # whether it was said on the way or at the end
 
 
-class CallItem(msgspec.Struct, tag_field="type", tag="function_call", frozen=True):
+class CallItem(Stored, tag="function_call", forbid_unknown_fields=True, frozen=True):
     call_id: str
     name: str
     arguments: str
+    namespace: None = None
+    caller: None = None
 
 
-class ResultItem(msgspec.Struct, tag_field="type", tag="function_call_output", frozen=True):
+class ResultItem(Stored, tag="function_call_output", forbid_unknown_fields=True, frozen=True):
     call_id: str
     output: str | list[Part]
+    caller: None = None
 
 
-class ReasoningItem(msgspec.Struct, tag_field="type", tag="reasoning", frozen=True):
+class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=True):
     summary: list[Part] = []
     content: list[Part] | None = None
+    encrypted_content: Ignored = None
 
 
 Item = MessageItem | CallItem | ResultItem | ReasoningItem
 
 
-class Items(msgspec.Struct, frozen=True):
+class Items(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     input: list[Item]
 
 
@@ -97,7 +113,7 @@ class SentItems(msgspec.Struct, frozen=True):
     input: list[Sent]
 
 
-class SchemaFormat(NamedSchema, tag_field="type", tag="json_schema", frozen=True):
+class SchemaFormat(NamedSchema, tag_field="type", tag="json_schema", forbid_unknown_fields=True, frozen=True):
     pass
 
 
@@ -114,19 +130,19 @@ class Reasoning(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     mode: Literal["standard"] | None = None
 
 
-class FunctionTool(msgspec.Struct, frozen=True):
-    type: str
-    name: str = ""
+class FunctionTool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    type: Literal["function"]
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
-class NamedChoice(msgspec.Struct, tag_field="type", tag="function", frozen=True):
+class NamedChoice(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True, frozen=True):
     name: str
 
 
-class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", frozen=True):
+class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True, frozen=True):
     mode: Literal["auto", "required"]
     tools: list[FunctionTool]
 
@@ -158,17 +174,21 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def read(body: bytes) -> ResponseRequest:
     """A request for a response, or Refused with the field's name."""
-    request = parse(body, ResponseRequest, IGNORED, NEUTRAL)
-    for index, tool in enumerate(request.tools):
-        if tool.type != "function":
+    return parse(body, ResponseRequest, IGNORED, NEUTRAL, check_kinds)
+
+
+def check_kinds(fields: dict[str, Any]) -> None:
+    """Raises Refused for tools and content of a kind that is not to be had here."""
+    for index, tool in enumerate(members(fields, "tools")):
+        if tool.get("type", "function") != "function":
             raise Refused(
-                f"tools of type '{tool.type}' do not run here; only 'function' tools",
+                f"tools of type '{tool['type']}' do not run here; only 'function' tools",
                 f"tools[{index}]",
                 "invalid_value",
             )
-        if not tool.name:
-            raise Refused(f"'tools[{index}].name' is missing", f"tools[{index}].name", "invalid_value")
-    return request
+    for index, item in enumerate(members(fields, "input")):
+        for key in ("content", "output"):
+            check_text(members(item, key), f"input[{index}].{key}", get_args(Part.__annotations__["type"]))
 
 
 def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,7 +219,7 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
         talk.say("system", request.instructions)
     for item in msgspec.convert(history, list[Item]):
         add(talk, item, "previous_response_id")
-    for index, item in enumerate(convert({"input": given}, Items).input):
+    for index, item in enumerate(convert({"input": given}, Items, check_kinds).input):
         add(talk, item, f"input[{index}]")
     if not talk.messages:
         raise Refused("'input' is empty", "input", "invalid_value")
@@ -234,22 +254,19 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
 def add(talk: Conversation, item: Item, where: str) -> None:
     match item:
         case MessageItem(role, content):
-            talk.say("system" if role == "developer" else role, text_of(content, f"{where}.content"))
+            talk.say("system" if role == "developer" else role, text_of(content))
         case CallItem(call_id, name, arguments):
             talk.call(call_id, name, arguments)
         case ResultItem(call_id, output):
-            talk.result(call_id, text_of(output, f"{where}.output"), f"{where}.call_id")
+            talk.result(call_id, text_of(output), f"{where}.call_id")
         case ReasoningItem(summary, content):
-            if thought := text_of(content or summary, f"{where}.content"):
+            if thought := text_of(content or summary):
                 talk.think(thought)
 
 
-def text_of(content: str | list[Part], where: str) -> str:
+def text_of(content: str | list[Part]) -> str:
     if isinstance(content, str):
         return content
-    for part in content:
-        if part.type not in ("input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text"):
-            raise Refused(f"'{where}': content of type '{part.type}' is not supported here; only text", where)
     return "".join(part.text or part.refusal for part in content)
 
 
@@ -281,7 +298,7 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
     match form:
         case TextFormat():
             return None
-        case JsonFormat():
-            return JSON_OBJECT
+        case JsonFormat(schema):
+            return JSON_OBJECT if schema is None else json_schema(schema)
         case SchemaFormat():
             return json_schema(form.schema)
