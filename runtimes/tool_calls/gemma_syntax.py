@@ -62,7 +62,7 @@ def as_json(written: str, quote: str) -> str | None:
     parts[::2] = [KEY.sub(r'\1"\2":', part) for part in parts[::2]]
     try:
         return json.dumps(json.loads("".join(parts)), ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

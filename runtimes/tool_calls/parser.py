@@ -197,11 +197,12 @@ def whole_call(written: str) -> tuple[str, str] | None:
         arguments = call.get("arguments", call.get("parameters")) or {}
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         name = call["name"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        written_arguments = json.dumps(arguments, ensure_ascii=False)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(arguments, dict) or not isinstance(name, str) or not name:
         return None
-    return name, json.dumps(arguments, ensure_ascii=False)
+    return name, written_arguments
 
 
 def read_list(scanner: Scanner, before: str, end: str = "") -> Reading[None]:

@@ -55,7 +55,7 @@ def value(written: str, schema: Any) -> str:
     if not (isinstance(schema, dict) and schema.get("type") == "string"):
         try:
             return json.dumps(json.loads(written), ensure_ascii=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
     return json.dumps(written, ensure_ascii=False)
 

@@ -196,6 +196,24 @@ def test_how_any_text_is_cut_into_pieces_changes_nothing(
     assert read(name, cut(text.encode(), cuts), reasoning) == read(name, [text.encode()], reasoning)
 
 
+DEEP = "[" * 5000 + "]" * 5000
+NESTED = {
+    "qwen-xml": f"<tool_call><function=note-it><parameter=a>{DEEP}</parameter></function></tool_call>",
+    "gemma": f"<|tool_call>call:note-it{{a:{DEEP}}}<tool_call|>",
+    "function-gemma": f"<start_function_call>call:note-it{{a:{DEEP}}}<end_function_call>",
+    "phi": f'<|tool_call|>[{{"arguments": {{"a": {DEEP}}}, "name": "note-it"}}]<|/tool_call|>',
+    "mistral": f'[TOOL_CALLS][{{"arguments": {{"a": {DEEP}}}, "name": "note-it"}}]',
+    "mistral-args": f'[TOOL_CALLS][{{"arguments": {{"a": {DEEP}}}, "name": "note-it"}}]',
+    "pythonic": f"[note-it(a={DEEP})]",
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_arguments_nested_deeper_than_python_recurses_are_text_and_end_nothing(name: str) -> None:
+    content, _, calls = read(name, [NESTED[name].encode()])
+    assert DEEP in "".join([content, *(arguments for _, arguments in calls)])
+
+
 @pytest.mark.parametrize(
     "name", ["hermes", "llama-json", "mistral", "mistral-args", "phi", "harmony", "deepseek", "generic"]
 )
