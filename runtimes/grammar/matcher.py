@@ -43,10 +43,20 @@ class GrammarCompiler:
         try:
             grammar = self._lark(constraint)
         except ValueError as error:
-            raise Refused(f"the constraint cannot be read: {error}", param, "invalid_constraint") from error
-        if trouble := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
+            raise Refused(f"the constraint cannot be read: {first_line(error)}", param, "invalid_constraint") from error
+        if trouble := self._trouble(grammar):
             raise Refused(f"the constraint cannot be enforced: {trouble}", param, "invalid_constraint")
         return grammar
+
+    def _trouble(self, grammar: str) -> str:
+        """Why it cannot be followed, not even to the first token; "" if it can."""
+        if invalid := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
+            return first_line(invalid)
+        try:
+            Matcher(self._lib.LLMatcher(self._tokenizer, grammar, log_level=0), self._tokenizer).next_tokens()
+        except ConstraintFailed as error:
+            return str(error)
+        return ""
 
     def _lark(self, constraint: Constraint) -> str:
         match constraint:
@@ -64,9 +74,16 @@ class GrammarCompiler:
 
     def _enforceable(self, value: JsonValue) -> str:
         """The value's schema, or that of any object where it need not be enforced and cannot be."""
-        trouble = self._lib.LLMatcher.validate_grammar(self._of_schema(value.schema), self._tokenizer)
-        schema = {"type": "object"} if trouble and not value.must else json.loads(value.schema)
+        schema = json.loads(value.schema)
+        if not value.must and not self._can_enforce(value.schema):
+            schema = {"type": "object"}
         return json.dumps({"x-guidance": {"whitespace_pattern": BLANKS}, **schema})
+
+    def _can_enforce(self, schema: str) -> bool:
+        try:
+            return not self._trouble(self._of_schema(schema))
+        except ValueError:
+            return False
 
 
 PARAM = "response_format"
@@ -75,6 +92,11 @@ PARAM = "response_format"
 def param_of(constraint: Constraint) -> str:
     """The request's field that asks for it."""
     return constraint.asked_by if isinstance(constraint, Structured) else PARAM
+
+
+def first_line(said: object) -> str:
+    """llguidance goes on with its whole state."""
+    return str(said).strip().partition("\n")[0]
 
 
 class Matcher:
@@ -91,18 +113,24 @@ class Matcher:
         """Sets the logits of tokens that may not come next to -inf, in place. `logits`: float32, (vocabulary,)."""
         import numpy as np
 
-        self._fill(self._ll_matcher, self._mask, 0)
-        if self._ll_matcher.is_error():
-            raise ConstraintFailed(f"the constraint became too hard to follow: {self._ll_matcher.get_error()}")
-        allowed = np.unpackbits(self._mask[0].view(np.uint8), bitorder="little")
+        allowed = np.unpackbits(self.next_tokens().view(np.uint8), bitorder="little")
         known = min(len(allowed), len(logits))
         logits[:known][allowed[:known] == 0] = -np.inf
         logits[known:] = -np.inf
 
+    def next_tokens(self) -> "np.ndarray[Any, Any]":
+        """A bit for each token that may come next."""
+        self._fill(self._ll_matcher, self._mask, 0)
+        if self._ll_matcher.is_error():
+            raise ConstraintFailed(f"it is too hard to follow: {first_line(self._ll_matcher.get_error())}")
+        mask: np.ndarray[Any, Any] = self._mask[0]
+        return mask
+
     def accept(self, token: int) -> bool:
         """Notes the chosen token; True when nothing more may follow but the end."""
         if not self._ll_matcher.consume_token(token):
-            raise ConstraintFailed(f"the constraint does not admit token {token}: {self._ll_matcher.get_error()}")
+            why = first_line(self._ll_matcher.get_error())
+            raise ConstraintFailed(f"the constraint does not admit token {token}: {why}")
         return bool(self._ll_matcher.is_stopped())
 
 
