@@ -22,6 +22,7 @@ Parts = AsyncGenerator[bytes, None]
 Body = Callable[[FirstEvent, IndexedEvents], Parts]
 SILENT_SECONDS = 2.0  # before the first comment
 COMMENT_SECONDS = 1.0  # between two
+MOST_IN_HEADER = 200  # characters
 # The client is gone when this is sent; it only names what happened in the log of a proxy in between.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -92,12 +93,14 @@ async def commented(
 
 
 def assigned_headers(assigned: Assigned) -> dict[str, str]:
-    return {
-        "x-enginehouse-runtime": assigned.runtime,
-        "x-enginehouse-precision": assigned.precision,
-        "x-enginehouse-device": assigned.device,
-        "x-enginehouse-reason": assigned.reason,
-    }
+    told = {name: getattr(assigned, name) for name in ("runtime", "precision", "device", "reason")}
+    return {f"x-enginehouse-{name}": header_value(value) for name, value in told.items()}
+
+
+def header_value(text: str) -> str:
+    """Models are called as people like, and reasons quote failures: what no header may hold becomes a question mark."""
+    printable = "".join(letter if " " <= letter <= "~" else "?" for letter in text[:MOST_IN_HEADER])
+    return printable.strip()
 
 
 async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutine[Any, Any, T]) -> T:

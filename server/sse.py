@@ -8,7 +8,8 @@ encode = msgspec.json.Encoder().encode
 
 
 def comment(text: str) -> bytes:
-    return f": {text}\n\n".encode()
+    """On one line, whatever is said: the next would be read as an event's."""
+    return f": {' '.join(text.split())}\n\n".encode()
 
 
 def event(kind: str, fields: dict[str, Any]) -> bytes:

@@ -1,0 +1,40 @@
+"""Headers and comments hold what they may, whatever a model or a failure is called."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from enginehouse.runtimes.contract import Assigned
+from enginehouse.server.keepalive import assigned_headers
+from enginehouse.server.sse import comment
+from tests.serving import serve
+
+
+@pytest.mark.parametrize(
+    "reason", ["日本 is parked", "died\r\nset-cookie: a=b", "ends in a blank ", "x" * 100_000, "\0\x7f"]
+)
+def test_headers_are_printable_ascii_of_at_most_200_characters(reason: str) -> None:
+    for value in assigned_headers(Assigned("echo", reason, reason, reason, "fp")).values():
+        assert value.isascii()
+        assert value.isprintable()
+        assert value == value.strip()
+        assert len(value) <= 200
+
+
+def test_a_comment_is_one_line() -> None:
+    assert comment("dead:\ndata: {}\r\rhere") == b": dead: data: {} here\n\n"
+
+
+def test_a_model_with_a_name_beyond_ascii_answers_after_its_engine_died(tmp_path: Path) -> None:
+    name = "日本"
+    models = {name: {"source": "builtin:echo", "runtime": "echo", "options": {"echo": {"fails_on": "BOOM"}}}}
+    with serve(tmp_path, models) as served:
+
+        def ask(content: str) -> httpx.Response:
+            body = {"model": name, "messages": [{"role": "user", "content": content}]}
+            return httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=60)
+
+        assert ask("BOOM").status_code == 500
+        reply = ask("hi")
+        assert (reply.status_code, reply.headers["x-enginehouse-runtime"]) == (200, "echo")
