@@ -14,6 +14,7 @@ import yaml
 from enginehouse.config.load import load
 from enginehouse.config.schema import Config, Model, Optimize, Routing, Server
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.server import limits
 from enginehouse.server.api.chat import protocol as wire
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.api.embeddings import EmbeddingRequest
@@ -100,6 +101,14 @@ def test_every_field_of_the_other_dialects_is_listed() -> None:
         (messages_request.MessageRequest, messages_request.IGNORED | messages_request.NEUTRAL.keys()),
     ):
         assert {field.name for field in msgspec.structs.fields(request)} | rest <= listed | {"model"}
+
+
+def test_the_limits_are_what_the_server_keeps_to() -> None:
+    rows = [
+        f"| {', '.join(f'`{field}`' for field in limit.fields)} | {limit.most:,} {limit.unit} |"
+        for limit in limits.TABLE
+    ]
+    assert "\n".join(["| field | at most |", "|---|---|", *rows, ""]) in API, "\n".join(rows)
 
 
 def test_the_example_of_both_dialects_prints_the_same_answer_twice(house: Served) -> None:

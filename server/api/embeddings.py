@@ -16,9 +16,8 @@ from enginehouse.server import body
 from enginehouse.server.api import openai_types
 from enginehouse.server.body import Texts
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
+from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
-
-MOST_TEXTS = 2048  # as OpenAI's
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -40,8 +39,8 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
     asked = body.parse(await body.read(request), EmbeddingRequest)
     pool: Pool = state.pool
     texts = body.texts_of(asked.input, "input")
-    if len(texts) > MOST_TEXTS:
-        raise Refused(f"'input' takes {MOST_TEXTS} texts at most", "input", "invalid_value")
+    if len(texts) > TEXTS:
+        raise Refused(f"'input' takes {TEXTS} texts at most", "input", "invalid_value")
     assigned, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
     vectors = [shortened(vector, asked.dimensions) for vector in embedded.vectors]
     data = [

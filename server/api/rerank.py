@@ -12,10 +12,10 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api import openai_types
-from enginehouse.server.api.embeddings import MOST_TEXTS
 from enginehouse.server.api.openai_types import Document
 from enginehouse.server.body import Count
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
+from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
 
 
@@ -24,7 +24,7 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     model: str
     query: Annotated[str, msgspec.Meta(min_length=1)]
-    documents: Annotated[list[str | Document], msgspec.Meta(min_length=1, max_length=MOST_TEXTS - 1)]
+    documents: Annotated[list[str | Document], msgspec.Meta(min_length=1, max_length=TEXTS - 1)]
     top_n: Count | None = None  # None: all
     return_documents: bool = False
     pooling: Pooling = "mean"  # an extension: how the tokens' states become one

@@ -6,32 +6,35 @@ import msgspec
 
 from enginehouse.runtimes.contract import Job, JsonSchema, Sampling
 from enginehouse.server.body import Whole
+from enginehouse.server.limits import ANSWERS, LOGIT_BIASES, STOP_LETTERS, STOP_TOKENS, STOPS, check_json
 
-MOST_ANSWERS = 128  # to one request, as OpenAI's
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=20)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
+Stop = Annotated[str, msgspec.Meta(max_length=STOP_LETTERS)]
+Stops = Annotated[list[Stop], msgspec.Meta(max_length=STOPS)]
+Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 
 
 class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """What requests for a chat completion and for a text completion have in common."""
 
-    n: Annotated[int, msgspec.Meta(ge=1, le=MOST_ANSWERS)] = 1
+    n: Annotated[int, msgspec.Meta(ge=1, le=ANSWERS)] = 1
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | list[str] = []
+    stop: Stop | Stops = []
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    logit_bias: dict[Whole, Annotated[float, msgspec.Meta(ge=-100, le=100)]] = {}
+    logit_bias: Annotated[dict[Whole, Bias], msgspec.Meta(max_length=LOGIT_BIASES)] = {}
     # Extensions, named as other servers name them.
     top_k: Whole = 0
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     repetition_penalty: Annotated[float, msgspec.Meta(ge=0.01, le=100)] = 1.0
     min_tokens: Whole = 0
     ignore_eos: bool = False
-    stop_token_ids: list[Whole] = []
+    stop_token_ids: Annotated[list[Whole], msgspec.Meta(max_length=STOP_TOKENS)] = []
 
 
 def sampling_of(request: SamplingFields, **further: Any) -> Sampling:
@@ -59,7 +62,9 @@ class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     strict: bool | None = None  # here a schema is always enforced to the letter
 
 
-def json_schema(schema: dict[str, Any]) -> JsonSchema:
+def json_schema(schema: dict[str, Any], where: str) -> JsonSchema:
+    """Raises Refused for one that is larger than is taken; `where`: the field it stands in."""
+    check_json(schema, where)
     return JsonSchema(msgspec.json.encode(schema).decode())
 
 

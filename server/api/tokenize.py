@@ -14,9 +14,10 @@ from enginehouse.server import body
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.chat import protocol
 from enginehouse.server.api.chat.protocol import Message
-from enginehouse.server.api.tools import Tool, tool_fields
+from enginehouse.server.api.tools import Tool, check_tools, tool_fields
 from enginehouse.server.body import Whole
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
+from enginehouse.server.limits import MESSAGES, check_json
 from enginehouse.server.openapi import Body, described
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
@@ -27,7 +28,7 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     model: str
     prompt: str | None = None
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)] | None = None
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)] | None = None
     tools: list[Tool] = []
     chat_template_kwargs: dict[str, Any] = {}
     add_special_tokens: bool = True  # of a prompt; a chat template brings its own
@@ -72,5 +73,7 @@ def prompt_of(asked: TokenizeRequest) -> Prompt:
     if asked.messages is None:
         return Text(asked.prompt or "", asked.add_special_tokens)
     protocol.check_messages(asked.messages)
+    check_tools(asked.tools)
+    check_json(asked.chat_template_kwargs, "chat_template_kwargs")
     messages = [protocol.message_fields(message) for message in asked.messages]
     return Chat(messages, tool_fields(asked.tools), template_options=asked.chat_template_kwargs)

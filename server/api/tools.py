@@ -7,6 +7,7 @@ import msgspec
 
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.body import convert
+from enginehouse.server.limits import TOOLS, check_json
 
 
 class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
@@ -29,13 +30,17 @@ def function_tool(name: str, description: str | None, schema: dict[str, Any] | N
 
 def check_tools(tools: Sequence[Tool]) -> None:
     """Whether the rest of a schema can be enforced is the engine's to say."""
-    names = [tool.function.name for tool in tools]
+    if len(tools) > TOOLS:
+        raise Refused(f"'tools' has {len(tools)}; it takes {TOOLS} at most", "tools", "invalid_value")
+    names = set[str]()
     for index, tool in enumerate(tools):
-        where = f"tools[{index}].function"
-        if tool.function.name in names[:index]:
+        where, parameters = f"tools[{index}].function", tool.function.parameters or {}
+        if tool.function.name in names:
             raise Refused(f"two tools are named '{tool.function.name}'", f"{where}.name", "invalid_value")
-        if (tool.function.parameters or {}).get("type", "object") != "object":
+        names.add(tool.function.name)
+        if parameters.get("type", "object") != "object":
             raise Refused(f"'{where}.parameters' must be a schema of type 'object'", f"{where}.parameters")
+        check_json(parameters, f"{where}.parameters")
 
 
 def tool_fields(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:

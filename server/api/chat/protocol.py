@@ -19,6 +19,7 @@ from enginehouse.server.api.sampling import (
 )
 from enginehouse.server.api.tools import Tool, check_tools, tool_fields
 from enginehouse.server.body import Count, check_text, members, parse
+from enginehouse.server.limits import MESSAGES, TOOLS, check_json
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
 IGNORED = {
@@ -63,9 +64,9 @@ class Call(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], msgspec.Meta(max_length=MESSAGES)] | None = None
     name: str | None = None
-    tool_calls: list[Call] | None = None
+    tool_calls: Annotated[list[Call], msgspec.Meta(max_length=TOOLS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
@@ -89,7 +90,7 @@ class ToolReference(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class AllowedTools(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ToolReference], msgspec.Meta(min_length=1)]
+    tools: Annotated[list[ToolReference], msgspec.Meta(min_length=1, max_length=TOOLS)]
 
 
 class SomeTools(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True, frozen=True):
@@ -105,7 +106,7 @@ class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_u
 
 class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     model: str
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)]
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
@@ -125,6 +126,7 @@ def read(body: bytes) -> ChatRequest:
     request = parse(body, ChatRequest, IGNORED, NEUTRAL, check_kinds)
     check_messages(request.messages)
     check_tools(request.tools)
+    check_json(request.chat_template_kwargs, "chat_template_kwargs")
     check_stream_options(request.stream, request.stream_options)
     return request
 
@@ -170,10 +172,10 @@ def chat_of(request: ChatRequest) -> Chat:
 
 
 def allowed(tools: list[Tool], names: list[str], where: str) -> list[Tool]:
-    have = [tool.function.name for tool in tools]
+    have, wanted = dict.fromkeys(tool.function.name for tool in tools), set(names)
     if unknown := next((name for name in names if name not in have), None):
         raise Refused(f"there is no tool '{unknown}'; have: {', '.join(have) or 'none'}", where, "invalid_value")
-    return [tool for tool in tools if tool.function.name in names]
+    return [tool for tool in tools if tool.function.name in wanted]
 
 
 def to_jobs(request: ChatRequest, id: str) -> list[Job]:
@@ -194,9 +196,9 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
         case TextFormat():
             return None
         case JsonFormat(schema):
-            return JSON_OBJECT if schema is None else json_schema(schema)
+            return JSON_OBJECT if schema is None else json_schema(schema, "response_format.schema")
         case SchemaFormat(named):
-            return json_schema(named.schema)
+            return json_schema(named.schema, "response_format.json_schema.schema")
 
 
 def message_fields(message: Message) -> dict[str, Any]:

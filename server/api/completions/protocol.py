@@ -7,8 +7,9 @@ import msgspec
 from enginehouse.runtimes.contract import Ids, Job, Text
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options
-from enginehouse.server.api.sampling import MOST_ANSWERS, SamplingFields, copies, sampling_of
+from enginehouse.server.api.sampling import SamplingFields, copies, sampling_of
 from enginehouse.server.body import Texts, Whole, parse, texts_of
+from enginehouse.server.limits import ANSWERS
 
 IGNORED = {"user"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {"best_of": (1,), "suffix": ()}
@@ -35,9 +36,9 @@ def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
     """One for each choice: those of the first prompt, then those of the second."""
     sampling = sampling_of(request, max_tokens=request.max_tokens, logprobs=request.logprobs)
     prompts = [Text(text) if isinstance(text, str) else Ids(text) for text in texts_of(request.prompt, "prompt")]
-    if len(prompts) * request.n > MOST_ANSWERS:
+    if len(prompts) * request.n > ANSWERS:
         raise Refused(
-            f"{len(prompts)} prompts with {request.n} choices each are more than {MOST_ANSWERS} answers; "
+            f"{len(prompts)} prompts with {request.n} choices each are more than {ANSWERS} answers; "
             "send fewer at a time",
             "prompt" if len(prompts) > 1 else "n",
             "invalid_value",

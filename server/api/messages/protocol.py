@@ -7,9 +7,10 @@ import msgspec
 from enginehouse.runtimes.contract import Chat, Job, Sampling
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.conversation import Conversation
-from enginehouse.server.api.sampling import TopP, json_schema
+from enginehouse.server.api.sampling import Stops, TopP, json_schema
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
+from enginehouse.server.limits import MESSAGES, TOOLS
 
 # Accepted and without effect: prompts are cached as far as they can be, and there is one place and speed to run in.
 IGNORED = {
@@ -67,7 +68,7 @@ Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     role: Literal["user", "assistant", "system"]
-    content: str | list[Block]
+    content: str | Annotated[list[Block], msgspec.Meta(max_length=MESSAGES)]
 
 
 class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -110,9 +111,9 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What makes up the prompt."""
 
     model: str
-    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
-    system: str | list[Text] = ""
-    tools: list[Tool] = []
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)]
+    system: str | Annotated[list[Text], msgspec.Meta(max_length=MESSAGES)] = ""
+    tools: Annotated[list[Tool], msgspec.Meta(max_length=TOOLS)] = []
     tool_choice: ToolChoice = ToolChoice()
     thinking: ThinkingConfig = ThinkingConfig()
     output_config: OutputConfig = OutputConfig()
@@ -121,7 +122,7 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class MessageRequest(CountRequest, kw_only=True, forbid_unknown_fields=True, frozen=True):
     max_tokens: Count
     stream: bool = False
-    stop_sequences: list[str] = []
+    stop_sequences: Stops = []
     temperature: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     top_p: TopP = 1.0
     top_k: Whole = 0
@@ -173,7 +174,7 @@ def to_job(request: MessageRequest, id: str) -> Job:
             top_p=request.top_p,
             top_k=request.top_k,
             stop=tuple(request.stop_sequences),
-            constraint=json_schema(form.schema) if form else None,
+            constraint=json_schema(form.schema, "output_config.format.schema") if form else None,
         ),
         request.stream,
     )

@@ -19,6 +19,7 @@ from enginehouse.server.api.sampling import (
 )
 from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, check_text, convert, members, parse
+from enginehouse.server.limits import MESSAGES, TOOLS
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
 IGNORED = {
@@ -144,7 +145,7 @@ class NamedChoice(msgspec.Struct, tag_field="type", tag="function", forbid_unkno
 
 class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True, frozen=True):
     mode: Literal["auto", "required"]
-    tools: list[FunctionTool]
+    tools: Annotated[list[FunctionTool], msgspec.Meta(max_length=TOOLS)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -153,7 +154,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: str
-    input: str | list[dict[str, Any]]
+    input: str | Annotated[list[dict[str, Any]], msgspec.Meta(max_length=MESSAGES)]
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool = True
@@ -166,7 +167,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     top_logprobs: TopLogprobs | None = None
     text: TextConfig = TextConfig()
     reasoning: Reasoning = Reasoning()
-    tools: list[FunctionTool] = []
+    tools: Annotated[list[FunctionTool], msgspec.Meta(max_length=TOOLS)] = []
     tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice = "auto"
     parallel_tool_calls: bool = True
     metadata: Metadata = {}
@@ -299,6 +300,6 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
         case TextFormat():
             return None
         case JsonFormat(schema):
-            return JSON_OBJECT if schema is None else json_schema(schema)
+            return JSON_OBJECT if schema is None else json_schema(schema, "text.format.schema")
         case SchemaFormat():
-            return json_schema(form.schema)
+            return json_schema(form.schema, "text.format.schema")

@@ -1,0 +1,53 @@
+"""What a request may hold at most: OpenAI's limits or larger ones. More is a 400 that names the field and its limit."""
+
+from typing import Any
+
+import msgspec
+
+from enginehouse.runtimes.errors import Refused
+
+MESSAGES = 20_000  # and items of an input, and parts of a message
+TOOLS = 1024  # OpenAI: 128; a client with many MCP servers has more
+ANSWERS = 128
+STOPS, STOP_LETTERS = 16, 256  # OpenAI: 4
+LOGIT_BIASES = 1024
+STOP_TOKENS = 1024
+TEXTS = 2048
+SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 256
+
+
+class Limit(msgspec.Struct, frozen=True):
+    fields: tuple[str, ...]
+    most: int
+    unit: str
+
+
+TABLE = (
+    Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
+    Limit(("tools", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
+    Limit(("n", "prompt"), ANSWERS, "answers to one request"),
+    Limit(("stop", "stop_sequences"), STOPS, "texts"),
+    Limit(("stop", "stop_sequences"), STOP_LETTERS, "characters each"),
+    Limit(("logit_bias",), LOGIT_BIASES, "tokens"),
+    Limit(("stop_token_ids",), STOP_TOKENS, "tokens"),
+    Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
+    Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
+    Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
+)
+
+
+def check_json(value: dict[str, Any], where: str) -> None:
+    """Of an object that is free in its form: raises Refused where it is larger or deeper than is taken."""
+    size = len(msgspec.json.encode(value))
+    if size > SCHEMA_BYTES:
+        raise Refused(f"'{where}' has {size} bytes; it takes {SCHEMA_BYTES} at most", where, "invalid_value")
+    level: list[Any] = [value]
+    for _ in range(SCHEMA_DEPTH + 1):
+        if not level:
+            return
+        level = [inner for outer in level for inner in inside(outer) if isinstance(inner, dict | list)]
+    raise Refused(f"'{where}' is nested deeper than {SCHEMA_DEPTH} levels", where, "invalid_value")
+
+
+def inside(value: Any) -> Any:
+    return value.values() if isinstance(value, dict) else value
