@@ -50,11 +50,15 @@ from enginehouse.runtimes.worker.protocol import (
     frame,
 )
 
+MESSAGES_SECONDS = 0.005  # that messages are handled for between two steps
+STEPS_SECONDS = 1.0  # that messages wait at most once a long one was handled
+
 
 def main() -> None:
     out = os.dup(1)  # engines print to stdout as they like; it is stderr from here on
     os.dup2(2, 1)
-    inbox = Inbox(sys.stdin.buffer)
+    inbox = Inbox()
+    threading.Thread(target=read, args=(sys.stdin.buffer, inbox), daemon=True).start()
 
     def send(message: ToServer) -> None:
         data = memoryview(frame(message))
@@ -78,20 +82,24 @@ def main() -> None:
         os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
 
-class Inbox:
-    """Messages from the server, read by a thread so that a closed pipe ends this process whatever it is doing."""
+def read(pipe: BinaryIO, inbox: "Inbox") -> None:
+    """Messages from the server, in a thread, so that a closed pipe ends this process whatever it is doing."""
+    while header := pipe.read(LENGTH_BYTES):
+        body = pipe.read(int.from_bytes(header, "little"))
+        inbox.put(decode_to_worker(body))
+    os._exit(0)  # the server is gone, or wants no more
 
-    def __init__(self, pipe: BinaryIO) -> None:
+
+class Inbox:
+    """What came from the server and was not looked at yet."""
+
+    def __init__(self) -> None:
         self._messages: deque[ToWorker] = deque()
         self._arrived = threading.Event()
-        threading.Thread(target=self._read, args=(pipe,), daemon=True).start()
 
-    def _read(self, pipe: BinaryIO) -> None:
-        while header := pipe.read(LENGTH_BYTES):
-            body = pipe.read(int.from_bytes(header, "little"))
-            self._messages.append(decode_to_worker(body))
-            self._arrived.set()
-        os._exit(0)  # the server is gone, or wants no more
+    def put(self, message: ToWorker) -> None:
+        self._messages.append(message)
+        self._arrived.set()
 
     def waiting(self) -> bool:
         return bool(self._messages)
@@ -112,9 +120,26 @@ class Loop:
 
     def run(self) -> None:
         while True:
-            while self._inbox.waiting() or not self._answers:
-                self._handle(self._inbox.get())
+            began = time.monotonic()
+            if self._inbox.waiting() or not self._answers:
+                self._handle_messages()
+            self._step(time.monotonic() - began)
+
+    def _handle_messages(self) -> None:
+        """At least one; the rest waits for the next turn where answers would wait for it."""
+        until = time.monotonic() + MESSAGES_SECONDS
+        self._handle(self._inbox.get())
+        while self._inbox.waiting() and time.monotonic() < until:
+            self._handle(self._inbox.get())
+
+    def _step(self, spent: float) -> None:
+        """At least one step, and more for as long as was spent on other things: whoever asks much of a model at best
+        halves the speed of its answers."""
+        until = time.monotonic() + min(spent, STEPS_SECONDS)
+        while self._answers:
             self._emit(self._engine.step())
+            if time.monotonic() >= until:
+                return
 
     def _handle(self, message: ToWorker) -> None:
         match message:
