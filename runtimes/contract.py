@@ -219,6 +219,8 @@ class Facts(msgspec.Struct, frozen=True):
     eos: str
     device: str  # "cpu", "gpu", "npu"
     features: tuple[str, ...]  # names of the Sampling fields it honours, of constraints by tag, and of FURTHER
+    longest_token: int = 0  # bytes of text that one token stands for, at most; 0: not known
+    special_tokens: tuple[str, ...] = ()  # texts that become one token wherever they stand in a prompt
 
 
 # What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed();

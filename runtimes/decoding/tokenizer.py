@@ -37,6 +37,8 @@ class Vocabulary:
         shown = parsers.marks(self.chat_template)
         self.special = frozenset(id for id, token in added.items() if token.special and token.content not in shown)
         self.pieces = self._pieces(added)
+        self.special_texts = tuple(token.content for token in added.values())
+        self.longest_token = max(map(len, (*self.pieces, *[text.encode() for text in self.special_texts])))
         self.bos = self._bos()
         self.ends = self._ends(folder, text_config, settings)
         self.eos = self._tokenizer.id_to_token(self.ends[0]) or "" if self.ends else ""

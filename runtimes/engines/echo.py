@@ -28,6 +28,7 @@ class Echo:
             eos="",
             device="cpu",
             features=FEATURES,
+            longest_token=1,
         )
         self._running: dict[int, tuple[bytes, int]] = {}  # job -> what is left to say, tokens still allowed
 

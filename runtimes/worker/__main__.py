@@ -26,7 +26,7 @@ from enginehouse.runtimes.contract import (
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.worker.answer import Answer
-from enginehouse.runtimes.worker.prompt import check_features, check_length, field_at_fault, prepare, remaining
+from enginehouse.runtimes.worker.prompt import check_features, check_length, encode, field_at_fault, prepare, remaining
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -197,7 +197,7 @@ class Loop:
         facts = self._engine.facts
         if "embeddings" not in facts.features:
             raise Refused("this model's engine makes no embeddings", "model", "unsupported_parameter")
-        ids = [self._engine.encode(text) if isinstance(text, str) else text for text in message.texts]
+        ids = [encode(self._engine, text) if isinstance(text, str) else text for text in message.texts]
         for text in ids:
             check_tokens(text, Sampling(), facts.vocabulary)
             check_length(len(text), Sampling(), facts.context_length + 1)

@@ -29,23 +29,30 @@ from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParser
 from enginehouse.runtimes.worker.answer import OutputParser
+from enginehouse.runtimes.worker.length import check_text
 from enginehouse.runtimes.worker.protocol import Detokenize, Embed, Submit, Tokenize
 
 
 def prepare(engine: Engine, prompt: Prompt, sampling: Sampling) -> tuple[list[int], OutputParser, Sampling]:
     """The prompt's token ids, what will take its answer apart, and the sampling with what tools ask of it."""
     if not isinstance(prompt, Chat):
-        ids = prompt.ids if isinstance(prompt, Ids) else encode(engine, prompt)
+        ids = prompt.ids if isinstance(prompt, Ids) else encode_text(engine, prompt)
         return ids, OutputParser(sampling.stop), sampling
     text = render(engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
     parser = parsers.parser_of(engine.facts.chat_template)
     options = options_of(parser, engine.facts.chat_template or "", text, prompt, sampling)
     sampling = msgspec.structs.replace(sampling, constraint=constraint_of(parser, options, prompt, sampling))
-    return engine.encode(text), OutputParser(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
+    return encode(engine, text), OutputParser(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
 
 
-def encode(engine: Engine, prompt: Text) -> list[int]:
-    ids, bos = engine.encode(prompt.text), engine.facts.bos
+def encode(engine: Engine, text: str) -> list[int]:
+    """Refuses text that cannot fit the context before it is tokenized, which can take minutes."""
+    check_text(text, engine.facts)
+    return engine.encode(text)
+
+
+def encode_text(engine: Engine, prompt: Text) -> list[int]:
+    ids, bos = encode(engine, prompt.text), engine.facts.bos
     bos_added = bos and not prompt.text.startswith(bos)
     return ids[1:] if bos_added and not prompt.special else ids
 

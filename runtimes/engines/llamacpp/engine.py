@@ -268,6 +268,9 @@ class LlamaCpp:
         return sorted({*own, *json.loads(self._metadata("enginehouse.eos_token_ids") or "[]")})
 
     def _facts(self, context: int, slots: int, vocabulary: int) -> Facts:
+        lib, texts = self.lib, [self._token_text(token) for token in range(vocabulary)]
+        parsed = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        special = [token for token in range(vocabulary) if lib.llama_vocab_get_attr(self._vocab, token) & parsed]
         return Facts(
             context_length=context,
             slots=slots,
@@ -279,6 +282,9 @@ class LlamaCpp:
             eos=self._token_text(self.lib.llama_vocab_eos(self._vocab)),
             device=self._device,
             features=EVERYTHING,
+            # What stands for a blank or a byte in these texts is no shorter than that.
+            longest_token=max(len(text.encode()) for text in texts),
+            special_tokens=tuple(texts[token] for token in special if texts[token]),
         )
 
     def _token_text(self, token: int) -> str:

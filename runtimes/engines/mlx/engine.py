@@ -97,6 +97,8 @@ class Mlx:
             eos=self._vocabulary.eos,
             device=load.device,
             features=EVERYTHING if self._body else tuple(name for name in EVERYTHING if name != "embeddings"),
+            longest_token=self._vocabulary.longest_token,
+            special_tokens=self._vocabulary.special_texts,
         )
         self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
 

@@ -72,6 +72,8 @@ class Onnx:
             eos=self._vocabulary.eos,
             device=DEVICES[options.provider],
             features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(own)),
+            longest_token=self._vocabulary.longest_token,
+            special_tokens=self._vocabulary.special_texts,
         )
 
     def text(self, token: int) -> bytes:

@@ -123,6 +123,8 @@ class OpenVino:
             eos=self._vocabulary.eos,
             device=self._device.partition(".")[0].lower(),
             features=FEATURES,
+            longest_token=self._vocabulary.longest_token,
+            special_tokens=self._vocabulary.special_texts,
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
         self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.matcher)

@@ -1,17 +1,35 @@
 """The worker's loop: what waits for what."""
 
+import time
 from collections.abc import Callable
 
-from enginehouse.runtimes.contract import Chat, Load, Sampling, Text
+import msgspec
+import pytest
+
+from enginehouse.runtimes.contract import Chat, Load, Prompt, Sampling, Text
 from enginehouse.runtimes.engines.echo import Echo
 from enginehouse.runtimes.worker.__main__ import Inbox, Loop
-from enginehouse.runtimes.worker.protocol import Emit, Submit, Tokenize, Tokenized, ToServer, ToWorker
+from enginehouse.runtimes.worker.protocol import Emit, Refusal, Submit, Tokenize, Tokenized, ToServer, ToWorker
 
 CONTEXT = 1 << 20
 
 
 class Enough(Exception):
     """All was seen that a test waits for."""
+
+
+class Special(Echo):
+    """Tokenizes in so much time that nobody may ask it to do so with what does not fit."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__(Load("echo", "", context, 4, 1, 0))
+        special = ("<|im_end|>", *(f"<unused{n}>" for n in range(6000)), "<unused1>more")
+        self.facts = msgspec.structs.replace(self.facts, longest_token=20, special_tokens=special)
+        self.encoded = 0
+
+    def encode(self, text: str) -> list[int]:
+        self.encoded += len(text)
+        return [0] * (text.count("<") + 1)
 
 
 def echo(context: int = CONTEXT) -> Echo:
@@ -57,3 +75,35 @@ def test_an_answer_goes_on_while_messages_keep_coming() -> None:
         lambda sent: finished(sent, 0) or count(sent, Tokenized) == len(questions),
     )
     assert count(sent, Tokenized) < len(questions) // 2
+
+
+@pytest.mark.parametrize(
+    "text", ["hello world, " * 1000, " " * 9 * (1 << 20), "<|im_end|>" * 201, "<unused1>more<" * 201]
+)
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(text: str) -> None:
+    chat_prompt = Chat([{"role": "user", "content": text}])
+    prompts: list[Prompt] = [Text(text), chat_prompt]
+    asked: list[ToWorker] = [
+        *[Submit(job, prompt, Sampling()) for job, prompt in enumerate(prompts)],
+        *[Tokenize(job + 2, prompt) for job, prompt in enumerate(prompts)],
+    ]
+    engine = Special(context=200)
+    sent = replies(engine, asked, lambda sent: len(sent) == len(asked))
+    refusals = [message for message in sent if isinstance(message, Refusal)]
+    assert [refusal.code for refusal in refusals] == ["context_length_exceeded"] * len(asked)
+    assert engine.encoded == 0
+
+
+def test_a_prompt_that_just_fits_is_not_refused_for_its_letters() -> None:
+    engine = Special(context=200)
+    sent = replies(
+        engine, [Tokenize(0, Text("x" * 4000)), Tokenize(1, Text("<unused7>" * 200))], lambda sent: len(sent) == 2
+    )
+    assert count(sent, Tokenized) == 2
+
+
+def test_letters_that_begin_like_thousands_of_special_tokens_are_counted_in_no_time() -> None:
+    engine = Special(context=1 << 20)
+    began = time.monotonic()
+    replies(engine, [Tokenize(0, Text("<unused" * 100_000))], lambda sent: len(sent) == 1)
+    assert time.monotonic() - began < 1
