@@ -1,13 +1,14 @@
 """The types between server, pool, worker and engines. Read this first."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import Structure
 
+T = TypeVar("T")
 FinishReason = str  # "stop" | "length" | "tool_calls"
 Pooling = Literal["mean", "last", "cls"]
 
@@ -242,6 +243,9 @@ class Load(msgspec.Struct, frozen=True):
     device: str = "cpu"  # the kind of one that the runtime reports
 
 
+Pieces = Generator[None, None, T]  # long work, in pieces of a fraction of a second each; the result at its end
+
+
 class Engine(Protocol):
     """A step loop over every running sequence. One thread calls it; nothing here may block but `step`."""
 
@@ -263,12 +267,13 @@ class Engine(Protocol):
     def remove(self, job: int) -> None:
         """Forgets a sequence at once; unknown jobs are ignored."""
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        """A vector of length 1 for each text. Called only where Facts lists "embeddings"; blocks the loop."""
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        """A text's vector of length 1. Called only where Facts lists "embeddings". Steps may come between the pieces,
+        and another text once the last one is given up."""
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         """How likely each token but the first was after those before it, and the `top` likeliest at its place. Called
-        only where Facts lists "prompt_logprobs"; blocks the loop."""
+        only where Facts lists "prompt_logprobs"; as for embed()."""
 
     def close(self) -> None: ...
 

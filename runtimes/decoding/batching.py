@@ -5,7 +5,7 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from enginehouse.runtimes.contract import Facts, Logprob, Pooling, Sampling, Token
+from enginehouse.runtimes.contract import Facts, Logprob, Pieces, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.sampling import Choice
@@ -70,8 +70,8 @@ class Model(Protocol[R]):
     def copy(self, source: int, target: int, length: int) -> int:
         """Makes an empty sequence begin as another does; how many tokens it holds then."""
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]: ...
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]: ...
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]: ...
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]: ...
     def close(self) -> None: ...
 
 

@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from enginehouse.runtimes.contract import Engine, Facts, Load, Local, Logprob, Pooling, Sampling, Token, check_tokens
+from enginehouse.runtimes.contract import (
+    Engine,
+    Facts,
+    Load,
+    Local,
+    Logprob,
+    Pieces,
+    Pooling,
+    Sampling,
+    Token,
+    check_tokens,
+)
 
 TEMPLATE = "{{ messages[-1].content }}"
 FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
@@ -61,10 +72,10 @@ class Echo:
     def remove(self, job: int) -> None:
         self._running.pop(job, None)
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         raise NotImplementedError
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from enginehouse.runtimes.contract import (
     Done,
     Engine,
     Logprob,
+    Pieces,
     Prompt,
     Sampling,
     Scored,
@@ -51,7 +52,10 @@ from enginehouse.runtimes.worker.protocol import (
 )
 
 MESSAGES_SECONDS = 0.005  # that messages are handled for between two steps
-STEPS_SECONDS = 1.0  # that messages wait at most once a long one was handled
+PIECES_SECONDS = 0.005  # the same for pieces of long work
+STEPS_SECONDS = 1.0  # that both wait at most once they took long
+
+Question = Submit | Embed | Tokenize | Detokenize
 
 
 def main() -> None:
@@ -117,12 +121,14 @@ class Loop:
     def __init__(self, engine: Engine, inbox: Inbox, send: Callable[[ToServer], None]) -> None:
         self._engine, self._inbox, self._send = engine, inbox, send
         self._answers: dict[int, Answer] = {}
+        self._unfinished: dict[int, tuple[Question, Pieces[None]]] = {}  # the first is gone on with between steps
 
     def run(self) -> None:
         while True:
             began = time.monotonic()
-            if self._inbox.waiting() or not self._answers:
+            if self._inbox.waiting() or not (self._answers or self._unfinished):
                 self._handle_messages()
+            self._go_on()
             self._step(time.monotonic() - began)
 
     def _handle_messages(self) -> None:
@@ -131,6 +137,14 @@ class Loop:
         self._handle(self._inbox.get())
         while self._inbox.waiting() and time.monotonic() < until:
             self._handle(self._inbox.get())
+
+    def _go_on(self) -> None:
+        """At least one piece of the long work that came first, if there is any."""
+        until = time.monotonic() + PIECES_SECONDS
+        while self._unfinished:
+            self._take_piece(next(iter(self._unfinished)))
+            if time.monotonic() >= until:
+                return
 
     def _step(self, spent: float) -> None:
         """At least one step, and more for as long as was spent on other things: whoever asks much of a model at best
@@ -144,20 +158,30 @@ class Loop:
     def _handle(self, message: ToWorker) -> None:
         match message:
             case Submit() | Embed() | Tokenize() | Detokenize():
-                try:
-                    self._serve(message)
-                except Refused as error:
-                    self._send(Refusal(message.job, error.message, field_at_fault(error, message), error.code))
+                self._unfinished[message.job] = message, self._serve(message)
+                self._take_piece(message.job)
             case Cancel():
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
+                self._unfinished.pop(message.job, None)
 
-    def _serve(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
+    def _take_piece(self, job: int) -> None:
+        question, pieces = self._unfinished[job]
+        try:
+            next(pieces)
+        except StopIteration:
+            del self._unfinished[job]
+        except Refused as error:
+            del self._unfinished[job]
+            self._send(Refusal(job, error.message, field_at_fault(error, question), error.code))
+
+    def _serve(self, message: Question) -> Pieces[None]:
+        """What takes an engine's pieces yields once before them, for those of another question may be under way."""
         match message:
             case Submit():
-                self._admit(message)
+                yield from self._admit(message)
             case Embed():
-                self._embed(message)
+                yield from self._embed(message)
             case Tokenize(job, prompt):
                 ids, _, _ = prepare(self._engine, prompt, Sampling())
                 self._send(Tokenized(job, ids))
@@ -165,13 +189,17 @@ class Loop:
                 check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
                 self._send(Detokenized(job, self._text(ids)))
 
-    def _admit(self, submit: Submit) -> None:
+    def _admit(self, submit: Submit) -> Pieces[None]:
         ids, output, sampling = prepare(self._engine, submit.prompt, submit.sampling)
         check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.generated:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
+        echo = []
+        if submit.echo:
+            delta = yield from self._echo(submit.prompt, ids, sampling.logprobs)
+            echo = [(submit.job, delta)]
         if sampling.max_tokens == 0:
             check_tokens(ids, sampling, self._engine.facts.vocabulary)
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
@@ -179,30 +207,37 @@ class Loop:
             self._engine.add(submit.job, [*ids, *submit.generated], remaining(sampling, len(submit.generated)))
             self._answers[submit.job] = answer
             dones = []
-        if submit.echo or dones:
-            echo = [(submit.job, self._echo(submit.prompt, ids, sampling.logprobs))] if submit.echo else []
+        if echo or dones:
             self._send(Emit([], echo, dones))
 
-    def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Delta:
+    def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Pieces[Delta]:
         text = prompt.text if isinstance(prompt, Text) else self._text(ids)
         if top is None:
             return Delta(text)
+        check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
         first = Logprob(Scored(ids[0], self._engine.text(ids[0]), 0.0), first=True)
-        return Delta(text, logprobs=[first, *self._engine.score(ids, top)])
+        yield
+        scores = yield from self._engine.score(ids, top)
+        return Delta(text, logprobs=[first, *scores])
 
     def _text(self, ids: list[int]) -> str:
         return b"".join(map(self._engine.text, ids)).decode("utf-8", "replace")
 
-    def _embed(self, message: Embed) -> None:
+    def _embed(self, message: Embed) -> Pieces[None]:
         facts = self._engine.facts
         if "embeddings" not in facts.features:
             raise Refused("this model's engine makes no embeddings", "model", "unsupported_parameter")
-        ids = [encode(self._engine, text) if isinstance(text, str) else text for text in message.texts]
-        for text in ids:
-            check_tokens(text, Sampling(), facts.vocabulary)
-            check_length(len(text), Sampling(), facts.context_length + 1)
-        vectors = self._engine.embed(ids, message.pooling)
-        self._send(Embedded(message.job, vectors, sum(map(len, ids))))
+        texts = []
+        for given in message.texts:
+            texts.append(ids := encode(self._engine, given) if isinstance(given, str) else given)
+            check_tokens(ids, Sampling(), facts.vocabulary)
+            check_length(len(ids), Sampling(), facts.context_length + 1)
+            yield
+        vectors = []
+        for ids in texts:
+            vector = yield from self._engine.embed(ids, message.pooling)
+            vectors.append(vector)
+        self._send(Embedded(message.job, vectors, sum(map(len, texts))))
 
     def _emit(self, tokens: list[Token]) -> None:
         emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])

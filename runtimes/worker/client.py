@@ -137,8 +137,7 @@ class Worker:
                         case Delta():
                             yield item
         finally:
-            if self._jobs.pop(number, None) and not self.death:
-                self._write(frame(Cancel(number)))
+            self._forget(number)
 
     async def embed(self, texts: list[str | list[int]], pooling: Pooling) -> Embedded:
         return await self._ask(lambda number: Embed(number, texts, pooling), Embedded)
@@ -156,6 +155,7 @@ class Worker:
             self._send(question(number))
             match await replies.get():
                 case answer() as reply:
+                    del self._jobs[number]
                     return reply
                 case Refusal(_, message, param, code):
                     raise Refused(message, param, code)
@@ -166,7 +166,7 @@ class Worker:
                         f"the engine answered with {type(other).__name__} where {answer.__name__} was due"
                     )
         finally:
-            self._jobs.pop(number, None)
+            self._forget(number)
 
     def _open(self, generated: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
@@ -174,6 +174,11 @@ class Worker:
         number, replies = next(self._ids), asyncio.Queue[Item]()
         self._jobs[number] = replies, generated
         return number, replies
+
+    def _forget(self, number: int) -> None:
+        """Ends a job in the engine too, unless it has ended there."""
+        if self._jobs.pop(number, None) and not self.death:
+            self._write(frame(Cancel(number)))
 
     def _send(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
         try:

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from enginehouse.optimize.toolchains.gguf.text import TextRules, prepare_text
-from enginehouse.runtimes.contract import EVERYTHING, Device, Engine, Facts, Load, Local, Logprob, Pooling, Sampling
+from enginehouse.runtimes.contract import (
+    EVERYTHING,
+    Device,
+    Engine,
+    Facts,
+    Load,
+    Local,
+    Logprob,
+    Pieces,
+    Pooling,
+    Sampling,
+)
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.pooling import pooled
@@ -26,7 +37,7 @@ TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
 FLASH = {"auto": -1, "off": 0, "on": 1}
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
-EMBEDDING_ROWS = 512  # tokens of a text read at a time
+EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 LEAST_CELLS = 512  # of the KV cache for scores
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
@@ -125,15 +136,24 @@ class LlamaCpp:
         self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return length
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        import numpy as np
+
         if self._embedding is None:
             self._embedding = self._embedding_context()
-        return [pooled(self._hidden_states(text), pooling) for text in ids]
+        width, hidden = self.lib.llama_model_n_embd(self._model), []
+        for _, rows in self._outputs(self._embedding, ids, EMBEDDING_ROWS, self.lib.llama_get_embeddings, width):
+            hidden.append(rows)
+            yield
+        return pooled(np.concatenate(hidden), pooling)
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         self._fit_scoring(len(ids))
-        read = self._outputs(self._scoring, ids[:-1], SCORED_ROWS, self.lib.llama_get_logits, self.facts.vocabulary)
-        return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
+        out, logits = list[Logprob](), self.lib.llama_get_logits
+        for start, rows in self._outputs(self._scoring, ids[:-1], SCORED_ROWS, logits, self.facts.vocabulary):
+            out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+            yield
+        return out
 
     def close(self) -> None:
         for context in filter(None, (self._embedding, self._scoring, self.context)):
@@ -181,14 +201,6 @@ class LlamaCpp:
         if not context:
             raise RuntimeError(f"llama.cpp cannot make a context for embeddings: {self._log.reason}")
         return context
-
-    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Of the last layer, normalised: (tokens, width)."""
-        import numpy as np
-
-        width = self.lib.llama_model_n_embd(self._model)
-        read = self._outputs(self._embedding, ids, EMBEDDING_ROWS, self.lib.llama_get_embeddings, width)
-        return np.concatenate([rows for _, rows in read])
 
     def _fit_scoring(self, tokens: int) -> None:
         """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -19,6 +19,7 @@ from enginehouse.runtimes.contract import (
     Load,
     Local,
     Logprob,
+    Pieces,
     Pooling,
     Sampling,
     Token,
@@ -30,9 +31,6 @@ from enginehouse.runtimes.decoding.sampling import Choice, scored, with_logprobs
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.mlx.sampling import State, choosing
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SCORED_ROWS = 64  # tokens read at a time where each gives logits
 WORTH_SHARING = 16  # tokens of a common beginning; fewer are read again sooner than copied
@@ -131,10 +129,20 @@ class Mlx:
         if running := self._jobs.all.get(job):
             self._end([running])
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        return [pooled(self._hidden_states(text), pooling) for text in ids]
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        import mlx.core as mx
+        import numpy as np
+        from mlx_lm.models.cache import make_prompt_cache
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+        assert self._body
+        cache, parts = make_prompt_cache(self._model), []
+        for start in range(0, len(ids), self._chunk):
+            hidden = self._body(mx.array([ids[start : start + self._chunk]]), cache=cache)[0].astype(mx.float32)
+            parts.append(np.array(hidden))
+            yield
+        return pooled(np.concatenate(parts), pooling)
+
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         import mlx.core as mx
         import numpy as np
         from mlx_lm.models.cache import make_prompt_cache
@@ -144,6 +152,7 @@ class Mlx:
             chunk = ids[start : min(start + SCORED_ROWS, len(ids) - 1)]
             rows = np.array(self._logits(mx.array([chunk]), cache)[0])
             out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+            yield
         return out
 
     def close(self) -> None:
@@ -288,22 +297,6 @@ class Mlx:
             del self._active[running.state.uid]
             running.state.uid, running.state.unread = -1, 0
             self._jobs.send_back(running)
-
-    # --- embeddings ---
-
-    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Of the last layer, normalised: (tokens, width)."""
-        import mlx.core as mx
-        import numpy as np
-        from mlx_lm.models.cache import make_prompt_cache
-
-        assert self._body
-        cache = make_prompt_cache(self._model)
-        parts = []
-        for start in range(0, len(ids), self._chunk):
-            hidden = self._body(mx.array([ids[start : start + self._chunk]]), cache=cache)[0].astype(mx.float32)
-            parts.append(np.array(hidden))
-        return np.concatenate(parts)
 
 
 # --- loading ---

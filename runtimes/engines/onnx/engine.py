@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import msgspec
 
 from enginehouse.optimize.toolchains.onnx.logits import BESIDE, whole_graph
-from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pooling, Sampling
+from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pieces, Pooling, Sampling
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import BatchedEngine, Chunk
 from enginehouse.runtimes.decoding.sampling import Sampler, scored
@@ -87,10 +87,10 @@ class Onnx:
     ) -> Sampler:
         return Sampler(sampling, prompt, ends, matcher)
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         raise NotImplementedError("the graph gives logits only")
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         if self._scoring is None:
             session = open_session(whole_graph(self._folder), self._threads, self._folder)
             self._scoring = Slots(session, self._graph, 1, self.facts.context_length, self.facts.context_length)
@@ -99,6 +99,7 @@ class Onnx:
         for start in range(0, len(ids) - 1, SCORED_ROWS):
             rows = self._scoring.read_all(0, ids[start : min(start + SCORED_ROWS, len(ids) - 1)])
             out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+            yield
         return out
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from enginehouse.runtimes.contract import (
     Load,
     Local,
     Logprob,
+    Pieces,
     Pooling,
     Regex,
     Sampling,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
 TOKENIZER, DETOKENIZER = "tokenizer.json", "openvino_detokenizer.xml"
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
-EMBEDDING_ROWS = 512  # tokens of a text read at a time
+EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SCORED_ROWS = 64  # the same where each gives logits
 # Not among them: presence_penalty and frequency_penalty, which GenAI adds to a negative logit instead of subtracting
 # (logit_transformers.hpp, 2026.4); logit_bias and the alternatives of logprobs, which it has not.
@@ -174,18 +175,26 @@ class OpenVino:
             if running.generated:
                 self._prefixes.keep(running.tokens[:-1])
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
-        for text in ids:
-            check_tokens(text, Sampling(), self.facts.vocabulary)
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        import numpy as np
+
+        check_tokens(ids, Sampling(), self.facts.vocabulary)
         if self._hidden is None:
             self._hidden = self._request(without_head(self._ov, self._read_model()))
-        return [pooled(self._hidden_states(text), pooling) for text in ids]
+        hidden = []
+        for _, rows in self._outputs(self._hidden, ids, EMBEDDING_ROWS):
+            hidden.append(rows)
+            yield
+        return pooled(np.concatenate(hidden), pooling)
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         if self._whole is None:
             self._whole = self._request(self._read_model())
-        read = self._outputs(self._whole, ids[:-1], SCORED_ROWS)
-        return [one for start, rows in read for one in scored(rows, ids[start + 1 :][: len(rows)], top, self.text)]
+        out = list[Logprob]()
+        for start, rows in self._outputs(self._whole, ids[:-1], SCORED_ROWS):
+            out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
+            yield
+        return out
 
     def close(self) -> None:
         for job in list(self._jobs.all):
@@ -298,12 +307,6 @@ class OpenVino:
         return config
 
     # --- embeddings and scores ---
-
-    def _hidden_states(self, ids: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Of the last layer, normalised: (tokens, width)."""
-        import numpy as np
-
-        return np.concatenate([rows for _, rows in self._outputs(self._hidden, ids, EMBEDDING_ROWS)])
 
     def _request(self, model: Any) -> Any:
         properties = {k: v for k, v in self._properties.items() if k != "KV_CACHE_PRECISION"}

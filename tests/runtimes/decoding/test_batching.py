@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pooling, Sampling, Token
+from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pieces, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
@@ -113,10 +113,10 @@ class Toy:
     def grammar_compiler(self) -> GrammarCompiler:
         raise Refused("no grammars here")
 
-    def embed(self, ids: Sequence[Sequence[int]], pooling: Pooling) -> list[list[float]]:
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         raise NotImplementedError
 
-    def score(self, ids: Sequence[int], top: int) -> list[Logprob]:
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -1,15 +1,26 @@
 """The worker's loop: what waits for what."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import pytest
 
-from enginehouse.runtimes.contract import Chat, Load, Prompt, Sampling, Text
+from enginehouse.runtimes.contract import Chat, Load, Logprob, Pieces, Pooling, Prompt, Sampling, Scored, Text
 from enginehouse.runtimes.engines.echo import Echo
 from enginehouse.runtimes.worker.__main__ import Inbox, Loop
-from enginehouse.runtimes.worker.protocol import Emit, Refusal, Submit, Tokenize, Tokenized, ToServer, ToWorker
+from enginehouse.runtimes.worker.protocol import (
+    Cancel,
+    Embed,
+    Embedded,
+    Emit,
+    Refusal,
+    Submit,
+    Tokenize,
+    Tokenized,
+    ToServer,
+    ToWorker,
+)
 
 CONTEXT = 1 << 20
 
@@ -30,6 +41,34 @@ class Special(Echo):
     def encode(self, text: str) -> list[int]:
         self.encoded += len(text)
         return [0] * (text.count("<") + 1)
+
+
+class Embedding(Echo):
+    """Takes a piece for each token."""
+
+    def __init__(self) -> None:
+        super().__init__(Load("echo", "", CONTEXT, 4, 1, 0))
+        features = ("max_tokens", "logprobs", "embeddings", "prompt_logprobs")
+        self.facts = msgspec.structs.replace(self.facts, features=features)
+        self.pieces = 0
+
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        for _ in ids:
+            self._work()
+            yield
+        return [1.0]
+
+    def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
+        for _ in ids[1:]:
+            self._work()
+            yield
+        return [Logprob(Scored(id, self.text(id), -1.0)) for id in ids[1:]]
+
+    def _work(self) -> None:
+        self.pieces += 1
+        until = time.monotonic() + 0.001
+        while time.monotonic() < until:
+            pass
 
 
 def echo(context: int = CONTEXT) -> Echo:
@@ -107,3 +146,38 @@ def test_letters_that_begin_like_thousands_of_special_tokens_are_counted_in_no_t
     began = time.monotonic()
     replies(engine, [Tokenize(0, Text("<unused" * 100_000))], lambda sent: len(sent) == 1)
     assert time.monotonic() - began < 1
+
+
+LONG_WORK = [
+    Embed(0, ["some text of thirty letters..."] * 30, "mean"),
+    Submit(0, Text("some text of thirty letters..." * 30), Sampling(max_tokens=0, logprobs=0), echo=True),
+]
+
+
+@pytest.mark.parametrize("question", LONG_WORK)
+def test_an_answer_goes_on_while_texts_are_embedded_or_scored(question: ToWorker) -> None:
+    sent = replies(Embedding(), [question, chat(1, "a short answer")], lambda sent: finished(sent, 1))
+    assert not count(sent, Embedded)
+    assert not finished(sent, 0)
+
+
+@pytest.mark.parametrize("question", LONG_WORK)
+def test_texts_are_embedded_or_scored_no_further_once_their_client_has_left(question: ToWorker) -> None:
+    engine = Embedding()
+    sent = replies(engine, [question, Cancel(0), chat(1, "a short answer")], lambda sent: finished(sent, 1))
+    assert engine.pieces == 0
+    assert not count(sent, Embedded)
+
+
+def test_a_text_is_embedded_to_its_end_before_the_next_question_is() -> None:
+    asked: list[ToWorker] = [Embed(job, ["ab", [1, 2, 3]], "mean") for job in range(3)]
+    sent = replies(Embedding(), asked, lambda sent: len(sent) == 3)
+    assert sent == [Embedded(job, [[1.0], [1.0]], 5) for job in range(3)]
+
+
+def test_the_scores_of_a_prompt_come_before_its_answer() -> None:
+    asked = Submit(0, Text("abc"), Sampling(logprobs=0), echo=True)
+    first, *_ = replies(Embedding(), [asked], lambda sent: finished(sent, 0))
+    assert isinstance(first, Emit)
+    ((_, delta),) = first.deltas
+    assert (delta.text, [one.token.logprob for one in delta.logprobs]) == ("abc", [0.0, -1.0, -1.0])
