@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from enginehouse.config.schema import Config
+from enginehouse.config.schema import Config, seconds
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.prepare import prepare
@@ -20,6 +20,7 @@ from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Candidate, Ranked
 from enginehouse.runtimes.pool.threads import RECORDS, Threads
 from enginehouse.runtimes.worker.client import Worker
+from enginehouse.runtimes.worker.watchdog import STUCK_SECONDS
 
 WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
 LOADED_BYTES = 1.2  # times the weights: what a loaded model takes, with its KV cache
@@ -42,6 +43,8 @@ class Loader:
         """`report` takes model and candidate key, the stage of its loading and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
         self._decisions, self._records, self._threads, self._report = decisions, records, threads, report
+        timeout = seconds(config.server.load_timeout)
+        self._patience = timeout and max(timeout, STUCK_SECONDS)  # None: forever
         self._cache = Path(config.cache_dir).expanduser()
         self._store, self._verified = Store(self._cache), set[str]()
 
@@ -166,7 +169,7 @@ class Loader:
         worker = Worker(name)
         try:
             report = functools.partial(self._report, name, candidate.key, "load")
-            await worker.start(load, runtime.environment, report, use)
+            await worker.start(load, runtime.environment, report, use, self._patience)
         except Unavailable as error:
             await self._decisions.record_failure(source, candidate, "load", error.message)
             raise

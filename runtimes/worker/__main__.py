@@ -39,6 +39,8 @@ from enginehouse.runtimes.worker.protocol import (
     Failure,
     LoadFailed,
     Loading,
+    Ping,
+    Pong,
     Ready,
     Refusal,
     Start,
@@ -61,14 +63,15 @@ Question = Submit | Embed | Tokenize | Detokenize
 def main() -> None:
     out = os.dup(1)  # engines print to stdout as they like; it is stderr from here on
     os.dup2(2, 1)
-    inbox = Inbox()
-    threading.Thread(target=read, args=(sys.stdin.buffer, inbox), daemon=True).start()
+    inbox, writing = Inbox(), threading.Lock()
 
     def send(message: ToServer) -> None:
         data = memoryview(frame(message))
-        while data:
-            data = data[os.write(out, data) :]
+        with writing:
+            while data:
+                data = data[os.write(out, data) :]
 
+    threading.Thread(target=read, args=(sys.stdin.buffer, inbox, send), daemon=True).start()
     start = inbox.get()
     assert isinstance(start, Start)
     began = time.monotonic()
@@ -86,18 +89,27 @@ def main() -> None:
         os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
 
-def read(pipe: BinaryIO, inbox: "Inbox") -> None:
+def read(pipe: BinaryIO, inbox: "Inbox", send: Callable[[ToServer], None]) -> None:
     """Messages from the server, in a thread, so that a closed pipe ends this process whatever it is doing."""
-    while header := pipe.read(LENGTH_BYTES):
-        body = pipe.read(int.from_bytes(header, "little"))
-        inbox.put(decode_to_worker(body))
+    try:
+        while header := pipe.read(LENGTH_BYTES):
+            message = decode_to_worker(pipe.read(int.from_bytes(header, "little")))
+            if isinstance(message, Ping):
+                send(Pong(inbox.turns, inbox.busy))
+            else:
+                inbox.put(message)
+    except BaseException:  # a worker that hears nothing more must not stay
+        traceback.print_exc()
+        os._exit(1)
     os._exit(0)  # the server is gone, or wants no more
 
 
 class Inbox:
-    """What came from the server and was not looked at yet."""
+    """What came from the server and was not looked at yet, and how the loop gets on with it."""
 
     def __init__(self) -> None:
+        self.busy = True  # the loop does not wait for a message
+        self.turns = 0  # that the loop has taken
         self._messages: deque[ToWorker] = deque()
         self._arrived = threading.Event()
 
@@ -110,8 +122,10 @@ class Inbox:
 
     def get(self) -> ToWorker:
         while not self._messages:
+            self.busy = False
             self._arrived.wait()
             self._arrived.clear()
+        self.busy = True
         return self._messages.popleft()
 
 
@@ -152,6 +166,7 @@ class Loop:
         until = time.monotonic() + min(spent, STEPS_SECONDS)
         while self._answers:
             self._emit(self._engine.step())
+            self._inbox.turns += 1
             if time.monotonic() >= until:
                 return
 
@@ -167,6 +182,7 @@ class Loop:
 
     def _take_piece(self, job: int) -> None:
         question, pieces = self._unfinished[job]
+        self._inbox.turns += 1
         try:
             next(pieces)
         except StopIteration:

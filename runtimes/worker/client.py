@@ -26,6 +26,8 @@ from enginehouse.runtimes.worker.protocol import (
     Failure,
     LoadFailed,
     Loading,
+    Ping,
+    Pong,
     Ready,
     Refusal,
     Start,
@@ -36,6 +38,7 @@ from enginehouse.runtimes.worker.protocol import (
     decode_to_server,
     frame,
 )
+from enginehouse.runtimes.worker.watchdog import PING_SECONDS, STUCK_SECONDS, Look, Watchdog
 
 log = logging.getLogger("enginehouse.worker")
 STDERR_LINES = 12
@@ -54,11 +57,14 @@ class Worker:
         self.facts: Facts
         self.load_seconds = 0.0
         self.death = ""  # of what it died
+        self._given_up = ""  # why it was killed
+        self._pong: Pong | None = None
         self._peak = 0
         self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
         self._ids = itertools.count()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._tasks: list[asyncio.Task[None]] = []
+        self._watching: asyncio.Task[None] | None = None
 
     def memory(self) -> tuple[int, int]:
         """Bytes resident now, and at most so far; 0 once it is gone."""
@@ -76,8 +82,10 @@ class Worker:
         environment: Mapping[str, str],
         report: Callable[[float], None],
         inherited: IO[bytes] | None = None,
+        patience: float | None = STUCK_SECONDS,
     ) -> None:
-        """Raises Unavailable with the engine's own sentence when it cannot load. The process keeps `inherited` open."""
+        """Raises Unavailable with the engine's own sentence when it cannot load, or when it says nothing for `patience`
+        seconds. The process keeps `inherited` open."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",  # nothing that lies in the working directory is imported
@@ -93,15 +101,21 @@ class Worker:
         self._tasks.append(asyncio.create_task(self._keep_stderr()))
         try:
             self._write(frame(Start(load)))
-            await self._ready(report)
+            await self._ready(report, patience)
         except BaseException:
             self.close()
             raise
-        self._tasks.append(asyncio.create_task(self._read()))
+        self._watching = asyncio.create_task(self._watch())
+        self._tasks += [asyncio.create_task(self._read()), self._watching]
 
-    async def _ready(self, report: Callable[[float], None]) -> None:
+    async def _ready(self, report: Callable[[float], None], patience: float | None) -> None:
         while True:
-            match await self._receive():
+            try:
+                message = await asyncio.wait_for(self._receive(), patience)
+            except TimeoutError:
+                self._give_up(f"its load made no progress for {patience:g} s")
+                message = None
+            match message:
                 case Loading(fraction):
                     report(fraction)
                 case Ready(facts, seconds):
@@ -188,6 +202,8 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force if it does not listen."""
+        if self._watching:
+            self._watching.cancel()
         if self._process.returncode is None and self._process.stdin:
             self._process.stdin.close()
             self._tasks.append(asyncio.create_task(self._force()))
@@ -217,28 +233,56 @@ class Worker:
         message: ToServer = decode_to_server(body)
         return message
 
+    async def _watch(self) -> None:
+        watchdog = Watchdog()
+        while not self.death:
+            self._pong = None
+            self._write(frame(Ping()))
+            await asyncio.sleep(PING_SECONDS)
+            try:
+                times = psutil.Process(self._process.pid).cpu_times()
+            except psutil.NoSuchProcess:
+                return
+            if reason := watchdog.judge(Look(self._pong, times.user + times.system)):
+                self._give_up(reason)
+                return
+
+    def _give_up(self, reason: str) -> None:
+        log.error("%s: %s; it is killed", self.name, reason)
+        self._given_up = reason
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def _read(self) -> None:
-        while message := await self._receive():
-            match message:
-                case Emit(tokens, deltas, dones):
-                    for number, token in tokens:
-                        if job := self._jobs.get(number):
-                            job[1].append(token)
-                    for number, delta in deltas:
-                        if job := self._jobs.get(number):
-                            job[0].put_nowait(delta)
-                    for number, done in dones:
-                        if job := self._jobs.get(number):
-                            job[0].put_nowait(done)
-                case Failure(number, reason):
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
-                case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(message)
+        try:
+            while message := await self._receive():
+                self._deliver(message)
+        except Exception as error:  # else all that wait for this worker would wait for ever
+            self._give_up(f"what it said cannot be read: {error}")
         self.death = f"the engine of model '{self.name}' died: {await self._cause_of_death()}"
         for replies, _ in self._jobs.values():
             replies.put_nowait(WorkerDied(self.death))
+
+    def _deliver(self, message: ToServer) -> None:
+        match message:
+            case Pong():
+                self._pong = message
+            case Emit(tokens, deltas, dones):
+                for number, token in tokens:
+                    if job := self._jobs.get(number):
+                        job[1].append(token)
+                for number, delta in deltas:
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(delta)
+                for number, done in dones:
+                    if job := self._jobs.get(number):
+                        job[0].put_nowait(done)
+            case Failure(number, reason):
+                if job := self._jobs.get(number):
+                    job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+            case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
+                if job := self._jobs.get(number):
+                    job[0].put_nowait(message)
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr
@@ -252,6 +296,8 @@ class Worker:
     async def _cause_of_death(self) -> str:
         code = await self._process.wait()
         await asyncio.gather(self._tasks[0], return_exceptions=True)
+        if self._given_up:
+            return self._given_up
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
 

@@ -35,6 +35,15 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     job: int
 
 
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Answered at once, whatever the worker is about."""
+
+
+class Pong(msgspec.Struct, tag="pong", frozen=True):
+    turns: int  # messages, steps and pieces so far
+    busy: bool  # with one of them
+
+
 class Start(msgspec.Struct, tag="start", frozen=True):
     load: Load
 
@@ -90,8 +99,8 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
     message: str
 
 
-ToWorker = Start | Submit | Embed | Tokenize | Detokenize | Cancel
-ToServer = Loading | Ready | LoadFailed | Emit | Embedded | Tokenized | Detokenized | Refusal | Failure
+ToWorker = Start | Ping | Submit | Embed | Tokenize | Detokenize | Cancel
+ToServer = Loading | Pong | Ready | LoadFailed | Emit | Embedded | Tokenized | Detokenized | Refusal | Failure
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()
