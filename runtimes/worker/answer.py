@@ -2,12 +2,13 @@
 
 import codecs
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from enginehouse.runtimes.contract import Delta, Done, Logprob, Scored, Token, Usage
-from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, overlap, text
+from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, text
 
 
 class Answer:
@@ -92,25 +93,61 @@ class OutputParser:
 
 
 class StopStrings:
+    """Ends an answer with the first stop string that is complete, the longest of those that end there. An automaton
+    (Aho-Corasick): what a letter costs does not grow with their number."""
+
     def __init__(self, stop: Sequence[str]) -> None:
-        self.met = ""  # the one that came up first
-        self._stop = [s for s in stop if s]
+        self.met = ""
         self._held = ""
+        self._start = self._state = automaton(stop)
 
     def feed(self, text: str) -> str:
-        """What can be shown: all text before the earliest stop string, less what may be the beginning of one."""
-        if self.met or not self._stop:
-            return "" if self.met else text
-        text = self._held + text
-        found = [(at, s) for s in self._stop if (at := text.find(s)) >= 0]
-        if found:
-            at, self.met = min(found, key=lambda match: match[0])
-            self._held = ""
-            return text[:at]
-        keep = max(overlap(text, s) for s in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        """What can be shown: all text before the stop string, less what may be the beginning of one."""
+        if self.met:
+            return ""
+        whole = self._held + text
+        for at, letter in enumerate(text, len(self._held) + 1):
+            self._state = self._state.after(letter)
+            if self._state.met:
+                self.met, self._held = self._state.met, ""
+                return whole[: at - len(self.met)]
+        shown = len(whole) - self._state.length
+        self._held = whole[shown:]
+        return whole[:shown]
 
     def end(self) -> str:
-        held, self._held = self._held, ""
+        held, self._held, self._state = self._held, "", self._start
         return held
+
+
+class Begun:
+    """The longest beginning of a stop string that the text ends with."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.met = ""  # the longest stop string that the text ends with
+        self.further: dict[str, Begun] = {}
+        self.shorter: Begun | None = None  # the next longest; None for the empty one
+
+    def after(self, letter: str) -> "Begun":
+        state = self
+        while letter not in state.further and state.shorter:
+            state = state.shorter
+        return state.further.get(letter, state)
+
+
+def automaton(stop: Sequence[str]) -> Begun:
+    start = Begun(0)
+    for word in filter(None, stop):
+        state = start
+        for letter in word:
+            state = state.further.setdefault(letter, Begun(state.length + 1))
+        state.met = word
+    states = deque([start])
+    while states:
+        state = states.popleft()
+        for letter, longer in state.further.items():
+            longer.shorter = state.shorter.after(letter) if state.shorter else start
+            longer.met = longer.met or longer.shorter.met
+            states.append(longer)
+    return start

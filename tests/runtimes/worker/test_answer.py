@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     st.lists(st.integers(0, 10_000)),
     st.booleans(),
     st.booleans(),
-    st.sampled_from([(), ("STOP",), ("b\n", "a")]),
+    st.sampled_from([(), ("STOP",), ("b\n", "a"), ("STSTOP", "TST", "\n ab", "b")]),
 )
 def test_how_text_is_cut_into_pieces_changes_nothing(
     text: str, cuts: list[int], reasoning: bool, tools: bool, stop: tuple[str, ...]
@@ -121,3 +122,17 @@ def test_the_stop_string_that_came_first_is_the_one_named() -> None:
     output = OutputParser(("two", "STOP"))
     output.feed(b"one STOP two")
     assert output.stopped == "STOP"
+
+
+def test_of_stop_strings_within_each_other_the_one_that_is_complete_first_ends_the_answer() -> None:
+    output = OutputParser(("bcde", "cd", "d"))
+    assert "".join(delta.text for delta in output.feed(b"abcde")) == "ab"
+    assert output.stopped == "cd"
+
+
+def test_what_a_token_costs_does_not_grow_with_the_number_of_stop_strings() -> None:
+    output = OutputParser([f"stop {number}" for number in range(10_000)])
+    began = time.monotonic()
+    for _ in range(1000):
+        output.feed(b"stop sto")
+    assert time.monotonic() - began < 1
