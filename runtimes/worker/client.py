@@ -121,8 +121,8 @@ class Worker:
                 case Ready(facts, seconds):
                     self.facts, self.load_seconds = facts, seconds
                     return
-                case LoadFailed(message):
-                    raise Unavailable(f"model '{self.name}' cannot be loaded: {message}", "model_load_failed")
+                case LoadFailed(reason):
+                    raise Unavailable(f"model '{self.name}' cannot be loaded: {reason}", "model_load_failed")
                 case None:
                     raise Unavailable(
                         f"model '{self.name}' cannot be loaded: {await self._cause_of_death()}", "model_load_failed"
