@@ -123,7 +123,7 @@ EDGES: list[Any] = [
     "\ud800", "\x00", "<|im_end|>", "日本", "../../etc/passwd", "x" * 5000, [], {}, [[]], {"": None}, {"$ref": "#"},
     {"type": "object"},
 ]  # fmt: skip
-values = st.sampled_from(EDGES) | st.recursive(
+values = st.sampled_from(EDGES).map(copy.deepcopy) | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
@@ -168,7 +168,7 @@ def change(draw: st.DrawFn, body: dict[str, Any]) -> None:
     container, key = draw(st.sampled_from(places))
     match draw(st.sampled_from(CHANGES)):
         case "alter":
-            container[key] = draw(alike(container[key]))
+            container[key] = copy.deepcopy(draw(alike(container[key])))  # else a later change changes the strategy
         case "replace":
             container[key] = draw(values)
         case "remove":
