@@ -38,9 +38,20 @@ class Conversation:
             raise Refused(f"'{param}': no tool call before it has the id '{call}'", param, "invalid_value")
         self.messages.append({"role": "tool", "tool_call_id": call, "content": text})
 
+    def asked(self) -> list[dict[str, Any]]:
+        """All messages that say something to answer or to go on from."""
+        return without_empty_answer(self.messages)
+
     def _assistant(self, *taken: str) -> dict[str, Any]:
         """The message that the assistant is in the middle of, unless it has one of these parts already."""
         last = self.messages[-1] if self.messages else {}
         if last.get("role") != "assistant" or last.keys() & set(taken):
             self.messages.append({"role": "assistant"})
         return self.messages[-1]
+
+
+def without_empty_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """An answer that was begun with nothing is no answer yet: clients end with one to say whose turn it is."""
+    last = messages[-1]
+    says = any(last.get(part) for part in ("content", "tool_calls", "reasoning_content"))
+    return messages if last["role"] != "assistant" or says or len(messages) == 1 else messages[:-1]

@@ -75,5 +75,6 @@ def prompt_of(asked: TokenizeRequest) -> Prompt:
     protocol.check_messages(asked.messages)
     check_tools(asked.tools)
     check_json(asked.chat_template_kwargs, "chat_template_kwargs")
-    messages = [protocol.message_fields(message) for message in asked.messages]
-    return Chat(messages, tool_fields(asked.tools), template_options=asked.chat_template_kwargs)
+    return Chat(
+        protocol.conversation(asked.messages), tool_fields(asked.tools), template_options=asked.chat_template_kwargs
+    )

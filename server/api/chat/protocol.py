@@ -7,6 +7,7 @@ import msgspec
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options
+from enginehouse.server.api.conversation import without_empty_answer
 from enginehouse.server.api.sampling import (
     JsonFormat,
     NamedSchema,
@@ -69,7 +70,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, fr
     tool_calls: Annotated[list[Call], msgspec.Meta(max_length=TOOLS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
-    refusal: None = None
+    refusal: str | None = None
     annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
@@ -138,9 +139,16 @@ def check_kinds(fields: dict[str, Any]) -> None:
 
 
 def check_messages(messages: list[Message]) -> None:
+    calls = set[str | None]()
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        if message.content is None and not message.tool_calls:
+        calls.update(call.id for call in message.tool_calls or [])
+        if message.role == "tool" and message.tool_call_id not in calls:
+            what = "is missing" if message.tool_call_id is None else f"'{message.tool_call_id}' is no earlier call's id"
+            raise Refused(f"'{where}.tool_call_id' {what}", f"{where}.tool_call_id", "invalid_value")
+        if message.refusal is not None and message.role != "assistant":
+            raise Refused(f"'{where}.refusal' belongs to an assistant message", f"{where}.refusal", "invalid_value")
+        if message.content is None and not message.tool_calls and message.refusal is None:
             raise Refused(f"'{where}.content' is missing", f"{where}.content", "invalid_value")
         if message.tool_calls and message.role != "assistant":
             raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
@@ -161,7 +169,7 @@ def chat_of(request: ChatRequest) -> Chat:
     if required and not tools:
         raise Refused("'tool_choice' asks for a call and there are no 'tools'", "tool_choice", "invalid_value")
     return Chat(
-        [message_fields(message) for message in request.messages],
+        conversation(request.messages),
         tool_fields(tools),
         required,
         name,
@@ -201,8 +209,15 @@ def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | Non
             return json_schema(named.schema, "response_format.json_schema.schema")
 
 
+def conversation(messages: list[Message]) -> list[dict[str, Any]]:
+    """As chat templates take it."""
+    return without_empty_answer([message_fields(message) for message in messages])
+
+
 def message_fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(message)
+    if refusal := fields.pop("refusal", None):  # to a template, what the assistant said
+        fields["content"] = fields.get("content") or refusal
     if message.role == "developer":  # the newer name of the same thing; no model's template knows it
         fields["role"] = "system"
     return fields

@@ -198,7 +198,7 @@ def to_chat(request: CountRequest) -> Chat:
     if request.output_config.effort:
         options["reasoning_effort"] = request.output_config.effort
     return Chat(
-        talk.messages,
+        talk.asked(),
         tool_fields(functions),
         call_required=choice.type in ("any", "tool"),
         call_name=choice.name if choice.type == "tool" else "",

@@ -232,7 +232,7 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
         id,
         request.model,
         Chat(
-            talk.messages,
+            talk.asked(),
             tool_fields(tools),
             call_required=choice == "required"
             or isinstance(choice, NamedChoice)
