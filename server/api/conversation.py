@@ -13,14 +13,16 @@ class Conversation:
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
         self._calls: set[str] = set()
+        self._head: list[str] = []  # texts of the system message that stands first
 
     def say(self, role: Role, text: str) -> None:
         """System messages at the beginning become one: both dialects have several places for them, and most templates
         take one alone."""
         if role == "assistant":
             self._assistant("content")["content"] = text
-        elif role == "system" and len(self.messages) == 1 and self.messages[0]["role"] == "system":
-            self.messages[0]["content"] += "\n\n" + text
+        elif role == "system" and len(self.messages) == bool(self._head):
+            self._head.append(text)
+            self.messages[:] = [{"role": "system", "content": text}]
         else:
             self.messages.append({"role": role, "content": text})
 
@@ -40,6 +42,8 @@ class Conversation:
 
     def asked(self) -> list[dict[str, Any]]:
         """All messages that say something to answer or to go on from."""
+        if self._head:
+            self.messages[0]["content"] = "\n\n".join(self._head)
         return without_empty_answer(self.messages)
 
     def _assistant(self, *taken: str) -> dict[str, Any]:

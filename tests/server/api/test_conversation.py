@@ -1,6 +1,7 @@
 """Conversations as clients send them back: what chat templates are given of them."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from enginehouse.runtimes.contract import Chat
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chat import protocol as chat
+from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.messages import protocol as messages
 from enginehouse.server.api.responses import protocol as responses
 
@@ -61,3 +63,16 @@ def test_a_refusal_that_is_sent_back_is_what_the_assistant_said() -> None:
     assert chat_of(USER, refused, USER)[1] == {"role": "assistant", "content": "I cannot."}
     with pytest.raises(Refused, match="refusal"):
         chat_of(USER | {"refusal": "no"})
+
+
+def test_system_messages_at_the_beginning_are_joined_in_time_that_grows_with_their_length() -> None:
+    talk, began = Conversation(), time.perf_counter()
+    talk.say("system", "a" * 1_000_000)
+    for _ in range(20_000):
+        talk.say("system", "b")
+    talk.say("user", "hi")
+    talk.say("system", "now")
+    assert time.perf_counter() - began < 0.5
+    head, user, later = talk.asked()
+    assert head == {"role": "system", "content": "a" * 1_000_000 + "\n\nb" * 20_000}
+    assert (user["content"], later) == ("hi", {"role": "system", "content": "now"})
