@@ -111,11 +111,11 @@ class Worker:
     async def _ready(self, report: Callable[[float], None], patience: float | None) -> None:
         while True:
             try:
-                message = await asyncio.wait_for(self._receive(), patience)
+                received = await asyncio.wait_for(self._receive(), patience)
             except TimeoutError:
                 self._give_up(f"its load made no progress for {patience:g} s")
-                message = None
-            match message:
+                received = None
+            match received:
                 case Loading(fraction):
                     report(fraction)
                 case Ready(facts, seconds):
