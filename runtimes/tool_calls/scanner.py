@@ -25,7 +25,8 @@ class Scanner:
         self.held = self.held[count:]
 
     def until(self, tags: Sequence[str], show: Callable[[str], Delta], reasoning: bool = False) -> Reading[str]:
-        """Shows the text before the first of `tags` and goes past it; the tag, "" if the answer ends before."""
+        """Shows the text before the first of `tags` and goes past it; the tag, "" if the answer ends before. What is
+        shown has just been gone past: that is how log-probabilities find it."""
         while True:
             self.reasoned = self.reasoned or (reasoning and bool(self.held))
             if self.trims:
@@ -33,24 +34,28 @@ class Scanner:
                 self.trims = not self.held
             if found := [(at, tag) for tag in tags if (at := self.held.find(tag)) >= 0]:
                 at, tag = min(found)
-                if before := self.held[:at].rstrip("\n"):
+                before = self.held[:at].rstrip("\n")
+                self.skip(len(before))
+                if before:
                     yield show(before)
-                self.skip(at + len(tag))
+                self.skip(at + len(tag) - len(before))
                 self.trims = True
                 return tag
             if self.ended:
-                rest, self.held = self.held, ""
+                rest = self.held
                 if reasoning or self.calls:
                     rest = rest.rstrip("\n" if reasoning else None)
+                self.skip(len(rest))
                 if rest:
                     yield show(rest)
+                self.held = ""
                 return ""
             shown = self.held
             if tags:  # the beginning of one, and line breaks before it, may be the tag's
                 shown = shown[: len(shown) - max(overlap(shown, tag) for tag in tags)].rstrip("\n")
+            self.skip(len(shown))
             if shown:
                 yield show(shown)
-                self.skip(len(shown))
             yield None
 
     def starts(self, tags: Sequence[str]) -> Reading[str]:

@@ -270,10 +270,9 @@ class Loop:
                 finish = "stop"
             if finish:
                 finish = "stop" if answer.output.stopped else finish
-                deltas += answer.output.end()
+                deltas += answer.end()
                 emit.dones.append((token.job, answer.done(finish)))
                 del self._answers[token.job]
-            deltas = answer.with_logprobs(deltas, bool(finish))
             emit.deltas.extend((token.job, delta) for delta in deltas)
         if tokens:
             self._send(emit)

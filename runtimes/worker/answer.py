@@ -21,25 +21,24 @@ class Answer:
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.started = time.monotonic()
         self.first = 0.0
-        self.logprobs: list[Logprob] = []  # of tokens whose delta has not come yet
 
     def take(self, token: Token) -> list[Delta]:
         if not self.first:
             self.first, self.cached_tokens = time.monotonic(), token.cached
-        deltas = self.output.feed(token.text)
-        if token.logprob is not None and (token.id >= 0 or self.scores_end):
-            self.logprobs.append(Logprob(Scored(token.id, token.text, token.logprob), token.top))
+        logprob = None
+        if token.logprob is not None and (token.text or self.scores_end):
+            logprob = Logprob(Scored(token.id, token.text, token.logprob), token.top)
+        deltas = self.output.feed(token.text, logprob)
         if token.id >= 0:
             self.completion_tokens += 1
             self.reasoning_tokens += self.output.reasoned
         return deltas
 
-    def with_logprobs(self, deltas: list[Delta], last: bool) -> list[Delta]:
-        if self.logprobs and (deltas or last):
-            first, *rest = deltas or [Delta()]
-            deltas = [msgspec.structs.replace(first, logprobs=self.logprobs), *rest]
-            self.logprobs = []
-        return deltas
+    def end(self) -> list[Delta]:
+        """What was held back in case more came."""
+        deltas = self.output.end()
+        unshown = self.output.unshown()
+        return [*deltas, Delta(logprobs=unshown)] if unshown and self.scores_end else deltas
 
     def done(self, finish: str) -> Done:
         usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
@@ -63,6 +62,8 @@ class OutputParser:
         self._stop = StopStrings(stop)
         self._scanner = Scanner()
         self._reading = read(self._scanner)
+        self._decoded = self._read = 0  # letters
+        self._places: deque[Place] = deque()  # of tokens that no content was shown of yet
 
     @property
     def called(self) -> bool:
@@ -74,22 +75,52 @@ class OutputParser:
         """The piece fed last was, at least in part, reasoning."""
         return self._scanner.reasoned
 
-    def feed(self, piece: bytes) -> list[Delta]:
-        return self._deltas(self._stop.feed(self._decode(piece)))
+    def feed(self, piece: bytes, logprob: Logprob | None = None) -> list[Delta]:
+        """Content comes with the log-probabilities of the tokens that it consists of."""
+        begin, decoded = self._decoded, self._decode(piece)
+        self._decoded += len(decoded)
+        if logprob:  # of a letter that is not complete yet a token has its share
+            self._places.append(Place(begin, max(self._decoded, begin + 1), logprob))
+        return self._deltas(self._stop.feed(decoded))
 
     def end(self) -> list[Delta]:
         """What was held back in case more came."""
         self._scanner.ended = True
         return self._deltas(self._stop.feed(self._decode(b"", True)) + self._stop.end())
 
+    def unshown(self) -> list[Logprob]:
+        """Of tokens at the end that show nothing; those behind a stop string are no part of the answer."""
+        return [] if self.stopped else [place.logprob for place in self._places]
+
     def _deltas(self, piece: str) -> list[Delta]:
         self.stopped = self._stop.met
         self._scanner.held += piece
+        self._read += len(piece)
         self._scanner.reasoned = False
         deltas = []
         while delta := next(self._reading, None):
+            if delta.text and self._places:
+                end = self._read - len(self._scanner.held)
+                delta = msgspec.structs.replace(delta, logprobs=self._within(end - len(delta.text), end))
             deltas.append(delta)
         return deltas
+
+    def _within(self, begin: int, end: int) -> list[Logprob]:
+        """Log-probabilities of what was just shown; what lies before it was thoughts, calls or marks."""
+        found = []
+        while self._places and self._places[0].begin < end:
+            place = self._places.popleft()
+            if place.end > begin:
+                found.append(place.logprob)
+        return found
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where in the text a token stands."""
+
+    begin: int
+    end: int
+    logprob: Logprob
 
 
 class StopStrings:

@@ -7,11 +7,11 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.runtimes.contract import Delta
+from enginehouse.runtimes.contract import Delta, Token
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool
 from enginehouse.runtimes.tool_calls.parsers.hermes import PARSER
-from enginehouse.runtimes.worker.answer import OutputParser
+from enginehouse.runtimes.worker.answer import Answer, OutputParser
 
 ALPHABET = [
     "a",
@@ -136,3 +136,39 @@ def test_what_a_token_costs_does_not_grow_with_the_number_of_stop_strings() -> N
     for _ in range(1000):
         output.feed(b"stop sto")
     assert time.monotonic() - began < 1
+
+
+def content_and_its_tokens(pieces: list[bytes], stop: tuple[str, ...] = (), **asked: bool) -> tuple[str, bytes]:
+    """The content of a chat's answer, and the tokens whose log-probabilities came with it."""
+    options = ParseOptions((TOOL,) if asked.pop("tools", False) else (), **asked)  # type: ignore[arg-type]
+    answer = Answer(0, OutputParser(stop, lambda scanner: PARSER.read(scanner, options)), scores_end=False)
+    deltas: list[Delta] = []
+    for piece in pieces:
+        if not answer.output.stopped:
+            deltas += answer.take(Token(0, 1, piece, logprob=-1.0))
+    deltas += answer.take(Token(0, -1, b"", "stop", logprob=-1.0))
+    deltas += answer.end()
+    assert not any(delta.logprobs for delta in deltas if not delta.text)
+    return "".join(d.text for d in deltas), b"".join(one.token.text for delta in deltas for one in delta.logprobs)
+
+
+@given(texts, st.booleans(), st.booleans(), st.sampled_from([(), ("STOP",), ("b\n", "a")]))
+def test_log_probabilities_are_those_of_the_contents_tokens(
+    text: str, reasoning: bool, tools: bool, stop: tuple[str, ...]
+) -> None:
+    for pieces in ([letter.encode() for letter in text], [bytes([byte]) for byte in text.encode()]):
+        content, tokens = content_and_its_tokens(pieces, stop, reasoning=reasoning, tools=tools)
+        assert tokens.decode() == content
+
+
+def test_a_token_that_a_stop_string_cuts_is_among_the_log_probabilities_and_those_behind_are_not() -> None:
+    pieces = [b"The", b" capital of F", b"ran", b"ce", b"."]
+    assert content_and_its_tokens(pieces, ("France",)) == ("The capital of ", b"The capital of F")
+
+
+def test_a_completions_end_is_among_the_log_probabilities_unless_a_stop_string_ended_it() -> None:
+    for stop, tokens in (((), [b"a", b" b", b""]), ((" b",), [b"a"])):
+        answer = Answer(0, OutputParser(stop), scores_end=True)
+        deltas = [delta for piece in (b"a", b" b") for delta in answer.take(Token(0, 1, piece, logprob=-1.0))]
+        deltas += [*answer.take(Token(0, -1, b"", "stop", logprob=-1.0)), *answer.end()]
+        assert [one.token.text for delta in deltas for one in delta.logprobs] == tokens
