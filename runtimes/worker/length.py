@@ -22,6 +22,12 @@ def check_text(text: str, facts: Facts) -> None:
         raise too_long(context, f"at least {least}")
 
 
+def check_messages(messages: Sequence[object], facts: Facts) -> None:
+    """Refuses more messages than the context holds tokens: a template would take seconds to write them out."""
+    if len(messages) > facts.context_length:
+        raise too_long(facts.context_length, f"at least {len(messages)}")
+
+
 @functools.lru_cache(maxsize=4)
 def any_of(texts: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(alternation([text for text in texts if text]))

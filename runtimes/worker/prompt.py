@@ -29,7 +29,7 @@ from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParser
 from enginehouse.runtimes.worker.answer import OutputParser
-from enginehouse.runtimes.worker.length import check_text
+from enginehouse.runtimes.worker.length import check_messages, check_text
 from enginehouse.runtimes.worker.protocol import Detokenize, Embed, Submit, Tokenize
 
 
@@ -38,6 +38,7 @@ def prepare(engine: Engine, prompt: Prompt, sampling: Sampling) -> tuple[list[in
     if not isinstance(prompt, Chat):
         ids = prompt.ids if isinstance(prompt, Ids) else encode_text(engine, prompt)
         return ids, OutputParser(sampling.stop), sampling
+    check_messages(prompt.messages, engine.facts)
     text = render(engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
     parser = parsers.parser_of(engine.facts.chat_template)
     options = options_of(parser, engine.facts.chat_template or "", text, prompt, sampling)

@@ -181,3 +181,11 @@ def test_the_scores_of_a_prompt_come_before_its_answer() -> None:
     assert isinstance(first, Emit)
     ((_, delta),) = first.deltas
     assert (delta.text, [one.token.logprob for one in delta.logprobs]) == ("abc", [0.0, -1.0, -1.0])
+
+
+def test_more_messages_than_the_context_has_tokens_are_not_even_rendered() -> None:
+    engine = Special(context=200)
+    many = Chat([{"role": "user", "content": "a"}] * 201)
+    (sent,) = replies(engine, [Submit(0, many, Sampling())], lambda sent: True)
+    assert isinstance(sent, Refusal)
+    assert sent.code == "context_length_exceeded"
