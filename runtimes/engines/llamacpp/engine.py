@@ -27,6 +27,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
+from enginehouse.runtimes.decoding.special_tokens import parts
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 from enginehouse.runtimes.tool_calls import parsers
 
@@ -38,6 +39,7 @@ FLASH = {"auto": -1, "off": 0, "on": 1}
 WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
+SPECIAL_TOKENS = 256  # in a text tokenized at once: llama.cpp's time grows with the square of their number
 LEAST_CELLS = 512  # of the KV cache for scores
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
@@ -88,15 +90,27 @@ class LlamaCpp:
         rules = self._metadata("enginehouse.text")
         self._text_rules = msgspec.json.decode(rules, type=TextRules) if rules else None
         self.facts = self._facts(context, load.slots, vocabulary)
+        lib = llama_cpp
+        self._closes_text = bool(lib.llama_vocab_get_add_eos(self._vocab) or lib.llama_vocab_get_add_sep(self._vocab))
 
     # --- the contract ---
 
     def encode(self, text: str) -> list[int]:
-        data = (prepare_text(text, self._text_rules) if self._text_rules else text).encode()
-        size = len(data) + 16
-        ids = (ctypes.c_int32 * size)()
+        prepared = prepare_text(text, self._text_rules) if self._text_rules else text
         # A template that writes BOS itself must not get a second one.
         add_bos = not (self.facts.bos and text.startswith(self.facts.bos))
+        if self._closes_text:
+            return self._tokenize(prepared, add_bos)
+        first, *rest = parts(prepared, self.facts.special_tokens, SPECIAL_TOKENS)
+        ids = self._tokenize(first, add_bos)
+        for part in rest:
+            ids += self._tokenize(part, False)
+        return ids
+
+    def _tokenize(self, text: str, add_bos: bool) -> list[int]:
+        data = text.encode()
+        size = len(data) + 16
+        ids = (ctypes.c_int32 * size)()
         count = self.lib.llama_tokenize(self._vocab, data, len(data), ids, size, add_bos, True)
         if count < 0:
             raise RuntimeError(f"llama_tokenize wants room for {-count} tokens where {size} were offered")
