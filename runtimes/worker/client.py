@@ -235,7 +235,7 @@ class Worker:
 
     async def _watch(self) -> None:
         watchdog = Watchdog()
-        while not self.death:
+        while True:
             self._pong = None
             self._write(frame(Ping()))
             await asyncio.sleep(PING_SECONDS)
@@ -262,6 +262,8 @@ class Worker:
         self.death = f"the engine of model '{self.name}' died: {await self._cause_of_death()}"
         for replies, _ in self._jobs.values():
             replies.put_nowait(WorkerDied(self.death))
+        if self._watching:
+            self._watching.cancel()
 
     def _deliver(self, message: ToServer) -> None:
         match message:
