@@ -376,6 +376,23 @@ def test_of_jobs_that_do_not_fit_together_the_youngest_are_read_again_once_for_e
     assert [token.job for token in watched.step()] == [4, 5]
 
 
+def test_what_was_reused_is_told_of_when_a_job_came_first() -> None:
+    watched = Watched(Toy("copied", slots=2, cells=CONTEXT))
+    for job in range(2):  # the same prompt, which the second one finds in the first one's slot when it is read again
+        watched.add(job, TEXTS[0][:5], Sampling(max_tokens=30, temperature=1, seed=job, ignore_eos=True))
+    watched.finish()
+    assert [chunk.start for step in watched.model.steps for chunk in step if len(chunk.tokens) > 1] == [0, 0, 5]
+    assert {token.cached for token in watched.tokens[1]} == {0}
+
+
+def test_a_full_cache_gives_up_what_was_used_longest_ago() -> None:
+    watched = Watched(Toy("copied", slots=4, cells=CONTEXT))
+    for job, text in enumerate([*TEXTS, [1] * 12, TEXTS[1], TEXTS[2]]):
+        watched.add(job, text[: 12 if job < 3 else 11], Sampling(max_tokens=1, temperature=0))
+        watched.finish()
+    assert [watched.tokens[job][0].cached for job in (4, 5)] == [10, 10]
+
+
 def test_a_job_sent_back_comes_before_those_that_wait() -> None:
     watched = crowded(jobs=4, slots=2)
     order: list[int] = []
