@@ -1,5 +1,6 @@
 """A request's body: read, refused by the name of the field at fault, and the kinds of fields that every API has."""
 
+import asyncio
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, TypeVar
@@ -10,11 +11,13 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.limits import check_sizes
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
+IN_A_THREAD_BYTES = 256 * 1024  # a body from here on is read apart from the event loop
 Ignored = Any  # of a field that is accepted and has no effect
 Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
 
@@ -29,6 +32,12 @@ async def read(request: Request[Any, Any, State]) -> bytes:
     return await request.body()
 
 
+async def read_as(request: Request[Any, Any, State], reader: Callable[[bytes], T]) -> T:
+    """The body through `reader`, which raises Refused."""
+    body = await read(request)
+    return reader(body) if len(body) < IN_A_THREAD_BYTES else await asyncio.to_thread(reader, body)
+
+
 def parse(
     body: bytes,
     to: type[T],
@@ -36,26 +45,39 @@ def parse(
     neutral: Mapping[str, tuple[Any, ...]] | None = None,
     check_kinds: Callable[[dict[str, Any]], None] | None = None,
 ) -> T:
-    """A request, or Refused with the field's name."""
-    return convert(accepted(json_object(body), ignored, neutral or {}), to, check_kinds)
-
-
-def json_object(body: bytes) -> dict[str, Any]:
+    """A request, or Refused with the field's name. Nothing of it becomes Python's but what its struct holds."""
     try:
-        raw = msgspec.json.decode(body)
+        fields = accepted(json_object(body), ignored, neutral or {})
+        check_sizes(fields)
+        return msgspec.json.decode(joined(fields), type=to)
+    except msgspec.ValidationError as error:
+        if check_kinds and " of length " not in str(error):
+            check_kinds(msgspec.json.decode(joined(fields)))
+        raise refusal(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(f"the body is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise Refused("the body must be a JSON object")
-    return raw
 
 
-def accepted(raw: dict[str, Any], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, bytes]:
+    """Its fields, each as JSON."""
+    try:
+        return {key: bytes(value) for key, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
+    except msgspec.ValidationError as error:
+        raise Refused("the body must be a JSON object") from error
+
+
+def joined(fields: Mapping[str, bytes]) -> bytes:
+    return b"{" + b",".join(msgspec.json.encode(key) + b":" + value for key, value in fields.items()) + b"}"
+
+
+def accepted(
+    raw: Mapping[str, bytes], ignored: Collection[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> dict[str, bytes]:
     """The fields that say something; null is as good as not there. Raises Refused for those that ask for what is not
     to be had here."""
-    fields = {key: value for key, value in raw.items() if value is not None and key not in ignored}
+    fields = {key: value for key, value in raw.items() if value != b"null" and key not in ignored}
     for key in fields.keys() & neutral.keys():
-        value = fields.pop(key)
+        value = msgspec.json.decode(fields.pop(key))
         if not any(value == allowed and type(value) is type(allowed) for allowed in neutral[key]):
             allowed = " or ".join(msgspec.json.encode(value).decode() for value in neutral[key])
             remedy = f"leave it out or send {allowed}" if allowed else "leave it out"

@@ -1,5 +1,6 @@
 """What a request may hold at most: OpenAI's limits or larger ones. More is a 400 that names the field and its limit."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -14,6 +15,11 @@ LOGIT_BIASES = 1024
 STOP_TOKENS = 1024
 TEXTS = 2048
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 256
+TOOLS_BYTES = 2 * 1024 * 1024
+# Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
+SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(
+    ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
+)
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -25,6 +31,10 @@ class Limit(msgspec.Struct, frozen=True):
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
     Limit(("tools", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
+    Limit(("tools",), TOOLS_BYTES, "bytes of JSON as sent, all together"),
+    Limit(
+        ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES, "bytes of JSON as sent"
+    ),
     Limit(("n", "prompt"), ANSWERS, "answers to one request"),
     Limit(("stop", "stop_sequences"), STOPS, "texts"),
     Limit(("stop", "stop_sequences"), STOP_LETTERS, "characters each"),
@@ -34,6 +44,12 @@ TABLE = (
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
 )
+
+
+def check_sizes(fields: Mapping[str, bytes]) -> None:
+    for key in fields.keys() & SENT_BYTES.keys():
+        if (size := len(fields[key])) > (most := SENT_BYTES[key]):
+            raise Refused(f"'{key}' has {size} bytes; it takes {most} at most", key, "invalid_value")
 
 
 def check_json(value: dict[str, Any], where: str) -> None:

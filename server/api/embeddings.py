@@ -36,7 +36,7 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 )
 async def embeddings(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A vector of length 1 for each text, from the hidden states of the model's last layer."""
-    asked = body.parse(await body.read(request), EmbeddingRequest)
+    asked = await body.read_as(request, lambda sent: body.parse(sent, EmbeddingRequest))
     pool: Pool = state.pool
     texts = body.texts_of(asked.input, "input")
     if len(texts) > TEXTS:

@@ -35,7 +35,7 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 )
 async def rerank(request: Request[Any, Any, State], state: State) -> Response[openai_types.Reranking]:
     """The documents nearest to the query first; the score is the cosine of the angle between embeddings."""
-    asked = body.parse(await body.read(request), RerankRequest)
+    asked = await body.read_as(request, lambda sent: body.parse(sent, RerankRequest))
     documents = [text if isinstance(text, str) else text.text for text in asked.documents]
     if not all(documents):
         raise Refused("'documents' holds an empty text", "documents", "invalid_value")

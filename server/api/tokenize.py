@@ -46,7 +46,7 @@ class DetokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True)
 )
 async def tokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Tokens]:
     """The token ids of a prompt, as an answer to it would begin."""
-    asked = body.parse(await body.read(request), TokenizeRequest, (), NEUTRAL, protocol.check_kinds)
+    asked = await body.read_as(request, read)
     pool: Pool = state.pool
     assigned, ids = await unless_client_leaves(request, pool.tokenize(asked.model, prompt_of(asked)))
     status = pool.status(pool.resolve(asked.model))
@@ -61,10 +61,14 @@ async def tokenize(request: Request[Any, Any, State], state: State) -> Response[
 )
 async def detokenize(request: Request[Any, Any, State], state: State) -> Response[openai_types.Prompt]:
     """The text of token ids; special tokens show none."""
-    asked = body.parse(await body.read(request), DetokenizeRequest)
+    asked = await body.read_as(request, lambda sent: body.parse(sent, DetokenizeRequest))
     pool: Pool = state.pool
     assigned, text = await unless_client_leaves(request, pool.detokenize(asked.model, asked.tokens))
     return Response(openai_types.Prompt(text), headers=assigned_headers(assigned))
+
+
+def read(sent: bytes) -> TokenizeRequest:
+    return body.parse(sent, TokenizeRequest, (), NEUTRAL, protocol.check_kinds)
 
 
 def prompt_of(asked: TokenizeRequest) -> Prompt:

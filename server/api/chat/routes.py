@@ -25,6 +25,6 @@ from enginehouse.server.openapi import Body, described
 )
 async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
     """A chat completion, whole or as server-sent events; docs/api.md lists the fields."""
-    chat = protocol.read(await body.read(request))
+    chat = await body.read_as(request, protocol.read)
     renderer = ChatRenderer(chat)
     return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

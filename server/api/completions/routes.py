@@ -22,6 +22,6 @@ BODY = Body(protocol.CompletionRequest, frozenset(protocol.IGNORED), protocol.NE
 )
 async def completions(request: Request[Any, Any, State]) -> Response[Any]:
     """How texts or token ids go on, whole or as server-sent events."""
-    asked = protocol.read(await body.read(request))
+    asked = await body.read_as(request, protocol.read)
     renderer = CompletionRenderer(asked)
     return await answer(request, protocol.to_jobs(asked, renderer.id), renderer)

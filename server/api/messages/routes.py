@@ -23,7 +23,7 @@ COUNTED = Body(protocol.CountRequest, frozenset(protocol.IGNORED), protocol.NEUT
 )
 async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     """A message, whole or as server-sent events; docs/api.md lists the fields."""
-    asked = protocol.read(await body.read(request))
+    asked = await body.read_as(request, protocol.read)
     renderer = MessageRenderer(asked)
     return await answer(request, [protocol.to_job(asked, renderer.id)], renderer)
 
@@ -31,7 +31,7 @@ async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
 @post("/count_tokens", status_code=200, operation_class=described(JSON, COUNTED, own_failures=True))
 async def count_tokens(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """How many tokens a message's prompt is, by the model's own template and tokenizer."""
-    asked = protocol.read_count(await body.read(request))
+    asked = await body.read_as(request, protocol.read_count)
     prompt = protocol.to_chat(asked)
     assigned, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
     return Response({"input_tokens": len(ids)}, headers=assigned_headers(assigned), media_type="application/json")

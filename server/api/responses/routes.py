@@ -38,7 +38,7 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 @post("/v1/responses", status_code=200, operation_class=described(JSON, BODY, streams=True, assigned=True))
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; docs/api.md lists the fields."""
-    asked = protocol.read(await body.read(request))
+    asked = await body.read_as(request, protocol.read)
     history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
     given = await given_items(state.responses, owner_of(request), asked.input)
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given))
@@ -50,7 +50,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY))
 async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
-    asked = protocol.read(await body.read(request))
+    asked = await body.read_as(request, protocol.read)
     history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
     given = await given_items(state.responses, owner_of(request), asked.input)
     prompt = protocol.to_job(asked, history, given, "count").prompt

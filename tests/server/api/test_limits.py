@@ -86,3 +86,17 @@ def test_tools_are_compared_in_time_that_grows_with_their_number() -> None:
     check_tools(chat_tools)
     chat.allowed(chat_tools, [tool.function.name for tool in chat_tools], "tool_choice")
     assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "tools", "response_format", "metadata"])
+def test_lists_without_end_are_refused_or_left_out_before_they_are_read(field: str) -> None:
+    lists = b"[" + b"[]," * 3_000_000 + b"[]]"
+    began = time.perf_counter()
+    body = b'{"model":"m","messages":[{"role":"user","content":"a"}],"%b":%b}' % (field.encode(), lists)
+    if field == "metadata":  # has no effect
+        chat.read(body)
+    else:
+        with pytest.raises(Refused, match="at most") as refused:
+            chat.read(body)
+        assert refused.value.param == field
+    assert time.perf_counter() - began < 0.5
