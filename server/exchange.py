@@ -18,9 +18,10 @@ from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
 from enginehouse.server.keepalive import FirstEvent, IndexedEvents, Parts, assigned_headers, unless_client_leaves
-from enginehouse.server.sse import comment
+from enginehouse.server.sse import comment, encode
 
 log = logging.getLogger("enginehouse.server")
+LARGE_LOGPROBS = 1000  # tokens with them
 
 
 class Answer:
@@ -79,9 +80,14 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
             request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
         )
     assigned = await unless_client_leaves(request, collect(answers, events))
-    return Response(
-        await renderer.whole(assigned, answers), headers=assigned_headers(assigned), media_type="application/json"
-    )
+    whole = await renderer.whole(assigned, answers)
+    encoded = await asyncio.to_thread(encode, whole) if large(answers) else encode(whole)
+    return Response(encoded, headers=assigned_headers(assigned), media_type="application/json")
+
+
+def large(answers: Sequence[Answer]) -> bool:
+    """Whether they are to be put together apart from the event loop."""
+    return sum(len(one.content.logprobs) for one in answers) > LARGE_LOGPROBS
 
 
 async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:

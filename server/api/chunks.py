@@ -1,8 +1,9 @@
 """What chat and text completions have in common: several choices, and a stream of chunks."""
 
+import asyncio
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -10,9 +11,10 @@ from enginehouse.runtimes.contract import Assigned
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api import openai_types
 from enginehouse.server.errors import describe
-from enginehouse.server.exchange import Answer, total
+from enginehouse.server.exchange import Answer, large, total
 from enginehouse.server.sse import encode
 
+T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
 
 
@@ -48,6 +50,13 @@ class Chunks:
 
     def usage(self, answers: Sequence[Answer]) -> openai_types.TokenUsage:
         return openai_types.usage_of(total(answers, self._per_prompt))
+
+
+async def choices_of(choice: Callable[[int, Answer], T], answers: Sequence[Answer]) -> list[T]:
+    def build() -> list[T]:
+        return [choice(index, answer) for index, answer in enumerate(answers)]
+
+    return await asyncio.to_thread(build) if large(answers) else build()
 
 
 def failure(error: Exception) -> bytes:

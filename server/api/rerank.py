@@ -1,5 +1,7 @@
 """POST /v1/rerank: documents in the order of how near their embeddings are to a query's."""
 
+import asyncio
+import operator
 import secrets
 from typing import Annotated, Any
 
@@ -42,8 +44,7 @@ async def rerank(request: Request[Any, Any, State], state: State) -> Response[op
     pool: Pool = state.pool
     embedding = pool.embed(asked.model, [asked.query, *documents], asked.pooling)
     assigned, embedded = await unless_client_leaves(request, embedding)
-    query, *vectors = embedded.vectors
-    scores = [sum(x * y for x, y in zip(query, vector, strict=True)) for vector in vectors]
+    scores = await asyncio.to_thread(similarities, *embedded.vectors)  # 8 million products for 2,047 documents
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
     results = [
         openai_types.Ranking(
@@ -54,3 +55,7 @@ async def rerank(request: Request[Any, Any, State], state: State) -> Response[op
     usage = openai_types.PromptUsage(embedded.tokens, embedded.tokens)
     ranking = openai_types.Reranking(f"rerank-{secrets.token_hex(12)}", asked.model, results, usage)
     return Response(ranking, headers=assigned_headers(assigned), media_type="application/json")
+
+
+def similarities(query: list[float], *vectors: list[float]) -> list[float]:
+    return [sum(map(operator.mul, query, vector)) for vector in vectors]

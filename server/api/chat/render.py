@@ -9,7 +9,7 @@ from msgspec import UNSET
 from enginehouse.runtimes.contract import Assigned, Done, Logprob
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chat.protocol import ChatRequest
-from enginehouse.server.api.chunks import Chunks
+from enginehouse.server.api.chunks import Chunks, choices_of
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import encode
@@ -29,7 +29,7 @@ class ChatRenderer:
             chunks.created,
             chunks.model,
             assigned.fingerprint,
-            [choice(index, answer) for index, answer in enumerate(answers)],
+            await choices_of(choice, answers),
             chunks.usage(answers),
         )
 

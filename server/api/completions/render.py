@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from enginehouse.runtimes.contract import Assigned, Done, Logprob, Scored
 from enginehouse.server.api import chunks, openai_types
-from enginehouse.server.api.chunks import Chunks
+from enginehouse.server.api.chunks import Chunks, choices_of
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.content import BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
@@ -28,7 +28,7 @@ class CompletionRenderer:
             chunks.created,
             chunks.model,
             assigned.fingerprint,
-            [choice(index, answer) for index, answer in enumerate(answers)],
+            await choices_of(choice, answers),
             chunks.usage(answers),
         )
 
