@@ -218,7 +218,7 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
     talk = Conversation()
     if request.instructions:
         talk.say("system", request.instructions)
-    for item in msgspec.convert(history, list[Item]):
+    for item in remembered(history):
         add(talk, item, "previous_response_id")
     for index, item in enumerate(convert({"input": given}, Items, check_kinds).input):
         add(talk, item, f"input[{index}]")
@@ -250,6 +250,15 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
         ),
         request.stream,
     )
+
+
+def remembered(history: list[dict[str, Any]]) -> list[Item]:
+    """Stored items, which an older version may have taken with fields that are refused now."""
+    try:
+        return convert({"input": history}, Items).input
+    except Refused as error:
+        message = f"an item of an earlier response cannot be gone on from: {error.message}"
+        raise Refused(message, "previous_response_id", error.code) from error
 
 
 def add(talk: Conversation, item: Item, where: str) -> None:

@@ -152,3 +152,11 @@ def test_a_body_is_refused_by_name_whatever_its_shape() -> None:
     for odd in odds:
         with pytest.raises(Refused, match="messages"):
             body.parse(json.dumps(CHAT | odd).encode(), chat.ChatRequest, check_kinds=chat.check_kinds)
+
+
+def test_a_stored_item_with_a_field_that_is_not_known_is_a_refusal() -> None:
+    request = responses.read(json.dumps(RESPONSE).encode())
+    history = [{"type": "message", "role": "user", "content": "a", "x": 1}]
+    with pytest.raises(Refused, match="earlier response") as refused:
+        responses.to_job(request, history, responses.items_of(request.input), "id")
+    assert refused.value.param == "previous_response_id"
