@@ -212,12 +212,13 @@ class Loop:
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.generated:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
+        if submit.echo or sampling.max_tokens == 0:  # else `add` does so
+            check_tokens(ids, sampling, self._engine.facts.vocabulary)
         echo = []
         if submit.echo:
             delta = yield from self._echo(submit.prompt, ids, sampling.logprobs)
             echo = [(submit.job, delta)]
         if sampling.max_tokens == 0:
-            check_tokens(ids, sampling, self._engine.facts.vocabulary)
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
             self._engine.add(submit.job, [*ids, *submit.generated], remaining(sampling, len(submit.generated)))
@@ -230,7 +231,6 @@ class Loop:
         text = prompt.text if isinstance(prompt, Text) else self._text(ids)
         if top is None:
             return Delta(text)
-        check_tokens(ids, Sampling(), self._engine.facts.vocabulary)
         first = Logprob(Scored(ids[0], self._engine.text(ids[0]), 0.0), first=True)
         yield
         scores = yield from self._engine.score(ids, top)

@@ -26,6 +26,8 @@ def hub(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> It
     shutil.copytree(checkpoint, tmp_path / "repositories" / "lab" / "tiny")
     (tmp_path / "repositories" / "lab" / "tiny" / "pytorch_model.bin").write_bytes(b"a pickle nobody asked for")
     with running(tmp_path / "repositories") as hub:
+        for offline in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # who compares with transformers here sets them
+            monkeypatch.delenv(offline, raising=False)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hub-cache"))
         monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")

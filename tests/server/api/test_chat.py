@@ -162,10 +162,12 @@ def test_a_last_message_of_the_assistant_is_continued(house: Served) -> None:
     assert message.content == "7 + 5 = 12"
 
 
-def test_nothing_to_continue_is_refused(house: Served) -> None:
-    error = refused(house, {"model": "pocket", "messages": [*FRANCE, {"role": "assistant", "content": ""}]})
-    assert error["param"] == "messages"
-    assert "cannot be continued" in error["message"]
+def test_an_empty_last_answer_counts_as_none(house: Served) -> None:
+    begun = [*FRANCE, {"role": "assistant", "content": ""}]
+    assert (
+        ask(house, "pocket", begun).choices[0].message.content
+        == ask(house, "pocket", FRANCE).choices[0].message.content
+    )
 
 
 # --- fingerprints ---
@@ -254,7 +256,7 @@ def test_every_field_of_a_message_is_known_or_refused_by_name(house: Served) -> 
         chat.ChatCompletionToolMessageParam,
     ):
         assert set(kind.__annotations__) <= known, kind
-    values = {"audio": {"id": "a"}, "function_call": {"name": "f", "arguments": "{}"}, "refusal": "no", "colour": 1}
+    values = {"audio": {"id": "a"}, "function_call": {"name": "f", "arguments": "{}"}, "colour": 1}
     for field, value in values.items():
         message = {"role": "assistant", "content": "a", field: value}
         error = refused(house, {"model": "echo", "messages": [message, *FRANCE]})
@@ -300,7 +302,7 @@ def test_neutral_values_are_taken(house: Served) -> None:
 
 
 def test_as_many_stop_strings_as_are_sent_end_an_answer(house: Served) -> None:
-    stops = [f"never {number}" for number in range(20)] + ["three"]
+    stops = [f"never {number}" for number in range(15)] + ["three"]
     count = [{"role": "user", "content": "one two three four"}]
     reply = ask(house, "echo", count, stop=stops)
     assert (reply.choices[0].message.content, reply.choices[0].finish_reason) == ("one two ", "stop")
