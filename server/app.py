@@ -70,7 +70,7 @@ def create(config: Config) -> Litestar:
         openapi_config=OpenAPIConfig(
             "Enginehouse",
             "1",
-            openapi_router=Router("/schema", route_handlers=[], guards=[keys]),
+            openapi_router=Router("/schema", route_handlers=[], guards=[keys], include_in_schema=False),
             security=[{"key": []}] if config.server.api_keys else None,
             components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
         ),

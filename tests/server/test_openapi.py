@@ -115,7 +115,7 @@ def test_every_route_is_described_with_body_answer_and_failures(alone: Served) -
 
 def test_a_server_with_keys_says_so(folder: Path) -> None:
     with serve(folder, {"echo": {"source": "builtin:echo"}}, api_keys=["k"]) as served:
-        document = httpx.get(f"{served.root}/schema/openapi.json").json()
+        document = httpx.get(f"{served.root}/schema/openapi.json", headers={"x-api-key": "k"}).json()
         assert document["security"] == [{"key": []}]
         assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
 
