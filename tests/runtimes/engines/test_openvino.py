@@ -149,7 +149,7 @@ def test_nothing_is_reported_to_its_makers(ir: Path, tmp_path: Path) -> None:
     """Their telemetry keeps its client id in ~/intel."""
     script = f"""
 import sys, pathlib
-from tests.test_openvino import build, load, Path
+from tests.runtimes.engines.test_openvino import build, load, Path
 load(build(Path({str(ir)!r}), "INT8_ASYM", Path({str(tmp_path / "small")!r}))).close()
 """
     home = tmp_path / "home"
