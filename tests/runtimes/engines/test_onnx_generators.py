@@ -39,7 +39,7 @@ def build(folder: Path) -> Any:
         own = {"prefill_chunk": 32, "path": "generator", **options}
         return RUNTIME.load(Load("onnx", place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
 
-    load.runtime, load.path = "onnx", path  # type: ignore[attr-defined]
+    load.runtime, load.path = RUNTIME, path  # type: ignore[attr-defined]
     return load
 
 
