@@ -61,7 +61,7 @@ class Checkout:
         from enginehouse.runtimes.engines import runtimes
 
         command = [sys.executable, "-c", Path(__file__).read_text(), "--work", runtime, path, str(threads)]
-        environment = {**os.environ, **runtimes()[runtime].environment}
+        environment = {**os.environ, **runtimes()[runtime].environment, "PYTHONPATH": str(root / "src")}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, cwd=root, env=environment, text=True, **pipes)  # type: ignore[call-overload]
         assert self._read() == "ready"
