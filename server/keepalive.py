@@ -93,8 +93,8 @@ async def commented(
 
 
 def assigned_headers(assigned: Assigned) -> dict[str, str]:
-    told = {name: getattr(assigned, name) for name in ("runtime", "precision", "device", "reason")}
-    return {f"x-enginehouse-{name}": header_value(value) for name, value in told.items()}
+    names = ("runtime", "precision", "device", "reason")
+    return {f"x-enginehouse-{name}": header_value(getattr(assigned, name)) for name in names}
 
 
 def header_value(text: str) -> str:

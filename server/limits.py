@@ -17,9 +17,8 @@ TEXTS = 2048
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 256
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
-SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(
-    ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
-)
+FREE_FORM, FREE_FORM_BYTES = ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
+SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -32,9 +31,7 @@ TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
     Limit(("tools", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
     Limit(("tools",), TOOLS_BYTES, "bytes of JSON as sent, all together"),
-    Limit(
-        ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES, "bytes of JSON as sent"
-    ),
+    Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),
     Limit(("n", "prompt"), ANSWERS, "answers to one request"),
     Limit(("stop", "stop_sequences"), STOPS, "texts"),
     Limit(("stop", "stop_sequences"), STOP_LETTERS, "characters each"),

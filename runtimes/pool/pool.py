@@ -95,8 +95,7 @@ class Pool:
         name = self.resolve(job.model)
         with self._request(name):
             if isinstance(job.prompt, Chat):
-                patience = None if job.streamed else self._patience
-                await self._stand_ins.waited(name, self._check_length(name, job.prompt), patience)
+                await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
             async with aclosing(self._answer(name, job)) as events:
                 async for event in events:
                     if isinstance(event, Done):
@@ -144,8 +143,7 @@ class Pool:
             # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
             suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
             async with suspect:
-                patience = None if job.streamed else self._patience  # a stream is told how far it is
-                loaded = await self._stand_ins.lease(name, needs, tried, patience)
+                loaded = await self._stand_ins.lease(name, needs, tried, self._patience_for(job))
                 try:
                     with self._models.using(loaded):
                         async with aclosing(loaded.worker.stream(job, generated)) as events:
@@ -171,6 +169,10 @@ class Pool:
             on_this = deaths.count(loaded.candidate.key)
             if on_this == ATTEMPTS - 1 and await self._models.has_alternative(name, needs, tried, loaded):
                 tried[loaded.candidate.key] = f"died {on_this} times"
+
+    def _patience_for(self, job: Job) -> float | None:
+        """Seconds; without end for a stream, which is told how far it is."""
+        return None if job.streamed else self._patience
 
     @contextmanager
     def _request(self, name: str) -> Iterator[None]:

@@ -14,14 +14,15 @@ RECORDS = "what was learnt"  # beside the names of models
 
 
 class Threads:
-    def __init__(self) -> None:
+    def __init__(self, each: int = EACH) -> None:
+        self._each = each
         self._executors: dict[str, ThreadPoolExecutor] = {}
 
     async def run(self, whose: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`whose`: the model's name, or RECORDS."""
+        """`whose`: the model's name, or another owner's."""
         executor = self._executors.get(whose)
         if executor is None:
-            executor = self._executors[whose] = ThreadPoolExecutor(EACH, f"files of {whose}")
+            executor = self._executors[whose] = ThreadPoolExecutor(self._each, f"files of {whose}")
         return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs))
 
     def end(self) -> None:

@@ -1,17 +1,16 @@
 """Responses that clients may come back to, and the items they were given. One SQLite file in the cache directory."""
 
-import asyncio
 import contextlib
 import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
+
+from enginehouse.runtimes.pool.threads import Threads
 
 log = logging.getLogger("enginehouse.server")
 FILE = "responses-2.sqlite"  # the number goes up with every change to the tables
@@ -40,11 +39,11 @@ class ResponseStore:
 
     def __init__(self, folder: str) -> None:
         self._file = Path(folder).expanduser() / FILE
-        self._threads = ThreadPoolExecutor(THREADS, "responses")
+        self._threads = Threads(THREADS)
 
     async def in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """In threads of its own: a disk that hangs holds up nothing else."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+        return await self._threads.run(FILE, work, *args, **kwargs)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
