@@ -110,7 +110,7 @@ def build(order: Build, stages: "Stages") -> Built:
         elif order.gate and manifest.quality is None:  # built by someone who did not ask for it
             quality = judged(order, toolchain, store.folder(recipe.key), stages.report)
             store.amend(msgspec.structs.replace(manifest, quality=quality))
-    artifact = store.find(recipe.key, toolchain.entry)
+        artifact = store.find(recipe.key, toolchain.entry)  # before somebody prunes it
     assert artifact
     return Built(artifact, stages.end())
 

@@ -1,5 +1,6 @@
 """The cache's lock files: a right that one process has, or several share, and that falls with them however they end."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -29,12 +30,22 @@ class Locks:
     def shared(self, name: str) -> IO[bytes]:
         """Held until every copy of the handle is closed: a child process inherits it. Waits for who holds it alone."""
         while True:
-            handle = self._open(name)
+            try:
+                handle = self._open(name)
+            except CannotBuild as error:
+                return self._of_read_only(name, error)
             fcntl.flock(handle, fcntl.LOCK_SH)
             if self._is_open(name, handle):
                 os.utime(handle.fileno())
                 return handle
             handle.close()  # it was removed between opening and locking
+
+    def _of_read_only(self, name: str, error: CannotBuild) -> IO[bytes]:
+        """Where nothing can be written nothing can be removed either: a cache that is part of an image is served."""
+        cause = error.__cause__
+        if not (isinstance(cause, OSError) and cause.errno == errno.EROFS):
+            raise error
+        return Path(os.devnull).open("rb")
 
     def is_held(self, name: str) -> bool:
         """By any process, in any way; looking leaves no trace."""

@@ -93,6 +93,7 @@ class Store:
         """
         with self._locks.alone(key):
             folder = self._artifacts / f"{BUILDING}{key}"
+            self._put_back(folder.with_name(folder.name + REPLACED))
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             try:
@@ -103,15 +104,21 @@ class Store:
     def publish(self, folder: Path, manifest: Manifest) -> None:
         """Makes a finished build visible in one rename, everything on disk before it."""
         (folder / MANIFEST).write_bytes(encoded(manifest))
-        for file in folder.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for path in (*folder.iterdir(), folder):
+            sync(path)
         target, replaced = self._artifacts / manifest.key, folder.with_name(folder.name + REPLACED)
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():  # broken, or built anew; who has loaded it keeps its files
             target.rename(replaced)
         folder.rename(target)
+        sync(self._artifacts)
         shutil.rmtree(replaced, ignore_errors=True)
+
+    def _put_back(self, replaced: Path) -> None:
+        """What a process that was killed between two renames had taken out of the way. Only with its lock."""
+        target = self._artifacts / lock_of(replaced)
+        if replaced.exists() and not target.exists():
+            replaced.rename(target)
 
     def sweep(self) -> None:
         """Removes what killed builds have left."""
@@ -122,6 +129,8 @@ class Store:
         """Removes it, unless somebody is making it: then False."""
         try:
             with self._locks.alone(lock_of(path), wait=False):
+                if path.name.endswith(REPLACED):
+                    self._put_back(path)
                 path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:
             return False
@@ -211,7 +220,7 @@ class Store:
 
     def _remove(self, key: str) -> None:
         """Whole: the rename takes it away in one step. Only with its lock."""
-        folder, doomed = self._artifacts / key, self._artifacts / f"{BUILDING}{key}{REPLACED}"
+        folder, doomed = self._artifacts / key, self._artifacts / f"{BUILDING}{key}"
         shutil.rmtree(doomed, ignore_errors=True)
         if folder.exists():
             folder.rename(doomed)
@@ -236,6 +245,15 @@ class Store:
 
 def encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+def sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(file: Path) -> str:

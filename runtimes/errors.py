@@ -4,12 +4,14 @@ Exception
 ├── Refused              400  the request cannot be served as it stands: server, routing, worker, engines
 ├── UnknownModel         404  no model or alias of that name: pool, commands
 ├── Unavailable          503  the model cannot be served now: pool, worker/client.py at a load
-│   └── Busy             429  too many requests wait for it already: pool
+│   └── Busy             429  too many requests wait for it already: pool, worker/client.py
 ├── EngineFailed         500  the engine failed this job; in a stream that has begun, an error event: worker/client.py
 │   └── WorkerDied            its process is gone: the pool asks another engine where it can
 ├── ConstraintFailed          a constraint cannot be followed further: grammar, decoding; the engine ends that job alone
 └── NotEnforceable            a schema that xgrammar's EBNF cannot say: grammar; the engine makes it a Refused
 """
+
+RETRY_SECONDS = 5  # after which who was sent away for want of room may ask again
 
 
 class Refused(Exception):

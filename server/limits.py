@@ -1,5 +1,6 @@
 """What a request may hold at most: OpenAI's limits or larger ones. More is a 400 that names the field and its limit."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,12 @@ STOPS, STOP_LETTERS = 16, 256  # OpenAI: 4
 LOGIT_BIASES = 1024
 STOP_TOKENS = 1024
 TEXTS = 2048
-SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 256
+SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
 FREE_FORM, FREE_FORM_BYTES = ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
+LISTS = ("messages", "input")
+LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
 
@@ -44,9 +47,25 @@ TABLE = (
 
 
 def check_sizes(fields: Mapping[str, bytes]) -> None:
+    """Of a request's fields as sent."""
     for key in fields.keys() & SENT_BYTES.keys():
         if (size := len(fields[key])) > (most := SENT_BYTES[key]):
             raise Refused(f"'{key}' has {size} bytes; it takes {most} at most", key, "invalid_value")
+    for key in fields.keys() & LISTS:
+        check_count(fields[key], key)
+
+
+def check_count(sent: bytes, where: str) -> None:
+    """Of a list of objects, and of the lists in them: counted before anything is made of what they hold."""
+    if len(sent) <= 2 * MESSAGES or not LIST_OF_OBJECTS.match(sent):
+        return
+    items = msgspec.json.decode(sent, type=list[msgspec.Raw])
+    if len(items) > MESSAGES:
+        raise Refused(f"'{where}' has {len(items)} members; it takes {MESSAGES} at most", where, "invalid_value")
+    for index, item in enumerate(map(bytes, items)):
+        if len(item) > 2 * MESSAGES and item.startswith(b"{"):
+            parts = msgspec.json.decode(item, type=dict[str, msgspec.Raw])
+            check_count(bytes(parts.get("content", b"")), f"{where}[{index}].content")
 
 
 def check_json(value: dict[str, Any], where: str) -> None:

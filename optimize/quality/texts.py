@@ -10,7 +10,7 @@ import jinja2
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
-from enginehouse.optimize.sources.chat_template import sandbox, template_of
+from enginehouse.optimize.sources.chat_template import bounded, sandbox, template_of
 from enginehouse.optimize.sources.files import read_json
 
 OURS = Path(__file__).parent / "quality.txt"
@@ -60,7 +60,8 @@ def conversations(folder: Path) -> list[Passage]:
         try:
             item = json.loads(lines[number])
             messages, answer = item.pop("messages"), item.pop("answer")
-            prompt = template.render(**(variables | item), messages=messages, add_generation_prompt=True)
+            with bounded():
+                prompt = template.render(**(variables | item), messages=messages, add_generation_prompt=True)
         except (ValueError, KeyError, TypeError, jinja2.TemplateError) as error:
             raise CannotBuild(f"'{folder / 'eval.jsonl'}', line {number + 1}, cannot be rendered: {error!r}") from error
         found.append(Passage(answer + variables["eos_token"], prompt))

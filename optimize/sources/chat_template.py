@@ -1,12 +1,17 @@
 """Chat templates: where a checkpoint keeps its own, and the sandbox whose settings Hugging Face's are written for."""
 
 import json
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.sandbox
+
+RENDER_SECONDS = 2.0
 
 
 def template_of(folder: Path, settings: dict[str, Any]) -> str:
@@ -28,6 +33,33 @@ def sandbox(now: Callable[[str], str]) -> jinja2.sandbox.ImmutableSandboxedEnvir
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = now
     return environment
+
+
+class Endless(jinja2.TemplateError):
+    """A template did not come to its end."""
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Raises Endless after RENDER_SECONDS: loops are nested as a template likes, over messages that a client sends. In
+    the main thread of a process only; elsewhere nothing is bounded."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    running = True
+
+    def end(number: int, frame: Any) -> None:
+        if running:
+            raise Endless(f"it did not come to its end within {RENDER_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,9 @@ class Decisions:
     async def _decided(self, name: str, decided: Decided | None) -> Decided:
         source = decided.source if decided else await self.source(name)
         machine = await self.host()
+        if decided and not await self._threads.run(name, os.path.lexists, source.path or "."):
+            decided.until = time.monotonic() + DECISION_SECONDS  # what is loaded goes on without its source
+            return decided
         decision = await self._threads.run(name, self._decide, name, source, machine)
         if decided is None or decided.decision != decision:
             log_decision(decision)
@@ -181,7 +185,7 @@ class Decisions:
 
     async def _find(self, name: str, cached_only: bool = False) -> Source:
         model = self._config.models[name]
-        report = functools.partial(self._report, name, "")
+        report = (lambda stage, done: None) if cached_only else functools.partial(self._report, name, "")
         try:
             in_thread = functools.partial(self._threads.run, name)
             source = await locate(model.source, model.revision, report, model.precision, in_thread, cached_only)

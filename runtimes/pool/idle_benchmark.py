@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from enginehouse.optimize.artifact import Artifact
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.decisions import Decisions
@@ -16,11 +17,16 @@ IDLE_SECONDS = 20.0
 
 class IdleBenchmark:
     def __init__(
-        self, decisions: Decisions, loader: Loader, measure: Callable[[str, Ranked], Awaitable[Figures]]
+        self,
+        decisions: Decisions,
+        loader: Loader,
+        prepare: Callable[[str, Ranked], Awaitable[Artifact]],
+        measure: Callable[[str, Ranked], Awaitable[Figures]],
     ) -> None:
-        self._decisions, self._loader, self._measure = decisions, loader, measure
+        self._decisions, self._loader, self._prepare, self._measure = decisions, loader, prepare, measure
         self._in_use: set[str] = set()  # models that had a request
         self._measuring: asyncio.Task[None] | None = None
+        self._building: tuple[str, asyncio.Future[Artifact]] | None = None  # and for what; goes on beside requests
         self._timer: asyncio.TimerHandle | None = None
 
     def note_request(self, name: str) -> None:
@@ -42,6 +48,9 @@ class IdleBenchmark:
 
     async def end(self) -> None:
         self.stop()
+        if self._building:
+            self._building[1].cancel()
+            await asyncio.gather(self._building[1], return_exceptions=True)
         if self._measuring:
             await asyncio.gather(self._measuring, return_exceptions=True)
 
@@ -64,9 +73,24 @@ class IdleBenchmark:
                 elif ranked.figures is None:
                     log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
                     try:
+                        await self._built(name, ranked)
                         await self._measure(name, ranked)
                     except asyncio.CancelledError:
                         log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
                         raise
                     except (Unavailable, EngineFailed) as error:
                         log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
+
+    async def _built(self, name: str, ranked: Ranked) -> None:
+        """One build at a time, and to its end: a request stops the wait for it, not the build,
+        which would else begin anew at every pause. Raises Unavailable."""
+        key = f"{name} on {ranked.candidate.key}"
+        if self._building and self._building[0] != key:
+            await asyncio.gather(asyncio.shield(self._building[1]), return_exceptions=True)
+            self._building = None
+        if self._building is None:
+            self._building = key, asyncio.ensure_future(self._prepare(name, ranked))
+        building = self._building[1]
+        await asyncio.wait([building])
+        self._building = None
+        building.result()

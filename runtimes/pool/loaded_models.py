@@ -15,7 +15,7 @@ import msgspec
 from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
-from enginehouse.runtimes.errors import Unavailable, WorkerDied
+from enginehouse.runtimes.errors import RETRY_SECONDS, Unavailable, WorkerDied
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
@@ -25,7 +25,6 @@ from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker.client import Worker
 
 log = logging.getLogger("enginehouse.models")
-RETRY_SECONDS = 5
 OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 Needs = Collection[tuple[str, str]]  # a feature, and the field that asks for it
 Instead = Callable[[Decision, Ranked], Awaitable[Ranked | None]]  # of the best: what may answer in its place

@@ -18,13 +18,13 @@ from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Prompt
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import Busy, Unavailable, UnknownModel, WorkerDied, too_long
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, Unavailable, UnknownModel, WorkerDied, too_long
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, Stage, Status, Unloaded
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
-from enginehouse.runtimes.pool.loaded_models import RETRY_SECONDS, LoadedModel, LoadedModels
+from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
@@ -62,7 +62,7 @@ class Pool:
             self._load_ended,
         )
         self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress, self._threads)
-        self._idle = IdleBenchmark(self._decisions, self._loader, self.measure)
+        self._idle = IdleBenchmark(self._decisions, self._loader, self.prepare, self.measure)
         self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tokenizers: dict[str, token_count.TokenCounter] = {}  # by source fingerprint

@@ -15,6 +15,7 @@ from enginehouse.runtimes.pool.routing import Figures
 log = logging.getLogger("enginehouse.records")
 FILE = "records-1.sqlite"  # the number goes up with every change to the tables
 DEATHS, WINDOW_SECONDS = 3, 600.0  # a candidate that dies so often within so long is parked
+CLOCK_SECONDS = 60.0  # that a clock may be set back as it pleases
 PARKED_SECONDS = {"build": 3600.0, "load": 600.0, "smoke": 3600.0, "death": 600.0}  # by what failed
 
 SCHEMA = """
@@ -43,6 +44,7 @@ class Records:
         """Rows of a query. A file that cannot be used costs what it would remember, never a request."""
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.touch(mode=0o600)  # it holds what engines wrote when they died
             with contextlib.closing(sqlite3.connect(self._file, timeout=10)) as db, db:
                 db.executescript(SCHEMA)
                 return db.execute(statement, values).fetchall()
@@ -71,6 +73,8 @@ class Records:
         now, out = time.time(), {}
         deaths: Counter[str] = Counter()
         for candidate, kind, message, at in self._run(query, (source, host)):
+            if at > now + CLOCK_SECONDS:
+                continue  # the clock was set back: nobody knows when that was
             until = at + PARKED_SECONDS[kind]
             deaths[candidate] += kind == "death" and at > now - WINDOW_SECONDS
             if until > now and (kind != "death" or deaths[candidate] >= DEATHS):

@@ -63,6 +63,7 @@ class OutputParser:
         self._scanner = Scanner()
         self._reading = read(self._scanner)
         self._decoded = self._read = 0  # letters
+        self._begun = ""  # of a token that is not shown yet
         self._places: deque[Place] = deque()  # of tokens that no content was shown of yet
 
     @property
@@ -81,16 +82,26 @@ class OutputParser:
         self._decoded += len(decoded)
         if logprob:  # of a letter that is not complete yet a token has its share
             self._places.append(Place(begin, max(self._decoded, begin + 1), logprob))
-        return self._deltas(self._stop.feed(decoded))
+        return self._deltas(self._whole_tokens(self._stop.feed(decoded)))
 
     def end(self) -> list[Delta]:
         """What was held back in case more came."""
         self._scanner.ended = True
-        return self._deltas(self._stop.feed(self._decode(b"", True)) + self._stop.end())
+        return self._deltas(self._begun + self._stop.feed(self._decode(b"", True)) + self._stop.end())
 
     def unshown(self) -> list[Logprob]:
         """Of tokens at the end that show nothing; those behind a stop string are no part of the answer."""
         return [] if self.stopped else [place.logprob for place in self._places]
+
+    def _whole_tokens(self, piece: str) -> str:
+        """What can be shown, less the beginning of a token whose end may be that of a stop string: which letters of it
+        the answer has, and so its log-probability, is known only then."""
+        text = self._begun + piece
+        shown = self._read + len(text)
+        if not self._stop.met:
+            shown = next((place.begin for place in reversed(self._places) if place.begin < shown < place.end), shown)
+        self._begun = text[shown - self._read :]
+        return text[: shown - self._read]
 
     def _deltas(self, piece: str) -> list[Delta]:
         self.stopped = self._stop.met
@@ -111,7 +122,8 @@ class OutputParser:
         while self._places and self._places[0].begin < end:
             place = self._places.popleft()
             if place.end > begin:
-                found.append(place.logprob)
+                across = self.stopped and place.end > self._read
+                found.append(cut(place.logprob, self._read - place.begin) if across else place.logprob)
         return found
 
 
@@ -121,6 +133,14 @@ class Place(msgspec.Struct, frozen=True):
     begin: int
     end: int
     logprob: Logprob
+
+
+def cut(logprob: Logprob, letters: int) -> Logprob:
+    """Of a token that lies across the beginning of a stop string: as the letters before it, so that the tokens of an
+    answer are its content."""
+    token = logprob.token
+    shown = token.text.decode("utf-8", "replace")[:letters].encode()
+    return msgspec.structs.replace(logprob, token=msgspec.structs.replace(token, text=shown))
 
 
 class StopStrings:

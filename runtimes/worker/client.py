@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 import psutil
 
 from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
-from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, WorkerDied
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, EngineFailed, Refused, Unavailable, WorkerDied
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -41,7 +41,8 @@ from enginehouse.runtimes.worker.protocol import (
 from enginehouse.runtimes.worker.watchdog import PING_SECONDS, STUCK_SECONDS, Look, Watchdog
 
 log = logging.getLogger("enginehouse.worker")
-STDERR_LINES = 12
+WAITING_BYTES = 256 << 20  # of requests that a worker has not answered at all, in its pipe and memory
+STDERR_LINES, LINE_BYTES = 12, 1 << 16  # kept of what a worker writes, and of a line that does not end
 GRACE_SECONDS = 5.0
 
 Reply = Embedded | Tokenized | Detokenized
@@ -61,6 +62,7 @@ class Worker:
         self._pong: Pong | None = None
         self._peak = 0
         self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
+        self._unanswered: dict[int, int] = {}  # bytes of jobs of which nothing has come yet
         self._ids = itertools.count()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._tasks: list[asyncio.Task[None]] = []
@@ -191,14 +193,20 @@ class Worker:
 
     def _forget(self, number: int) -> None:
         """Ends a job in the engine too, unless it has ended there."""
+        self._unanswered.pop(number, None)
         if self._jobs.pop(number, None) and not self.death:
             self._write(frame(Cancel(number)))
 
     def _send(self, message: Submit | Embed | Tokenize | Detokenize) -> None:
         try:
-            self._write(frame(message))
+            data = frame(message)
         except OverflowError as error:
             raise Refused("the request holds a whole number beyond 64 bits") from error
+        if self._unanswered and sum(self._unanswered.values()) + len(data) > WAITING_BYTES:
+            waiting = f"{sum(self._unanswered.values()) >> 20} MiB of requests wait for model '{self.name}' already"
+            raise Busy(waiting, "queue_full", RETRY_SECONDS)
+        self._unanswered[message.job] = len(data)
+        self._write(data)
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force if it does not listen."""
@@ -274,26 +282,32 @@ class Worker:
                     if job := self._jobs.get(number):
                         job[1].append(token)
                 for number, delta in deltas:
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(delta)
+                    self._put(number, delta)
                 for number, done in dones:
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(done)
+                    self._put(number, done)
             case Failure(number, reason):
-                if job := self._jobs.get(number):
-                    job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+                self._put(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
             case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
-                if job := self._jobs.get(number):
-                    job[0].put_nowait(message)
+                self._put(number, message)
+
+    def _put(self, number: int, item: Item) -> None:
+        self._unanswered.pop(number, None)
+        if job := self._jobs.get(number):
+            job[0].put_nowait(item)
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr
         rest = b""
-        while chunk := await self._process.stderr.read(1 << 16):
+        while chunk := await self._process.stderr.read(LINE_BYTES):
             *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._stderr.append(line.decode("utf-8", "replace").rstrip())
-                log.info("%s: %s", self.name, self._stderr[-1])
+            rest = rest[rest.rstrip(b"\r").rfind(b"\r") + 1 :][-LINE_BYTES:]
+            self._note(lines)
+        self._note([rest] if rest else [])
+
+    def _note(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._stderr.append(shown(line).decode("utf-8", "replace").rstrip())
+            log.info("%s: %s", self.name, self._stderr[-1])
 
     async def _cause_of_death(self) -> str:
         code = await self._process.wait()
@@ -302,6 +316,11 @@ class Worker:
             return self._given_up
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
+
+
+def shown(line: bytes) -> bytes:
+    """What a terminal shows of it at last: a progress bar writes itself over with carriage returns."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2]
 
 
 def peak_resident(pid: int) -> int:

@@ -10,7 +10,7 @@ import jinja2.meta
 import jinja2.sandbox
 import msgspec
 
-from enginehouse.optimize.sources.chat_template import sandbox
+from enginehouse.optimize.sources.chat_template import bounded, sandbox
 from enginehouse.runtimes.contract import (
     Chat,
     Constraint,
@@ -173,10 +173,11 @@ def render(
             "messages": prepare_messages(parser, source, messages, tools),
             "tools": (parser.knows_tools and tools) or None,
         }
-        text = template.render(**variables, **given)
-        if not goes_on(messages[-1]):
-            return text
-        closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
+        with bounded():
+            text = template.render(**variables, **given)
+            if not goes_on(messages[-1]):
+                return text
+            closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
         return continued(closed, text, begun_answer(messages), parser.thought)
     except jinja2.TemplateError as error:
         raise Refused(f"the model's chat template refuses these messages: {error.message}", "messages") from error

@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,37 @@ def test_a_build_anew_replaces_what_was_there(tmp_path: Path, checkpoint: Path) 
     assert Path(artifact.path).stat().st_mtime_ns != before
     assert artifacts(tmp_path) == [artifact.key]
     assert store.verify(artifact.key) is None
+
+
+def test_what_a_build_anew_had_taken_away_comes_back_if_it_is_killed_before_its_own_is_there(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    artifact, store = build(checkpoint, tmp_path), Store(tmp_path)
+    folder, building = store.folder(artifact.key), tmp_path / "artifacts" / f".building-{artifact.key}"
+    for come_back in (store.sweep, lambda: build(checkpoint, tmp_path)):
+        before = Path(artifact.path).stat().st_mtime_ns
+        folder.rename(f"{building}.old")
+        building.mkdir()
+        come_back()
+        assert artifacts(tmp_path) == [artifact.key]
+        assert store.verify(artifact.key) is None
+        assert Path(artifact.path).stat().st_mtime_ns == before, "built again"
+
+
+def test_a_cache_that_nobody_can_write_to_is_served_from(tmp_path: Path) -> None:
+    with serve(tmp_path, {"pocket": POCKET}) as served:
+        expected = ask(served)
+        cache = served.cache
+    mounted = subprocess.run(["mount", "--bind", str(cache), str(cache)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(cache)], check=True)
+        with serve(tmp_path, {"pocket": POCKET}) as served:
+            assert ask(served) == expected
+            assert not any("building" in line for line in served.log)
+    finally:
+        subprocess.run(["umount", "--lazy", str(cache)], check=True)
 
 
 def test_leftovers_of_killed_builds_go_and_those_of_running_ones_stay(tmp_path: Path, checkpoint: Path) -> None:

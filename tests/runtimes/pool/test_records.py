@@ -1,6 +1,7 @@
 """What was learnt on a host outlives the server, and belongs to that host and that source alone."""
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,19 @@ def test_a_candidate_that_keeps_dying_is_parked_and_one_that_died_once_is_not(re
 def test_a_candidate_that_cannot_be_had_is_parked_at_once(records: Records, kind: str) -> None:
     records.failed("source", CANDIDATE, "host", kind, "no such kernel")
     assert f"{kind} failed: no such kernel" in records.parked("source", "host")[CANDIDATE]
+
+
+def test_a_clock_that_was_set_back_parks_nobody_for_long(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7 * 24 * 3600)
+    records.failed("source", CANDIDATE, "host", "load", "no such kernel")
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert records.parked("source", "host") == {}
+
+
+def test_what_engines_wrote_when_they_died_is_for_the_user_alone(records: Records, tmp_path: Path) -> None:
+    records.failed("source", CANDIDATE, "host", "load", "no such kernel")
+    assert (tmp_path / "deep" / "records.sqlite").stat().st_mode & 0o777 == 0o600
 
 
 def test_what_the_first_engine_said_stays(records: Records) -> None:

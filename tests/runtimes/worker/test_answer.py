@@ -161,9 +161,10 @@ def test_log_probabilities_are_those_of_the_contents_tokens(
         assert tokens.decode() == content
 
 
-def test_a_token_that_a_stop_string_cuts_is_among_the_log_probabilities_and_those_behind_are_not() -> None:
-    pieces = [b"The", b" capital of F", b"ran", b"ce", b"."]
-    assert content_and_its_tokens(pieces, ("France",)) == ("The capital of ", b"The capital of F")
+@given(st.lists(st.sampled_from(["The", " capital of F", "ran", "ce", "é", " F", "rance", "."])), st.booleans())
+def test_a_token_that_a_stop_string_cuts_is_told_as_far_as_it_is_content(pieces: list[str], stops: bool) -> None:
+    content, tokens = content_and_its_tokens([piece.encode() for piece in pieces], ("France",) if stops else ())
+    assert tokens.decode() == content == ("".join(pieces).partition("France")[0] if stops else "".join(pieces))
 
 
 def test_a_completions_end_is_among_the_log_probabilities_unless_a_stop_string_ended_it() -> None:

@@ -60,6 +60,8 @@ BOUNDS: list[tuple[Any, Any, int, str]] = [
     (ask_chat, lambda n: {"tools": [tool(0, parameters=deep(n - 1))]}, limits.SCHEMA_DEPTH, PARAMETERS),
     (ask_chat, lambda n: schema_format({"title": "a" * (n - 12)}), limits.SCHEMA_BYTES, SCHEMA),
     (ask_chat, lambda n: {"chat_template_kwargs": {"a": "a" * (n - 8)}}, limits.SCHEMA_BYTES, "chat_template_kwargs"),
+    (ask_chat, lambda n: {"messages": [SAID | {"content": [{"type": "text", "text": "a"}] * n}]}, limits.MESSAGES,
+     "messages[0].content"),
     (ask_response, lambda n: {"input": [SAID] * n}, limits.MESSAGES, "input"),
     (ask_response, lambda n: {"tools": [{"type": "function", "name": f"f{i}"} for i in range(n)]},
      limits.TOOLS, "tools"),
