@@ -69,7 +69,11 @@ class SchemaWriter:
 
     def text(self, root: str = "root") -> str:
         """`root`: the name of the rule for the whole value."""
-        lines = [f"{root} ::= {self._reference('#')}", *(f"{name} ::= {body}" for name, body in self._rules.items())]
+        try:
+            whole = self._reference("#")
+        except RecursionError as error:
+            raise NotEnforceable("a schema that is nested so deeply") from error
+        lines = [f"{root} ::= {whole}", *(f"{name} ::= {body}" for name, body in self._rules.items())]
         return "\n".join(lines)
 
     def _rule(self, body: str) -> str:

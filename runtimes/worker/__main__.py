@@ -53,9 +53,10 @@ from enginehouse.runtimes.worker.protocol import (
     frame,
 )
 
-MESSAGES_SECONDS = 0.005  # that messages are handled for between two steps
+MESSAGES_SECONDS = 0.005, 0.1  # at least and at most that messages are handled for between two steps
 PIECES_SECONDS = 0.005  # the same for pieces of long work
-STEPS_SECONDS = 1.0  # that both wait at most once they took long
+PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
+STEPS_SHARE, STEPS_SECONDS = 1.5, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
 
@@ -110,10 +111,13 @@ class Inbox:
     def __init__(self) -> None:
         self.busy = True  # the loop does not wait for a message
         self.turns = 0  # that the loop has taken
+        self.cancelled: set[int] = set()  # jobs whose Cancel has come, though it was not looked at yet
         self._messages: deque[ToWorker] = deque()
         self._arrived = threading.Event()
 
     def put(self, message: ToWorker) -> None:
+        if isinstance(message, Cancel):
+            self.cancelled.add(message.job)
         self._messages.append(message)
         self._arrived.set()
 
@@ -136,42 +140,52 @@ class Loop:
         self._engine, self._inbox, self._send = engine, inbox, send
         self._answers: dict[int, Answer] = {}
         self._unfinished: dict[int, tuple[Question, Pieces[None]]] = {}  # the first is gone on with between steps
+        self._went_on = 0.0  # when last
+        self._step_seconds = 0.0  # of the last step
 
     def run(self) -> None:
         while True:
             began = time.monotonic()
             if self._inbox.waiting() or not (self._answers or self._unfinished):
                 self._handle_messages()
-            self._go_on()
+            if not self._inbox.waiting() or began > self._went_on + PATIENCE_SECONDS:
+                self._go_on()
             self._step(time.monotonic() - began)
 
     def _handle_messages(self) -> None:
-        """At least one; the rest waits for the next turn where answers would wait for it."""
-        until = time.monotonic() + MESSAGES_SECONDS
+        """At least one, and more for as long as a step takes: the rest waits for the next turn."""
+        least, most = MESSAGES_SECONDS
+        until = time.monotonic() + min(max(least, self._step_seconds), most)
         self._handle(self._inbox.get())
         while self._inbox.waiting() and time.monotonic() < until:
             self._handle(self._inbox.get())
 
     def _go_on(self) -> None:
         """At least one piece of the long work that came first, if there is any."""
-        until = time.monotonic() + PIECES_SECONDS
+        self._went_on = time.monotonic()
+        until = self._went_on + PIECES_SECONDS
         while self._unfinished:
             self._take_piece(next(iter(self._unfinished)))
             if time.monotonic() >= until:
                 return
 
     def _step(self, spent: float) -> None:
-        """At least one step, and more for as long as was spent on other things: whoever asks much of a model at best
-        halves the speed of its answers."""
-        until = time.monotonic() + min(spent, STEPS_SECONDS)
+        """At least one step, and more for longer than was spent on other things: whoever asks much of a model takes
+        less than half the speed of its answers."""
+        until = time.monotonic() + min(STEPS_SHARE * spent, STEPS_SECONDS)
         while self._answers:
+            began = time.monotonic()
             self._emit(self._engine.step())
             self._inbox.turns += 1
-            if time.monotonic() >= until:
+            now = time.monotonic()
+            self._step_seconds = now - began
+            if now >= until:
                 return
 
     def _handle(self, message: ToWorker) -> None:
         match message:
+            case Submit(job) | Embed(job) | Tokenize(job) | Detokenize(job) if job in self._inbox.cancelled:
+                return
             case Submit() | Embed() | Tokenize() | Detokenize():
                 self._unfinished[message.job] = message, self._serve(message)
                 self._take_piece(message.job)
@@ -179,9 +193,13 @@ class Loop:
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
                 self._unfinished.pop(message.job, None)
+                self._inbox.cancelled.discard(message.job)
 
     def _take_piece(self, job: int) -> None:
         question, pieces = self._unfinished[job]
+        if job in self._inbox.cancelled:
+            del self._unfinished[job]
+            return
         self._inbox.turns += 1
         try:
             next(pieces)

@@ -1,12 +1,14 @@
 """Constraints are enforced, or refused before anything runs."""
 
+import contextlib
 import json
 from typing import Any
 
 import pytest
 
 from enginehouse.runtimes.contract import JsonSchema, Structured
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.errors import NotEnforceable, Refused
+from enginehouse.runtimes.grammar import ebnf, json_schema
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 from enginehouse.runtimes.structure import JsonValue
 
@@ -41,6 +43,13 @@ def deep(levels: int) -> dict[str, Any]:
     for _ in range(levels):
         schema = {"type": "object", "properties": {"a": schema}}
     return schema
+
+
+def test_a_schema_too_deep_to_be_written_down_cannot_be_enforced() -> None:
+    for levels in (100, 255):
+        with contextlib.suppress(NotEnforceable):
+            json_schema.grammar(deep(levels))
+        assert ebnf.grammar(JsonValue(json.dumps(deep(levels)), must=False))
 
 
 @pytest.mark.parametrize("schema", [deep(130), UNFOLLOWABLE[0]], ids=["deep", "reference-to-itself"])

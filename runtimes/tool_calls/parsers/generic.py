@@ -1,5 +1,6 @@
 """For a template that knows no tools: we list them in the system message and ask for {"name": …, "arguments": …}."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -45,11 +46,11 @@ def in_words(messages: Messages, tools: Sequence[dict[str, Any]], template: str)
 def joined(messages: Messages) -> Messages:
     """Several results are one message of the user: most templates want the roles in turn."""
     out: Messages = []
-    for message in messages:
-        if out and message["role"] == out[-1]["role"] == "user":
-            message = message | {"content": f"{out[-1]['content']}\n{message['content']}"}
-            out.pop()
-        out.append(message)
+    for role, run in itertools.groupby(messages, lambda message: message["role"]):
+        said = list(run)
+        if role == "user":
+            said = [said[-1] | {"content": "\n".join(message["content"] for message in said)}]
+        out += said
     return out
 
 

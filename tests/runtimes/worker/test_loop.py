@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import pytest
 
+from enginehouse.optimize.sources import chat_template
 from enginehouse.runtimes.contract import Chat, Load, Logprob, Pieces, Pooling, Prompt, Sampling, Scored, Text
 from enginehouse.runtimes.engines.echo import Echo
 from enginehouse.runtimes.worker.__main__ import Inbox, Loop
@@ -189,3 +190,31 @@ def test_more_messages_than_the_context_has_tokens_are_not_even_rendered() -> No
     (sent,) = replies(engine, [Submit(0, many, Sampling())], lambda sent: True)
     assert isinstance(sent, Refusal)
     assert sent.code == "context_length_exceeded"
+
+
+def test_who_asks_after_a_client_with_many_long_questions_does_not_wait_for_all_of_them() -> None:
+    engine = Embedding()
+    scored = [
+        Submit(job, Text("some text of thirty letters..."), Sampling(max_tokens=0, logprobs=0), echo=True)
+        for job in range(1, 41)
+    ]
+    replies(engine, [*scored, chat(0, "a short answer")], lambda sent: finished(sent, 0))
+    assert engine.pieces < 10 * 30
+
+
+def test_questions_whose_client_has_left_are_not_even_read() -> None:
+    engine = Special(context=200)
+    asked: list[ToWorker] = [Tokenize(job, Text("a")) for job in range(9)]
+    sent = replies(engine, [*asked, *map(Cancel, range(8))], lambda sent: len(sent) == 1)
+    assert isinstance(sent[0], Tokenized)
+    assert (sent[0].job, engine.encoded) == (8, 1)
+
+
+def test_a_template_without_end_refuses_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 0.1)
+    engine = Special(context=200)
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    engine.facts = msgspec.structs.replace(engine.facts, chat_template=loops)
+    (sent,) = replies(engine, [chat(0, "hi")], lambda sent: True)
+    assert isinstance(sent, Refusal)
+    assert "did not come to its end within 0.1 s" in sent.message
