@@ -17,7 +17,8 @@ MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
-# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned.
+# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned; nor are
+# databases of what was learnt and of stored responses.
 KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
 PRUNED = ("unfinished", "artifact", "reference")  # in this order
 
@@ -26,7 +27,7 @@ class CacheEntry(msgspec.Struct, frozen=True):
     """Something that takes room in the cache."""
 
     name: str  # an artifact's key, or what it is called in the folder of its kind
-    kind: str  # as in KINDS
+    kind: str  # as in KINDS, "unfinished" or "database"
     bytes: int
     used: float  # when last, in seconds since the epoch
     in_use: bool
@@ -164,6 +165,8 @@ class Store:
             for path in paths(self.cache / folder):
                 with suppress(FileNotFoundError):  # another process has removed it just now
                     found.append(self._entry(kind, path))
+        for path in self.cache.glob("*.sqlite"):
+            found.append(CacheEntry(path.name, "database", path.stat().st_size, path.stat().st_mtime, False))
         return sorted(found, key=lambda entry: entry.used)
 
     def _entry(self, kind: str, path: Path) -> CacheEntry:

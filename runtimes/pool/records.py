@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.runtimes.pool.routing import Figures
+from enginehouse.runtimes.pool.routing import Figures, Parked
 
 log = logging.getLogger("enginehouse.records")
 FILE = "records-1.sqlite"  # the number goes up with every change to the tables
@@ -67,10 +67,10 @@ class Records:
         row = (source, candidate, host, kind, message, time.time())
         self._run("insert into failures values (?, ?, ?, ?, ?, ?)", row)
 
-    def parked(self, source: str, host: str) -> dict[str, str]:
-        """Candidates that may not be tried now, with what they did and until when."""
+    def parked(self, source: str, host: str) -> dict[str, Parked]:
+        """Candidates that may not be tried now."""
         query = "select candidate, kind, message, at from failures where source = ? and host = ? order by at"
-        now, out = time.time(), {}
+        now, out = time.time(), dict[str, Parked]()
         deaths: Counter[str] = Counter()
         for candidate, kind, message, at in self._run(query, (source, host)):
             if at > now + CLOCK_SECONDS:
@@ -79,8 +79,8 @@ class Records:
             deaths[candidate] += kind == "death" and at > now - WINDOW_SECONDS
             if until > now and (kind != "death" or deaths[candidate] >= DEATHS):
                 when = time.strftime("%H:%M:%S", time.localtime(until))
-                often = f"died {deaths[candidate]} times, last" if kind == "death" else f"{kind} failed"
-                out[candidate] = f"parked until {when}: {often}: {message}"
+                often = f"died {deaths[candidate]} times" if kind == "death" else f"{kind} failed"
+                out[candidate] = Parked(f"parked until {when}: {often}", message)
         return out
 
     def smoke_answer(self, source: str) -> list[int] | None:

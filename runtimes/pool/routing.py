@@ -81,6 +81,17 @@ class Ranked(msgspec.Struct, frozen=True):
     figures: Figures | None = None
 
 
+class Parked(msgspec.Struct, frozen=True):
+    """A candidate that may not be tried for a while."""
+
+    why: str  # what it did, and until when
+    message: str  # what was last heard of it: for the operator, not for every client
+
+    @property
+    def in_full(self) -> str:
+        return f"{self.why}: {self.message}"
+
+
 class Rejected(msgspec.Struct, frozen=True):
     runtime: str
     device: str
@@ -106,10 +117,10 @@ def decide(
     host: str,
     objective: Objective = "balanced",
     figures: Mapping[str, Figures] = {},
-    parked: Mapping[str, str] = {},
+    parked: Mapping[str, Parked] = {},
     enforce: bool = False,
 ) -> Decision:
-    """`figures` and `parked` (why it may not be tried now) by candidate key; `enforce`: nothing below the quality
+    """`figures` and `parked` by candidate key; `enforce`: nothing below the quality
     gate's bar serves, pinned or not."""
     candidates: list[tuple[Candidate, Offer]] = []
     waiting: list[tuple[Candidate, Offer]] = []
@@ -129,10 +140,10 @@ def decide(
             else:
                 candidates.append((verdict, offer))
     if candidates:
-        rejected += [Rejected(c.runtime, c.device, parked[c.key]) for c, _ in waiting]
+        rejected += [Rejected(c.runtime, c.device, parked[c.key].in_full) for c, _ in waiting]
         ranked = rank(model, candidates, figures, objective, host)
     else:  # better one that failed before than none
-        ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key]}", o.features) for c, o in waiting)
+        ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key].why}", o.features) for c, o in waiting)
     exact = tuple(unquantized(source, c, o) for c, o in candidates)
     return Decision(name, objective, host, ranked, tuple(rejected), exact)
 

@@ -34,8 +34,8 @@ Item = dict[str, Any]
 
 
 class ResponseStore:
-    """What is stored belongs to an owner, who alone can read, go on from or delete it. It blocks: call it by
-    `in_thread`. Raises sqlite3.Error or OSError where its file cannot be used."""
+    """What is stored belongs to an owner, who alone can read, go on from or delete it; what is too old is gone. It
+    blocks: call it by `in_thread`. Raises sqlite3.Error or OSError where its file cannot be used."""
 
     def __init__(self, folder: str) -> None:
         self._file = Path(folder).expanduser() / FILE
@@ -52,16 +52,15 @@ class ResponseStore:
         with contextlib.closing(sqlite3.connect(self._file, timeout=10)) as db:
             db.executescript(SCHEMA)
             with db:
+                db.execute("delete from responses where at < ?", (time.time() - RETENTION_SECONDS,))
                 yield db
 
     def save(self, owner: str, response: dict[str, Any], given: list[Item]) -> None:
-        """Keeps a response; those that are too old go."""
-        now, id = time.time(), response["id"]
+        id = response["id"]
         items = [(item, True) for item in given] + [(item, False) for item in response["output"]]
         with self._open() as db:
-            db.execute("delete from responses where at < ?", (now - RETENTION_SECONDS,))
             body = msgspec.json.encode(response)
-            row = (id, owner, response["previous_response_id"], now, body)
+            row = (id, owner, response["previous_response_id"], time.time(), body)
             db.execute("insert into responses values (?, ?, ?, ?, ?)", row)
             db.executemany(
                 "insert into items values (?, ?, ?, ?, ?, ?)",

@@ -35,15 +35,15 @@ def test_a_candidate_that_keeps_dying_is_parked_and_one_that_died_once_is_not(re
         records.failed("source", CANDIDATE, "host", "death", "killed by SIGSEGV")
         parked = records.parked("source", "host")
         assert (CANDIDATE in parked) == (died >= DEATHS)
-    assert "parked until" in parked[CANDIDATE]
-    assert f"died {DEATHS} times, last: killed by SIGSEGV" in parked[CANDIDATE]
+    assert "parked until" in parked[CANDIDATE].why
+    assert f"died {DEATHS} times: killed by SIGSEGV" in parked[CANDIDATE].in_full
     assert records.parked("source", "other host") == records.parked("other", "host") == {}
 
 
 @pytest.mark.parametrize("kind", ["build", "load", "smoke"])
 def test_a_candidate_that_cannot_be_had_is_parked_at_once(records: Records, kind: str) -> None:
     records.failed("source", CANDIDATE, "host", kind, "no such kernel")
-    assert f"{kind} failed: no such kernel" in records.parked("source", "host")[CANDIDATE]
+    assert f"{kind} failed: no such kernel" in records.parked("source", "host")[CANDIDATE].in_full
 
 
 def test_a_clock_that_was_set_back_parks_nobody_for_long(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from enginehouse.runtimes.pool.routing import (
     Held,
     Objective,
     Offer,
+    Parked,
     decide,
     evictions,
     pick,
@@ -181,13 +182,14 @@ def test_a_lone_measurement_of_the_second_choice_does_not_displace_the_first() -
 
 
 def test_a_parked_candidate_is_passed_over_unless_there_is_no_other() -> None:
-    parked = {"llamacpp/cpu/Q4_K_M": "parked until 12:00:00: died 3 times"}
+    parked = {"llamacpp/cpu/Q4_K_M": Parked("parked until 12:00:00: died 3 times", "/home/me")}
     decision = decided(parked=parked)
     assert keys(decision)[0] == "openvino/cpu/INT4"
-    assert any(r.reason == parked["llamacpp/cpu/Q4_K_M"] for r in decision.rejected)
+    assert any(r.reason == parked["llamacpp/cpu/Q4_K_M"].in_full for r in decision.rejected)
     alone = decided(offers=[LLAMACPP], parked=parked)
     assert keys(alone) == ["llamacpp/cpu/Q4_K_M"]
     assert "died 3 times" in alone.ranked[0].reason
+    assert "/home" not in alone.ranked[0].reason, "every client is told the reason"
 
 
 # --- what a request needs ---
