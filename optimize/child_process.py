@@ -11,8 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+import psutil
 
 from enginehouse.optimize.artifact import CannotBuild, Report
+
+LOOK_SECONDS, HELD_SECONDS = 5.0, 60.0
+HELD = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP)
 
 
 class StageProgress(msgspec.Struct, tag="progress", frozen=True):
@@ -54,6 +58,7 @@ async def run(
     )
     assert child.stdin and child.stdout
     last: Result | Failed | None = None
+    watching = asyncio.create_task(end_if_held(child.pid))
     try:
         with contextlib.suppress(ConnectionError):  # it has died already: its status says so below
             child.stdin.write(msgspec.json.encode(order) + b"\n")
@@ -63,13 +68,37 @@ async def run(
     finally:
         child.stdin.close()  # the child ends at that, whatever it is doing
         status = await child.wait()
+        watching.cancel()
     match last:
+        case None if watching.done() and not watching.cancelled() and watching.result():
+            raise CannotBuild(f"{name} stood still for {HELD_SECONDS:.0f} s and was ended", environment=True)
         case None:
             reason = f"{name} ended with status {status} in the middle of its work; see the log"
             raise CannotBuild(reason, environment=status < 0)  # killed: not the fault of what it worked on
         case Failed(message, of_environment):
             raise CannotBuild(message, of_environment)
     return last
+
+
+async def end_if_held(pid: int) -> bool:
+    """Kills a process and what it has started once one of them is stopped, or waits for a disk that does not answer;
+    whether that was so. One that waits for a lock or a network is left alone."""
+    held, before = 0.0, -1.0
+    while held < HELD_SECONDS:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+            spent = sum(sum(process.cpu_times()[:2]) for process in tree)
+            still = any(process.status() in HELD for process in tree)
+        except psutil.NoSuchProcess:
+            if not psutil.pid_exists(pid):
+                return False
+            continue
+        held, before = (held + LOOK_SECONDS if still and spent == before else 0.0), spent
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    return True
 
 
 def run_blocking(

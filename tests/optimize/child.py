@@ -30,6 +30,8 @@ def work(order: Order, report: Report) -> Result:
             raise RuntimeError("nobody expected this")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "linger":
             report(str(os.getpid()), 1.0)
             signal.pause()

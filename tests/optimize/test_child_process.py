@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from enginehouse.optimize import child_process
 from enginehouse.optimize.artifact import CannotBuild, Report
 from enginehouse.optimize.child_process import run, run_blocking
 from tests.optimize.child import Order, Result
@@ -51,6 +52,14 @@ def test_progress_and_the_result_come_back_whatever_tools_print(do: Run, capfd: 
 
 def test_an_order_may_be_longer_than_a_pipe(do: Run) -> None:
     assert do(Order("work", "x" * 1_000_000), quiet).characters == 1_000_000
+
+
+def test_a_child_that_is_stopped_is_ended_and_named(do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(child_process, "HELD_SECONDS", 0.2)
+    with pytest.raises(CannotBuild, match="the child stood still for 0 s and was ended") as caught:
+        do(Order("stop"), quiet)
+    assert caught.value.environment
 
 
 def test_what_the_child_refuses_is_raised_here(do: Run) -> None:

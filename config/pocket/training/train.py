@@ -219,7 +219,7 @@ def _resume(model: Qwen3ForCausalLM, optimizers: Optimizers, path: Path | None) 
     if path.is_dir():
         model.load_state_dict(Qwen3ForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict())
         return 0
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
