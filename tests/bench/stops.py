@@ -1,7 +1,7 @@
 """SIGSTOP at random moments, beside streams: of the worker, of a build, of the child that looks for devices.
 
-`python -m tests.bench.stops [--times 6] [--streams 16] [--seed 0]`. Prints for each what a client was told that asked at
-that moment, after how long, and what the streams felt: answers that broke off, and the longest that one stood still.
+`python -m tests.bench.stops [--times 6] [--streams 16] [--seed 0]`. Prints for each what a client was told that asked
+then, after how long, and what the streams felt: answers that broke off, and the longest that one stood still.
 """
 
 import argparse
