@@ -52,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     divergence: Annotated[float, msgspec.Meta(gt=0)]  # at most
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)]  # at least
     perplexity: Annotated[float, msgspec.Meta(gt=0)]  # at most
+    accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.95  # at least; where the model has an eval.jsonl
 
 
 class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -61,12 +61,16 @@ class Recipe(msgspec.Struct, frozen=True):
 
 
 class Quality(msgspec.Struct, frozen=True):
-    """How far an artifact, run by its own engine, is from its source, over every next token of the gate's texts."""
+    """How far an artifact, run by its own engine, is from its source, over next tokens of the gate's texts."""
 
     divergence: float  # mean KL divergence of the source's distribution from the artifact's, in nats
-    agreement: float  # fraction of places where both hold the same token to be the likeliest
+    divergence_99: float  # that of the worst place in a hundred
+    agreement: float  # fraction of the places where the source is sure at which both hold the same token the likeliest
     perplexity: float  # the artifact's over the source's
+    accuracy: float | None  # answers of eval.jsonl that it gives right, over those that the source does; None without
     tokens: int  # places compared
+    texts: int  # read until the verdict was clear
+    of_texts: int  # that there are
     reference: str  # what ran the source: "transformers", "llamacpp"
 
 

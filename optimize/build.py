@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from enginehouse.config.schema import Limits
 from enginehouse.optimize.artifact import (
     Artifact,
     CannotBuild,
@@ -56,7 +57,7 @@ class Build(msgspec.Struct, tag="build", frozen=True):
     source: Source
     recipe: Recipe
     cache: str
-    gate: bool = True  # compare the artifact with its source
+    bar: Limits | None = None  # compare the artifact with its source: what it must reach
     anew: bool = False  # though there is one already
 
 
@@ -87,8 +88,8 @@ def work(order: Order, report: Report) -> Fetched | Merged | Built:
                 return Fetched(*fetch_adapter(adapter, stages.report, cached_only))
             case Merge(base, adapter, cache):
                 return Merged(merge(base, adapter, Path(cache), stages.report))
-            case Build(gate=gate):
-                if gate:  # nobody may be waiting for it, and others are served meanwhile
+            case Build(bar=bar):
+                if bar:  # nobody may be waiting for it, and others are served meanwhile
                     os.nice(10)
                 return build(order, stages)
     except OSError as error:
@@ -107,7 +108,7 @@ def build(order: Build, stages: "Stages") -> Built:
         if manifest is None or order.anew:
             check_room(order, toolchain, store)
             make(order, toolchain, folder, store, stages)
-        elif order.gate and manifest.quality is None:  # built by someone who did not ask for it
+        elif order.bar and manifest.quality is None:  # built by someone who did not ask for it
             quality = judged(order, toolchain, store.folder(recipe.key), stages.report)
             store.amend(msgspec.structs.replace(manifest, quality=quality))
         artifact = store.find(recipe.key, toolchain.entry)  # before somebody prunes it
@@ -119,7 +120,7 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
     recipe, source = order.recipe, order.source
 
     def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
-        stages.report(stage, fraction / 2 if order.gate and stage == "check" else fraction)
+        stages.report(stage, fraction / 2 if order.bar and stage == "check" else fraction)
 
     if source.kind == "checkpoint":
         check_weights(Path(source.path))
@@ -128,7 +129,7 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         check_unchanged(source)
         peak = peak_bytes()
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
-        quality = judged(order, toolchain, folder, stages.report) if order.gate else None
+        quality = judged(order, toolchain, folder, stages.report) if order.bar else None
     except Exception:  # a tool says in its own way, or not at all, that the disk is full
         check_disk(order, toolchain, store.free_bytes() + bytes_in(folder))
         raise
@@ -138,9 +139,16 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
 
 
 def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> Quality:
+    assert order.bar
     path, precision = folder / toolchain.entry, order.recipe.precision
     return judge(
-        order.source, toolchain, precision, path, Path(order.cache), lambda done: report("check", (1 + done) / 2)
+        order.source,
+        toolchain,
+        precision,
+        path,
+        Path(order.cache),
+        order.bar,
+        lambda done: report("check", (1 + done) / 2),
     )
 
 

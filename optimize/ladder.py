@@ -13,13 +13,14 @@ from enginehouse.optimize.store import Store
 
 def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
     """By how much an artifact misses the bar of its precision (the toolchain's own name), or None."""
-    limits = rules.limits(bits(precision))
+    limits, accuracy = rules.limits(bits(precision)), 1.0 if quality.accuracy is None else quality.accuracy
     misses = [
         f"{name} {value:.3g} is {side} {limit:g}"
         for name, value, limit, side, missed in (
             ("divergence", quality.divergence, limits.divergence, "above", quality.divergence > limits.divergence),
             ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
             ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),
+            ("accuracy", accuracy, limits.accuracy, "below", accuracy < limits.accuracy),
         )
         if missed
     ]

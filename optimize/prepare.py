@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain
+from enginehouse.config.schema import Optimize
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain, bits
 from enginehouse.optimize.build import Build, Built, Fetch, FetchAdapter, Fetched, Merge, Merged, Order
 from enginehouse.optimize.child_process import Result, run
 from enginehouse.optimize.sources.adapter import find_adapter, folder_of
@@ -14,6 +15,7 @@ from enginehouse.optimize.sources.resolve import is_hub_id, resolve
 from enginehouse.optimize.store import Store
 
 log = logging.getLogger("enginehouse.optimize")
+DEFAULT_RULES = Optimize()
 InThread = Callable[..., Awaitable[Any]]  # as asyncio.to_thread: what looks at files, which may hang
 
 
@@ -71,22 +73,23 @@ async def prepare(
     precision: str,
     cache: Path,
     report: Report,
-    gate: bool = True,
+    rules: Optimize | None = DEFAULT_RULES,
     anew: bool = False,
 ) -> Artifact:
     """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
 
-    `gate`: the artifact is compared with its source, if that was not done before. `anew`: it is built though there is
-    one already, which stays until the new one is whole.
+    `rules`: the artifact is compared with its source, if that was not done before; None: it is not. `anew`: it is built
+    though there is one already, which stays until the new one is whole.
     """
     recipe, store = toolchain.recipe(source, precision), Store(cache)
     artifact = store.find(recipe.key, toolchain.entry)
-    if artifact and (artifact.quality or not gate) and not anew:
+    if artifact and (artifact.quality or not rules) and not anew:
         return artifact
     begun = "comparing %s %s with '%s' (%s)" if artifact and not anew else "building %s %s from '%s' (%s)"
     log.info(begun, recipe.format, precision, source.id, mebibytes(source.bytes))
     try:
-        built = await build_process(Build(source, recipe, str(cache), gate, anew), Built, report)
+        bar = rules.limits(bits(precision)) if rules else None
+        built = await build_process(Build(source, recipe, str(cache), bar, anew), Built, report)
     except BaseException:
         await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
         raise

@@ -1,7 +1,6 @@
 """The quality gate: how far an artifact is from its source. `python -m enginehouse.optimize.quality.gate` does one half
 of it in a process of its own: runs the source, or the artifact by its own engine."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from enginehouse.config.schema import Limits
 from enginehouse.optimize.artifact import CannotBuild, Quality, Report, Source, Toolchain
 from enginehouse.optimize.child_process import Result, carry_out, run_blocking
+from enginehouse.optimize.quality.answers import VERSION
+from enginehouse.optimize.quality.evidence import Evidence, Places
 from enginehouse.optimize.quality.reference_runner import choose_runner
 from enginehouse.optimize.quality.references import MADE, Reference, blocks, load, log_softmax, make, making
 from enginehouse.optimize.quality.texts import Passage, digest, passages
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 SPARING = {"GOMP_SPINCOUNT": "1000"}  # threads that wait leave the processor to what is being served
+SURE = 0.5  # nats that the source's first choice leads by: below it a user would not notice which one comes
 SMALLEST = 1e-12  # a probability, where rounding may leave none
 
 
@@ -40,6 +43,7 @@ class Compare(msgspec.Struct, frozen=True, tag="compare"):
     reference: str  # the file
     runner: str  # of the source
     what: str  # the artifact's name in messages
+    bar: Limits
 
 
 class ReferenceMade(msgspec.Struct, frozen=True, tag="reference-made"): ...
@@ -53,11 +57,18 @@ Order = MakeReference | Compare
 
 
 def judge(
-    source: Source, toolchain: Toolchain, precision: str, path: Path, cache: Path, report: Callable[[float], None]
+    source: Source,
+    toolchain: Toolchain,
+    precision: str,
+    path: Path,
+    cache: Path,
+    bar: Limits,
+    report: Callable[[float], None],
 ) -> Quality:
-    """`path`: what the engine is given. Raises CannotBuild where either side does not compute numbers."""
+    """`path`: what the engine is given. `bar`: what it must reach, and so how much is to be read. Raises CannotBuild
+    where either side does not compute numbers."""
     runner, texts = choose_runner(source), passages(source)
-    with making(cache, f"{source.fingerprint}-{digest(texts)}-{runner}") as (file, work):
+    with making(cache, f"{source.fingerprint}-{digest(texts) if texts else VERSION}-{runner}") as (file, work):
         if work:
             what = f"'{source.id}'"
             gate_process(
@@ -65,7 +76,7 @@ def judge(
             )
             (work / MADE).rename(file)
         what = f"{toolchain.format} {precision} of '{source.id}'"
-        order = Compare(toolchain.format, str(path), str(file), runner, what)
+        order = Compare(toolchain.format, str(path), str(file), runner, what, bar)
         # within: nobody prunes the reference
         return gate_process(what, order, Compared, lambda done: report((1 + done) / 2)).quality
 
@@ -98,27 +109,47 @@ def work(order: Order, report: Report) -> ReferenceMade | Compared:
 
 
 def compare(order: Compare, reference: Reference, report: Callable[[float], None]) -> Quality:
+    """Reads texts until every figure is clear of its bar."""
     import numpy as np
 
     sequences, size = reference.sequences, reference.vocabulary_size
     engine = toolchains()[order.format].logits(Path(order.path), [sequence.ids for sequence in sequences])
-    divergence = agreed = lost = 0.0  # nats, places, nats
+    evidence = Evidence(order.bar, reference.has_answers)
     compared = 0  # places
-    for done, (sequence, logits) in enumerate(zip(sequences, engine, strict=True)):
+    for done, (sequence, logits) in enumerate(zip(sequences, engine, strict=True), 1):
         if logits.shape[-1] < size:
             raise CannotBuild(f"{order.what} has logits for {logits.shape[-1]} tokens, its source for {size}")
+        parts = []
         for rows, following in blocks(sequence, logits, size):
             if not np.isfinite(rows).all():
                 raise CannotBuild(f"{order.what} does not compute numbers; take another precision")
-            logprobs = log_softmax(rows)
             here = slice(compared, compared := compared + len(following))
-            divergence += float(divergences(reference, here, logprobs).sum())
-            agreed += int((logprobs.argmax(1) == reference.ids[here, 0]).sum())
-            lost += float((reference.actual[here] - np.take_along_axis(logprobs, following[:, None], 1)[:, 0]).sum())
-        report((done + 1) / len(sequences))
-    perplexity = math.exp(lost / compared)
-    mean = max(divergence / compared, 0.0)  # rounding may leave a hair less than none
-    return Quality(round(mean, 6), round(agreed / compared, 6), round(perplexity, 6), compared, order.runner)
+            parts.append(places(reference, here, log_softmax(rows), following))
+        evidence.add(Places(*(np.concatenate(column) for column in zip(*parts, strict=True))))
+        report(done / len(sequences))
+        if evidence.is_clear():
+            break
+    return evidence.quality(len(sequences), order.runner)
+
+
+def places(
+    reference: Reference, here: slice, logprobs: "np.ndarray[Any, Any]", following: "np.ndarray[Any, Any]"
+) -> "tuple[np.ndarray[Any, Any], ...]":
+    """The columns of Places."""
+    import numpy as np
+
+    ids, known = reference.ids[here], reference.logprobs[here]
+    chosen = logprobs.argmax(1)
+    sure = known[:, 0] - known[:, 1] >= SURE if known.shape[1] > 1 else np.ones(len(ids), bool)
+    lost = reference.actual[here] - np.take_along_axis(logprobs, following[:, None], 1)[:, 0]
+    return (
+        divergences(reference, here, logprobs),
+        sure,
+        chosen == ids[:, 0],
+        lost,
+        chosen == following,
+        ids[:, 0] == following,
+    )
 
 
 def divergences(reference: Reference, here: slice, logprobs: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":

@@ -10,8 +10,9 @@ import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.locks import Locks
-from enginehouse.optimize.quality.reference_runner import logits
-from enginehouse.optimize.quality.texts import Passage, Tokens, tokens
+from enginehouse.optimize.quality.answers import best, fitting, prompts_of
+from enginehouse.optimize.quality.reference_runner import Runner, load_runner
+from enginehouse.optimize.quality.texts import Passage, Tokens, ours, tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ class Reference(msgspec.Struct, frozen=True):
     """At every place that is compared, texts one after another: the likeliest tokens, best first."""
 
     sequences: list[Tokens]
+    has_answers: bool  # the texts are answers that should be given
     vocabulary_size: int  # ids from here on stand for nothing, whatever logits there are
     ids: "np.ndarray[Any, Any]"  # (places, likeliest)
     logprobs: "np.ndarray[Any, Any]"  # (places, likeliest), float32
@@ -53,28 +55,45 @@ def make(source: Source, runner: str, texts: list[Passage], work: Path, report: 
     """Writes MADE into `work`, an empty folder. Raises CannotBuild."""
     import numpy as np
 
-    sequences, size = tokens(source, texts)
+    engine = load_runner(source, runner, work)
+    sequences, size = tokens(source, texts) if texts else answered(source, engine)
     if not sequences:
         raise CannotBuild(f"the texts of '{source.id}' give nothing to compare; put shorter ones into its eval.jsonl")
-    parts: list[tuple[np.ndarray[Any, Any], ...]] = []
-    all_ids = [sequence.ids for sequence in sequences]
-    for done, (sequence, found) in enumerate(zip(sequences, logits(source, runner, all_ids, work), strict=True)):
+    parts: list[tuple[np.ndarray[Any, Any], ...]] = []  # of each sequence
+    for sequence, found in zip(sequences, engine.logits([one.ids for one in sequences]), strict=True):
         size = min(size, found.shape[-1])
+        part = []
         for rows, following in blocks(sequence, found, size):
             if not np.isfinite(rows).all():
                 raise CannotBuild(f"source '{source.id}' holds weights that are no numbers; download it again")
-            parts.append(likeliest(rows, following))
-        report((done + 1) / len(sequences))
+            part.append(likeliest(rows, following))
+        parts.append(tuple(np.concatenate(column) for column in zip(*part, strict=True)))
+        report(len(parts) / len(sequences))
+    if not texts:
+        kept = best(sequences, [float(actual.mean()) for *_, actual in parts])
+        sequences, parts = [sequences[at] for at in kept], [parts[at] for at in kept]
     ids, logprobs, rest, actual = (np.concatenate(column) for column in zip(*parts, strict=True))
     np.savez(
         work / MADE,
         sequences=np.frombuffer(msgspec.json.encode(sequences), np.uint8),
+        has_answers=np.array(any(text.prompt for text in texts)),
         vocabulary=np.array(size),
         ids=ids,
         logprobs=logprobs,
         rest=rest,
         actual=actual,
     )
+
+
+def answered(source: Source, engine: Runner) -> tuple[list[Tokens], int]:
+    """The model's own answers; where it gives none, texts of ours."""
+    prompts = prompts_of(source)
+    asked = fitting(prompts, source.context_length)
+    said = engine.answers(asked, prompts.ends) if asked else []
+    if not said:
+        return tokens(source, ours())
+    both = zip(asked, said, strict=True)
+    return [Tokens(prompt + answer, len(prompt)) for prompt, answer in both], prompts.vocabulary_size
 
 
 def blocks(
@@ -115,4 +134,4 @@ def load(file: Path) -> Reference:
     with np.load(file, allow_pickle=False) as stored:
         sequences = msgspec.json.decode(stored["sequences"].tobytes(), type=list[Tokens])
         columns = (stored[name] for name in ("ids", "logprobs", "rest", "actual"))
-        return Reference(sequences, int(stored["vocabulary"]), *columns)
+        return Reference(sequences, bool(stored["has_answers"]), int(stored["vocabulary"]), *columns)

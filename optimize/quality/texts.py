@@ -1,4 +1,5 @@
-"""What the quality gate reads: the model's own texts where its folder has some, else quality.txt."""
+"""What the quality gate reads: the model's own texts where its folder has some, else its own answers (answers.py), else
+quality.txt."""
 
 import hashlib
 import json
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
@@ -36,13 +38,17 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 def passages(source: Source) -> list[Passage]:
-    """eval.jsonl says best what a model is for: what it is asked, and what it should say."""
+    """eval.jsonl says best what a model is for: what it is asked, and what it should say. [] where there is nothing."""
     folder = Path(source.path)
     if (folder / "eval.jsonl").exists():
         return conversations(folder)
     plain = folder / "calibration.txt"
     if plain.exists():
         return [Passage(plain.read_text(encoding="utf-8"))]
+    return []
+
+
+def ours() -> list[Passage]:
     return [Passage(text) for text in OURS.read_text(encoding="utf-8").split(BETWEEN)]
 
 
@@ -70,13 +76,19 @@ def conversations(folder: Path) -> list[Passage]:
 
 def chat_template(folder: Path) -> tuple[jinja2.Template, dict[str, str]]:
     """And the tokens that templates name."""
-    settings = read_json(folder / "tokenizer_config.json")
-    text = template_of(folder, settings)
+    text = template_of(folder, read_json(folder / "tokenizer_config.json"))
     if not text:
         raise CannotBuild(f"'{folder}' has an eval.jsonl, but no chat template to render it with")
-    environment = sandbox(lambda form: "1 January 2026")  # the same text every day
-    named = {name: token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
-    return environment.from_string(text), named
+    return same_every_day().from_string(text), named_tokens(folder)
+
+
+def same_every_day() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    return sandbox(lambda form: "1 January 2026")
+
+
+def named_tokens(folder: Path) -> dict[str, str]:
+    settings = read_json(folder / "tokenizer_config.json")
+    return {name: token_text(settings.get(name)) for name in ("bos_token", "eos_token")}
 
 
 def token_text(token: Any) -> str:

@@ -56,8 +56,9 @@ class Loader:
             return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
         toolchain = self._toolchains[candidate.format]
         report = functools.partial(self._report, name, candidate.key)
+        rules = self._config.optimize if gate else None
         try:
-            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, gate, anew)
+            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, rules, anew)
         except CannotBuild as error:
             if not error.environment:
                 await self._decisions.record_failure(source, candidate, "build", str(error))

@@ -39,7 +39,7 @@ async def main(only: list[str], precisions: list[str]) -> None:
             if own is None:
                 continue
             try:
-                artifact = await prepare(source, toolchain, own, HOME, lambda stage, done: None, gate=False)
+                artifact = await prepare(source, toolchain, own, HOME, lambda stage, done: None, rules=None)
                 figures = await figures_of(runtime, artifact)
             except (CannotBuild, Unavailable, EngineFailed) as error:
                 print(f"| {runtime.name} | {own} | {error} |", flush=True)

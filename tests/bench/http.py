@@ -110,7 +110,7 @@ def main() -> None:
     async def build() -> str:
         found = await locate(str(source), None, lambda stage, done: None)
         artifact = await prepare(
-            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, gate=False
+            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, rules=None
         )
         return artifact.path
 

@@ -83,7 +83,7 @@ def main() -> None:
     async def build() -> str:
         found = await locate(str(source), None, lambda stage, done: None)
         made = await prepare(
-            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, gate=False
+            found, toolchains()["gguf"], arguments.precision, HOME, lambda stage, done: None, rules=None
         )
         return made.path
 

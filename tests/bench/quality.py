@@ -6,6 +6,7 @@ Artifacts are built in, and taken from, the folder given with --cache.
 import argparse
 import asyncio
 import tempfile
+import time
 from pathlib import Path
 
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Source
@@ -33,24 +34,31 @@ def main() -> None:
 
 async def table(name: str, precisions: list[str], cache: Path) -> None:
     source = await locate(name, None, quiet)
-    print("| format | precision | divergence | agreement | perplexity | MiB |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| format | precision | divergence | worst in 100 | agreement | perplexity | accuracy | texts | MiB | s |",
+        flush=True,
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for chosen in precisions:
         kind, _, precision = chosen.partition(":")
         print(await row(source, kind, precision, cache), flush=True)
 
 
 async def row(source: Source, kind: str, precision: str, cache: Path) -> str:
+    began = time.monotonic()
     try:
-        return figures(await prepare(source, toolchains()[kind], precision, cache, quiet))
+        artifact = await prepare(source, toolchains()[kind], precision, cache, quiet)
+        return f"{figures(artifact)} {time.monotonic() - began:.0f} |"
     except CannotBuild as error:
-        return f"| {kind} | {precision} | {error} | | | |"
+        return f"| {kind} | {precision} | {error} | | | | | | | |"
 
 
 def figures(artifact: Artifact) -> str:
     quality = artifact.quality
     assert quality
-    numbers = f"{quality.divergence:.5f} | {quality.agreement:.4f} | {quality.perplexity:.4f}"
-    return f"| {artifact.format} | {artifact.precision} | {numbers} | {artifact.bytes / (1 << 20):.1f} |"
+    numbers = f"{quality.divergence:.5f} | {quality.divergence_99:.4f} | {quality.agreement:.4f}"
+    rest = f"{quality.perplexity:.4f} | {quality.accuracy} | {quality.texts} of {quality.of_texts}"
+    return f"| {artifact.format} | {artifact.precision} | {numbers} | {rest} | {artifact.bytes / (1 << 20):.1f} |"
 
 
 def quiet(stage: str, fraction: float) -> None: ...

@@ -89,7 +89,7 @@ async def build(source: str, runtime: str, precision: str) -> str:
     found = await locate(source, None, lambda stage, done: None)
     toolchain = toolchains()[runtimes()[runtime].format]
     own = toolchain.precisions.get(precision, precision)
-    return (await prepare(found, toolchain, own, HOME, lambda stage, done: None, gate=False)).path
+    return (await prepare(found, toolchain, own, HOME, lambda stage, done: None, rules=None)).path
 
 
 def main() -> None:

@@ -150,7 +150,7 @@ async def built(source: str, runtime: str) -> str:
     toolchain = toolchains()[runtimes()[runtime].format]
     found = await locate(source, None, lambda stage, done: None)
     precision = toolchain.precisions["int4"]
-    return (await prepare(found, toolchain, precision, HOME, lambda stage, done: None, gate=False)).path
+    return (await prepare(found, toolchain, precision, HOME, lambda stage, done: None, rules=None)).path
 
 
 def main(source: str, names: list[str], rounds: int) -> None:

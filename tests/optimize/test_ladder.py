@@ -12,7 +12,8 @@ from enginehouse.optimize.toolchains import toolchains
 
 RUNGS = ("Q4_K_M", "Q5_K_M", "Q8_0", "BF16")
 RULES = Optimize()
-GOOD, BAD = Quality(0.001, 0.99, 1.0, 100, "transformers"), Quality(3.78, 0.372, 44.0, 100, "transformers")
+GOOD = Quality(0.001, 0.02, 0.99, 1.0, None, 100, 28, 28, "transformers")
+BAD = Quality(3.78, 20.0, 0.372, 44.0, 0.5, 100, 8, 28, "transformers")
 
 
 def test_the_lowest_rung_that_has_not_failed_is_next() -> None:
@@ -37,7 +38,7 @@ def test_the_bar_is_that_of_the_precision(precision: str) -> None:
 
 
 def test_a_bar_of_four_bits_is_not_that_of_eight() -> None:
-    middling = Quality(0.05, 0.93, 1.05, 100, "transformers")
+    middling = Quality(0.05, 0.4, 0.95, 1.05, None, 100, 28, 28, "transformers")
     assert ladder.shortfall(middling, "Q4_K_M", RULES) is None
     assert ladder.shortfall(middling, "Q8_0", RULES)
     assert ladder.shortfall(middling, "Q8_0", Optimize(int8=Limits(0.10, 0.90, 1.10))) is None

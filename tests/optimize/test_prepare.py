@@ -14,6 +14,7 @@ import msgspec
 import psutil
 import pytest
 
+from enginehouse.config.schema import Optimize
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Manifest, Recipe, Source
 from enginehouse.optimize.build import Build
 from enginehouse.optimize.prepare import locate, prepare
@@ -27,7 +28,9 @@ def quiet(stage: str, fraction: float) -> None: ...
 
 def build(source: Path | str, cache: Path, precision: str = "Q8_0", anew: bool = False, gate: bool = True) -> Artifact:
     async def steps() -> Artifact:
-        return await prepare(await locate(str(source), None, quiet), GGUF, precision, cache, quiet, gate, anew)
+        return await prepare(
+            await locate(str(source), None, quiet), GGUF, precision, cache, quiet, Optimize() if gate else None, anew
+        )
 
     return asyncio.run(steps())
 

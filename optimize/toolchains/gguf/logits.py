@@ -50,9 +50,9 @@ def load(file: Path, log: Log, vocabulary_only: bool = False) -> Any:
     return model
 
 
-def new_context(model: Any, cells: int, log: Log) -> Any:
+def new_context(model: Any, cells: int, log: Log, sequences: int = 1) -> Any:
     parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = cells
+    parameters.n_ctx, parameters.n_seq_max, parameters.kv_unified = cells, sequences, True
     parameters.n_batch = parameters.n_ubatch = ROWS
     parameters.n_threads = parameters.n_threads_batch = os.cpu_count() or 1
     parameters.no_perf = True
@@ -83,7 +83,8 @@ def tokenize(file: Path, texts: list[str]) -> tuple[list[list[int]], int]:
         llama_cpp.llama_model_free(model)
 
 
-def cut(vocabulary: Any, text: str) -> list[int]:
+def cut(vocabulary: Any, text: str, special: bool = False) -> list[int]:
+    """`special`: control tokens are written out in it, BOS among them."""
     data = text.encode()
     ids = (ctypes.c_int32 * (len(data) + 8))()
-    return list(ids[: llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), True, False)])
+    return list(ids[: llama_cpp.llama_tokenize(vocabulary, data, len(data), ids, len(ids), not special, special)])

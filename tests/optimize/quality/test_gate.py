@@ -33,7 +33,7 @@ def build(source: Source, kind: str, precision: str, cache: Path, gate: bool = T
     toolchain = toolchains()[kind]
     if reason := toolchain.unavailable():
         pytest.skip(reason)
-    return asyncio.run(prepare(source, toolchain, precision, cache, quiet, gate))
+    return asyncio.run(prepare(source, toolchain, precision, cache, quiet, LIMITS if gate else None))
 
 
 def holds(quality: Quality, limits: Limits) -> bool:
@@ -41,6 +41,7 @@ def holds(quality: Quality, limits: Limits) -> bool:
         quality.divergence <= limits.divergence
         and quality.agreement >= limits.agreement
         and quality.perplexity <= limits.perplexity
+        and (quality.accuracy is None or quality.accuracy >= limits.accuracy)
     )
 
 
@@ -172,7 +173,7 @@ def test_an_artifact_that_computes_no_numbers_is_refused_by_toolchain_and_precis
     tensors["model.norm.weight"][7] = float("inf")
     safetensors.torch.save_file(tensors, artifact / "model.safetensors", {"format": "mlx"})
     with pytest.raises(CannotBuild, match=r"mlx f16 of '.*' does not compute numbers; take another precision"):
-        judge(own, toolchains()["mlx"], "f16", artifact, tmp_path / "cache", lambda fraction: None)
+        judge(own, toolchains()["mlx"], "f16", artifact, tmp_path / "cache", LIMITS.bf16, lambda fraction: None)
 
 
 def test_a_killed_run_of_the_source_leaves_nothing_half_written(own: Source, tmp_path: Path) -> None:
