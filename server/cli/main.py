@@ -10,11 +10,12 @@ from importlib.metadata import version
 import msgspec
 
 from enginehouse.config.load import BadConfig, convert, load
-from enginehouse.config.schema import Config
+from enginehouse.config.schema import Config, seconds
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
 STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
+SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
 
 
 def main() -> None:
@@ -116,14 +117,22 @@ def serve(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     from enginehouse.server import app
+    from enginehouse.server.connection import Connections
+    from enginehouse.server.limits import IDLE_SECONDS
 
     config = with_flags(configured(arguments), arguments)
     refuse_open(config)
     listener = listen(config.server.host, config.server.port)
+    connections = Connections(seconds(config.server.send_timeout))
     options = uvicorn.Config(
         app.create(config),
+        http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
+        ws="none",  # else whoever asks for one leaves our connections' limits
         log_config=None,
         access_log=False,
+        timeout_keep_alive=IDLE_SECONDS,
+        callback_notify=connections.sweep,
+        timeout_notify=0,  # it looks once a second
         timeout_graceful_shutdown=STREAMS_MAY_END_SECONDS,
     )
     host, port = listener.getsockname()[:2]
@@ -167,7 +176,9 @@ def listen(host: str, port: int) -> socket.socket:
     """Bound here and not by uvicorn, whose message for a port in use names no remedy."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # and so of each connection
+        return listener
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # Python 3.11 and older add the address again
         raise BadConfig(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
