@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import psutil
 
@@ -49,6 +49,14 @@ Item = Delta | Done | Reply | Refusal | EngineFailed
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
 
 
+class Asked(NamedTuple):
+    """What the engine works on."""
+
+    replies: "asyncio.Queue[Item]"
+    generated: list[int]  # ids of the tokens that came
+    ended: Callable[[], None]  # called when the engine has ended it, whether the replies are read or not
+
+
 class Worker:
     """One worker process. Owned by the pool; `start` once, `stream` many times, `close` once."""
 
@@ -60,7 +68,7 @@ class Worker:
         self._given_up = ""  # why it was killed
         self._pong: Pong | None = None
         self._peak = 0
-        self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
+        self._jobs: dict[int, Asked] = {}
         self._ids = itertools.count()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._tasks: list[asyncio.Task[None]] = []
@@ -128,10 +136,13 @@ class Worker:
                         f"model '{self.name}' cannot be loaded: {await self._cause_of_death()}", "model_load_failed"
                     )
 
-    async def stream(self, job: Job, generated: list[int]) -> AsyncGenerator[Delta | Done, None]:
+    async def stream(
+        self, job: Job, generated: list[int], ended: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Delta | Done, None]:
         """What comes after the tokens in `generated`, to the answer's end; tokens whose deltas were given are added
-        there. Closing the iterator early cancels the job in the engine."""
-        number, replies = self._open(generated)
+        there. Closing the iterator early cancels the job in the engine. What nobody takes is kept: at most the answer;
+        `ended` is called as soon as the engine has given it."""
+        number, replies = self._open(generated, ended)
         try:
             self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo))
             while True:
@@ -145,7 +156,6 @@ class Worker:
                         case EngineFailed():
                             raise item
                         case Done():
-                            del self._jobs[number]
                             yield item
                             return
                         case Delta():
@@ -164,12 +174,11 @@ class Worker:
         return (await self._ask(lambda number: Detokenize(number, ids), Detokenized)).text
 
     async def _ask(self, question: Callable[[int], Embed | Tokenize | Detokenize], answer: type[R]) -> R:
-        number, replies = self._open([])
+        number, replies = self._open([], lambda: None)
         try:
             self._send(question(number))
             match await replies.get():
                 case answer() as reply:
-                    del self._jobs[number]
                     return reply
                 case Refusal(_, message, param, code):
                     raise Refused(message, param, code)
@@ -182,11 +191,11 @@ class Worker:
         finally:
             self._forget(number)
 
-    def _open(self, generated: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
+    def _open(self, generated: list[int], ended: Callable[[], None]) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
             raise WorkerDied(self.death)
         number, replies = next(self._ids), asyncio.Queue[Item]()
-        self._jobs[number] = replies, generated
+        self._jobs[number] = Asked(replies, generated, ended)
         return number, replies
 
     def _forget(self, number: int) -> None:
@@ -260,8 +269,8 @@ class Worker:
         except Exception as error:  # else all that wait for this worker would wait for ever
             self._give_up(f"what it said cannot be read: {error}")
         self.death = f"the engine of model '{self.name}' died: {await self._cause_of_death()}"
-        for replies, _ in self._jobs.values():
-            replies.put_nowait(WorkerDied(self.death))
+        for asked in self._jobs.values():
+            asked.replies.put_nowait(WorkerDied(self.death))
         if self._watching:
             self._watching.cancel()
 
@@ -271,20 +280,22 @@ class Worker:
                 self._pong = message
             case Emit(tokens, deltas, dones):
                 for number, token in tokens:
-                    if job := self._jobs.get(number):
-                        job[1].append(token)
+                    if asked := self._jobs.get(number):
+                        asked.generated.append(token)
                 for number, delta in deltas:
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(delta)
+                    if asked := self._jobs.get(number):
+                        asked.replies.put_nowait(delta)
                 for number, done in dones:
-                    if job := self._jobs.get(number):
-                        job[0].put_nowait(done)
+                    self._end(number, done)
             case Failure(number, reason):
-                if job := self._jobs.get(number):
-                    job[0].put_nowait(EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+                self._end(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
             case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
-                if job := self._jobs.get(number):
-                    job[0].put_nowait(message)
+                self._end(number, message)
+
+    def _end(self, number: int, last: Item) -> None:
+        if asked := self._jobs.pop(number, None):
+            asked.replies.put_nowait(last)
+            asked.ended()
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr
