@@ -60,9 +60,10 @@ class Connections:
             connection.end_if_overdue(now)
 
     def abort(self) -> None:
-        """Ends those that still answer, whether their clients take it or not."""
-        for connection in self._open - self.idle.keys():
-            connection.transport.abort()
+        """Ends those that have something to answer or to send still."""
+        for connection in list(self._open):
+            if connection not in self.idle or connection.transport.get_write_buffer_size():
+                connection.transport.abort()
 
 
 class Connection(HttpToolsProtocol):

@@ -18,7 +18,7 @@ from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Prompt
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import Busy, Unavailable, UnknownModel, WorkerDied, too_long
+from enginehouse.runtimes.errors import Busy, UnknownModel, WorkerDied, shutting_down, too_long
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -73,6 +73,16 @@ class Pool:
     async def probe_host(self) -> None:
         """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
         await self._decisions.host()
+
+    def refuse(self) -> None:
+        """Takes no further request; those that are under way go on."""
+        self._draining = True
+
+    def interrupt(self) -> None:
+        """Ends what is under way with Unavailable, whatever it waits for. Nothing can be asked any more."""
+        self.refuse()
+        self._stand_ins.interrupt()
+        self._models.interrupt()
 
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
@@ -182,7 +192,7 @@ class Pool:
     @contextmanager
     def _request(self, name: str) -> Iterator[None]:
         if self._draining:
-            raise Unavailable("the server is shutting down")
+            raise shutting_down()
         limit = self.config.models[name].slots + self.config.server.max_queue
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeVar
 import psutil
 
 from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
-from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, WorkerDied
+from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, WorkerDied, shutting_down
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -45,7 +45,7 @@ STDERR_LINES = 12
 GRACE_SECONDS = 5.0
 
 Reply = Embedded | Tokenized | Detokenized
-Item = Delta | Done | Reply | Refusal | EngineFailed
+Item = Delta | Done | Reply | Refusal | EngineFailed | Unavailable
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
 
 
@@ -65,6 +65,7 @@ class Worker:
         self.facts: Facts
         self.load_seconds = 0.0
         self.death = ""  # of what it died
+        self._interrupted = False
         self._given_up = ""  # why it was killed
         self._pong: Pong | None = None
         self._peak = 0
@@ -153,7 +154,7 @@ class Worker:
                     match item:
                         case Refusal():
                             raise Refused(item.message, item.param, item.code)
-                        case EngineFailed():
+                        case EngineFailed() | Unavailable():
                             raise item
                         case Done():
                             yield item
@@ -182,7 +183,7 @@ class Worker:
                     return reply
                 case Refusal(_, message, param, code):
                     raise Refused(message, param, code)
-                case EngineFailed() as failure:
+                case (EngineFailed() | Unavailable()) as failure:
                     raise failure
                 case other:
                     raise EngineFailed(
@@ -194,6 +195,8 @@ class Worker:
     def _open(self, generated: list[int], ended: Callable[[], None]) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
             raise WorkerDied(self.death)
+        if self._interrupted:
+            raise shutting_down()
         number, replies = next(self._ids), asyncio.Queue[Item]()
         self._jobs[number] = Asked(replies, generated, ended)
         return number, replies
@@ -208,6 +211,12 @@ class Worker:
             self._write(frame(message))
         except OverflowError as error:
             raise Refused("the request holds a whole number beyond 64 bits") from error
+
+    def interrupt(self) -> None:
+        """Ends what it is asked, and lets nobody ask it any more."""
+        self._interrupted = True
+        for asked in self._jobs.values():
+            asked.replies.put_nowait(shutting_down())
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force if it does not listen."""

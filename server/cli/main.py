@@ -10,11 +10,10 @@ from importlib.metadata import version
 import msgspec
 
 from enginehouse.config.load import BadConfig, convert, load
-from enginehouse.config.schema import Config, seconds
+from enginehouse.config.schema import Config
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
-STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
 SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
 
 
@@ -114,33 +113,17 @@ def doctor(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    import uvicorn
-
-    from enginehouse.server import app
-    from enginehouse.server.connection import Connections
-    from enginehouse.server.limits import IDLE_SECONDS
+    from enginehouse.server import app, serving
 
     config = with_flags(configured(arguments), arguments)
     refuse_open(config)
     listener = listen(config.server.host, config.server.port)
-    connections = Connections(seconds(config.server.send_timeout))
-    options = uvicorn.Config(
-        app.create(config),
-        http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
-        ws="none",  # else whoever asks for one leaves our connections' limits
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=IDLE_SECONDS,
-        callback_notify=connections.sweep,
-        timeout_notify=0,  # it looks once a second
-        timeout_graceful_shutdown=STREAMS_MAY_END_SECONDS,
-    )
     host, port = listener.getsockname()[:2]
     models = ", ".join(config.models)
     logging.getLogger("enginehouse").info(
         "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
     )
-    uvicorn.Server(options).run([listener])
+    serving.run(app.create(config), config, listener)
 
 
 def configured(arguments: argparse.Namespace) -> Config:

@@ -44,6 +44,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def read_until_done(connection: socket.socket) -> bytes:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     received = b""
     while b"[DONE]" not in received[-100:]:
         piece = connection.recv(1 << 16)
