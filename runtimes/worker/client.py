@@ -13,6 +13,7 @@ from typing import IO, NamedTuple, TypeVar
 
 import psutil
 
+from enginehouse.optimize import shortage
 from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, WorkerDied, shutting_down
 from enginehouse.runtimes.worker.protocol import (
@@ -43,6 +44,7 @@ from enginehouse.runtimes.worker.watchdog import PING_SECONDS, STUCK_SECONDS, Lo
 log = logging.getLogger("enginehouse.worker")
 STDERR_LINES = 12
 GRACE_SECONDS = 5.0
+AGAIN_SECONDS = 5  # after which a process may be had
 
 Reply = Embedded | Tokenized | Detokenized
 Item = Delta | Done | Reply | Refusal | EngineFailed | Unavailable
@@ -94,19 +96,25 @@ class Worker:
         patience: float | None = STUCK_SECONDS,
     ) -> None:
         """Raises Unavailable with the engine's own sentence when it cannot load, or when it says nothing for `patience`
-        seconds. The process keeps `inherited` open."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # nothing that lies in the working directory is imported
-            "-m",
-            "enginehouse.runtimes.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C is the server's to answer
-            pass_fds=[inherited.fileno()] if inherited else [],
-        )
+        seconds; one with `retry_after` where not even a process can be had. The process keeps `inherited` open."""
+        try:
+            shortage.check_files()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # nothing that lies in the working directory is imported
+                "-m",
+                "enginehouse.runtimes.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is the server's to answer
+                pass_fds=[inherited.fileno()] if inherited else [],
+            )
+        except OSError as error:
+            why = shortage.describe(error, "see the log")
+            message = f"model '{self.name}' cannot be loaded: no process can be started for it: {why}"
+            raise Unavailable(message, "model_load_failed", AGAIN_SECONDS) from error
         self._tasks.append(asyncio.create_task(self._keep_stderr()))
         try:
             self._write(frame(Start(load)))
