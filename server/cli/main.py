@@ -1,4 +1,4 @@
-"""`enginehouse serve | models | optimize | prune | bench | explain | doctor`."""
+"""`enginehouse serve | models | optimize | prune | bench | explain | health | doctor`."""
 
 import argparse
 import logging
@@ -36,8 +36,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version("enginehouse"))
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
-    serving.add_argument("--host", help="address to listen on, over the config's")
-    serving.add_argument("--port", type=int, help="port to listen on, over the config's")
+    add_address(serving, "address to listen on, over the config's", "port to listen on, over the config's")
     listing = command(commands, "models", models, "the models of the config file and what is kept of them")
     listing.add_argument("--json", action="store_true")
     listing.add_argument("--verify", action="store_true", help="read all of it; exits with 1 when a file has changed")
@@ -57,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
     explaining.add_argument("--json", action="store_true")
+    asking = command(commands, "health", health, "whether the server of the config answers; exits with 1 when not")
+    add_address(asking, "address that it listens on, over the config's", "port that it listens on, over the config's")
     command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
     return top
 
@@ -74,6 +75,11 @@ def command(
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     return parser
+
+
+def add_address(command: argparse.ArgumentParser, host: str, port: str) -> None:
+    command.add_argument("--host", help=host)
+    command.add_argument("--port", type=int, help=port)
 
 
 def models(arguments: argparse.Namespace) -> None:
@@ -110,6 +116,12 @@ def doctor(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import doctor
 
     sys.exit(doctor.run(lambda: configured(arguments)))
+
+
+def health(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import health
+
+    sys.exit(health.run(with_flags(load(arguments.config), arguments).server))
 
 
 def serve(arguments: argparse.Namespace) -> None:
