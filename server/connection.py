@@ -176,9 +176,15 @@ class Connection(HttpToolsProtocol):
         self._refuse(*(self._excess or (400, ErrorBody("the request is not HTTP/1.1", CLIENT_ERROR))))
 
     def _refuse(self, status: int, error: ErrorBody) -> None:
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+        if self._is_next_to_be_answered():
             self.transport.write(refusal(status, error))
         self.transport.close()
+
+    def _is_next_to_be_answered(self) -> bool:
+        """Whether what is written now would be taken for the answer to what is being received."""
+        if self._expected == "body":
+            return not self.cycle.response_started and not self.pipeline
+        return self.cycle is None or self.cycle.response_complete
 
     def _exceed(self, excess: tuple[int, ErrorBody]) -> None:
         self._excess = excess

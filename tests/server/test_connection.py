@@ -152,6 +152,15 @@ def test_more_requests_at_once_than_anyone_sends_end_the_connection(served: Serv
         assert rest(connection).count(b"HTTP/1.1") < 1000
 
 
+def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request(hasty: Served) -> None:
+    body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": "a" * 4000}]}).encode()
+    with connect(hasty, POST + b"content-length: %d\r\n\r\n" % len(body) + body + b"NONSENSE\r\n\r\n") as connection:
+        assert status(rest(connection)) in (0, 200)
+    with connect(hasty, POST + b"content-length: 99999999\r\n\r\n{") as connection:
+        answers = rest(connection)
+    assert (status(answers), answers.count(b"HTTP/1.1")) == (413, 1)
+
+
 # --- times ---
 
 
