@@ -11,6 +11,7 @@ import msgspec
 
 from enginehouse.config.load import BadConfig, convert, load
 from enginehouse.config.schema import Config
+from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
@@ -23,7 +24,7 @@ def main() -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         arguments.command(arguments)
-    except (BadConfig, UnknownModel, Unavailable) as error:
+    except (BadConfig, CannotBuild, UnknownModel, Unavailable) as error:
         sys.exit(f"enginehouse: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -23,6 +23,7 @@ def ask(served: Served) -> httpx.Response:
     return httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=SECONDS)
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process can be set on Linux alone")
 def test_a_load_for_which_there_are_no_files_left_is_a_503_with_the_remedy(tmp_path: Path) -> None:
     with serve(tmp_path, ECHO) as served:
         httpx.get(f"{served.root}/v1/models/echo/explain", timeout=SECONDS)  # and with it all that is looked up once
