@@ -32,14 +32,28 @@ LETTER = {"role": "user", "content": "a"}
 
 @stalls("A4-header")
 def endless_header(target: Target) -> None:
-    """A header of 64 MiB."""
-    target.flood(b"GET /v1/models HTTP/1.1\r\nx: ", 64)
+    """A header of 100 MiB."""
+    target.flood(b"GET /v1/models HTTP/1.1\r\nx: ", 100)
+
+
+@stalls("A4-headers")
+def many_headers(target: Target) -> bool:
+    """100 MiB of small headers."""
+    before = target.memory()
+    target.flood(b"GET /v1/models HTTP/1.1\r\n", 100, b"x-header: 0123456789\r\n")
+    return target.memory() - before < 64 * MIB
 
 
 @stalls("A4-url")
 def endless_url(target: Target) -> None:
     """A URL of 32 MiB."""
     target.flood(b"GET /v1/models?", 32)
+
+
+@stalls("A4-many")
+def many_connections(target: Target) -> bool:
+    """1,000 connections that send nothing, or a header's beginning; are all closed in 65 s?"""
+    return target.closed([b"", b"GET / HTTP/1.1\r\nx: "] * 500, WATCH_SECONDS) == 1000
 
 
 @stalls("A6")
