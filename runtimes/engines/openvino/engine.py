@@ -1,11 +1,8 @@
 """OpenVINO GenAI: its ContinuousBatchingPipeline does batching, sampling and constraints; token ids go in and out."""
 
 import importlib.util
-import json
 import math
 import random
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from enginehouse.runtimes.contract import (
+    Constraint,
     Device,
     Engine,
     Facts,
@@ -29,12 +27,13 @@ from enginehouse.runtimes.contract import (
     check_tokens,
 )
 from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.constraints import Constraints
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.openvino.constraints import Structures
-from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, save_detokenizer, without_head
+from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, own_tokenizer, silence, without_head
 from enginehouse.runtimes.engines.openvino.prefixes import Prefixes
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.matcher import Matcher
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
-TOKENIZER, DETOKENIZER = "tokenizer.json", "openvino_detokenizer.xml"
+TOKENIZER = "tokenizer.json"
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SCORED_ROWS = 64  # the same where each gives logits
@@ -102,12 +101,11 @@ class OpenVino:
         model = self._read_model()
         check_memory(model, tokens, self._properties, load.free_bytes)
         width = model.output("logits").get_partial_shape()[2].get_length()
-        missing = max(width - self._vocabulary.size, 0)  # a folder without config.json knows its tokenizer only
-        self._pieces = [*self._vocabulary.pieces[:width], *[b""] * missing]
+        self._pieces = self._vocabulary.pieces_for(width)
         report(0.1)
         self._block = BLOCK_TOKENS[self._device.partition(".")[0]]
         blocks = math.ceil(tokens / self._block) + 1
-        self._tokenizer = self._own_tokenizer()
+        self._tokenizer = own_tokenizer(openvino, openvino_genai, self._vocabulary, width)
         self._pipeline = self._new_pipeline(folder, options, load, blocks)
         self._prefixes = Prefixes(self._block, blocks if options.prefix_caching else 0)
         self._running: list[Running[State]] = []
@@ -128,12 +126,18 @@ class OpenVino:
             special_tokens=self._vocabulary.special_texts,
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
-        self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.matcher)
+        self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)
+        self._structures = Constraints(self._compiling.make)
 
     # --- the contract ---
 
     def encode(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
+
+    def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        yield from self._structures.make_ready(constraint)
+        if isinstance(constraint, Regex):  # see _state
+            yield from self._jobs.make_ready(constraint)
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         # A constraint that is met can only be followed by the end.
@@ -200,7 +204,9 @@ class OpenVino:
         for job in list(self._jobs.all):
             self.remove(job)
         self._leaving.clear()
+        self._jobs.close()
         self._structures.close()
+        self._compiling.close()
         self._pipeline = self._hidden = self._whole = self._tokenizer = None
 
     # --- one step ---
@@ -366,16 +372,6 @@ class OpenVino:
             raise ValueError(f"'{self._model_file}' is no language model's IR: {last_line(error)}") from error
         return model
 
-    def _own_tokenizer(self) -> Any:
-        """One that knows the text of every id as Vocabulary does: constraints work with any folder, and a special
-        token, which shows no text, never passes for the text of its name."""
-        with tempfile.TemporaryDirectory() as folder:
-            save_detokenizer(self._ov, self._pieces, Path(folder) / DETOKENIZER)
-            # What may end an answer whose constraint leaves that to the model; GenAI asks for one.
-            ends = {"eos_token_id": self._vocabulary.ends[0]} if self._vocabulary.ends else {}
-            (Path(folder) / "config.json").write_text(json.dumps(ends))
-            return self._genai.Tokenizer(folder)
-
     def _new_pipeline(self, folder: Path, options: Options, load: Load, blocks: int) -> Any:
         scheduler = self._genai.SchedulerConfig()
         scheduler.num_kv_blocks = blocks
@@ -421,11 +417,6 @@ def unavailable() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"{distribution} is not installed; pip install 'enginehouse[openvino]'"
     return None
-
-
-def silence() -> None:
-    """OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it."""
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def devices() -> list[Device]:
