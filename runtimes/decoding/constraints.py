@@ -11,7 +11,7 @@ from enginehouse.runtimes.contract import WAITING, Constraint, Pieces
 
 M = TypeVar("M")  # what an engine makes of one
 KEPT = 64
-LEAST_URGENT = 19  # Linux' niceness, which a thread has for itself and hands on to those that it starts
+NICENESS = 10  # of Linux, which a thread has for itself and hands on to those that it starts
 
 
 class Constraints(Generic[M]):
@@ -53,4 +53,4 @@ class Constraints(Generic[M]):
 
 def give_way() -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -20,18 +20,48 @@ class Structures:
     def __init__(self, ov: Any, genai: Any, tokenizer: Any, folder: Path, width: int) -> None:
         self._genai, self._compiler = genai, Compiler(ov, genai, tokenizer, width)
         self._trial = Trial(folder, width)
-        self._one = threading.Lock()  # at a time
+        self._one = threading.Lock()  # at a time is tried
+        self.turns = Turns()
 
     def make(self, constraint: Constraint) -> Any:
         """Tried in another process first, for xgrammar dies of what is too much for it."""
         with self._one:
-            structure = structured(self._genai, constraint, self._trial.ebnf(constraint))
+            ebnf = self._trial.ebnf(constraint)
+        structure = structured(self._genai, constraint, ebnf)
+        with self.turns:
             self._compiler.compile(structure, param_of(constraint))
         return structure
 
     def close(self) -> None:
         self._trial.close()
         self._compiler.close()
+
+
+class Turns:
+    """Either a constraint is compiled or answers come to their first token under others: GenAI has one lock for both,
+    at which the loop would stand until the compiling is done."""
+
+    def __init__(self) -> None:
+        self._lock, self._wanted, self._answers = threading.RLock(), False, False
+
+    def __enter__(self) -> None:
+        self._wanted = True
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._wanted = False
+        self._lock.release()
+
+    def begin_answer(self) -> bool:
+        """Whether one may now."""
+        if not self._answers and not self._wanted:
+            self._answers = self._lock.acquire(blocking=False)
+        return self._answers and not self._wanted
+
+    def all_began(self) -> None:
+        if self._answers:
+            self._answers = False
+            self._lock.release()
 
 
 class Compiler:

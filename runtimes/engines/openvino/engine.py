@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -52,6 +53,7 @@ FEATURES = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
     "stop_token_ids", "logprobs", "json_schema", "regex", "tools", "embeddings", "prompt_logprobs",
 )  # fmt: skip
+PAUSE_SECONDS = 0.002  # between two looks whether an answer may begin
 ATTEMPTS = 3  # of a job to go on when the KV cache was full
 NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
 KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "u8": 1.0, "u4": 0.5}
@@ -147,6 +149,8 @@ class OpenVino:
     def step(self) -> list[Token]:
         self._admit()
         if not self._pipeline.has_non_finished_requests():
+            if self._jobs.waiting:  # for a constraint to be compiled
+                time.sleep(PAUSE_SECONDS)
             return []
         self._pipeline.step()
         for running in self._running:
@@ -157,6 +161,7 @@ class OpenVino:
             if handle.can_read() or handle.get_status() != self._genai.GenerationStatus.RUNNING:
                 handle.cancel()
                 self._leaving.remove(leaving)
+        self._let_compile()
         return out
 
     def text(self, token: int) -> bytes:
@@ -172,6 +177,7 @@ class OpenVino:
         if running.state.handle is None:
             return
         self._running.remove(running)
+        self._let_compile()
         if running.state.stepped and not running.generated and self._prefixes.capacity:
             self._leaving.append(running)
         else:
@@ -215,13 +221,23 @@ class OpenVino:
         while self._jobs.waiting and len(self._running) < self.facts.slots:
             if self._jobs.hold and self._running:
                 return
-            running = self._jobs.waiting.popleft()
+            running = next((running for running in self._jobs.waiting if self._may_begin(running)), None)
+            if running is None:
+                return
+            self._jobs.waiting.remove(running)
             state, cached = running.state, self._prefixes.reuse(running.tokens)
             if running.cached is None:
                 running.cached = cached
             state.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), state.config)
             self._requests += 1
             self._running.append(running)
+
+    def _may_begin(self, running: Running[State]) -> bool:
+        return not running.sampling.constraint or self._compiling.turns.begin_answer()
+
+    def _let_compile(self) -> None:
+        if not any(running.sampling.constraint and not running.generated for running in self._running):
+            self._compiling.turns.all_began()
 
     def _read(self, running: Running[State]) -> Iterator[Token]:
         handle = running.state.handle

@@ -21,7 +21,7 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.grammar.matcher import param_of
 
 CPU_SECONDS = 2  # of computing that a constraint may take, on all cores together
-SECONDS = 20.0  # that it may take on a busy machine
+SECONDS = 10.0  # that it may take on a busy machine
 START_SECONDS = 120.0
 BYTES = 2 << 30  # of address space that a constraint may take
 GROWN_BYTES = 512 << 20  # grown by so much, the process makes way for a new one: xgrammar forgets no grammar
