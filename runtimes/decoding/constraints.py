@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from enginehouse.runtimes.contract import WAITING, Constraint, Pieces
@@ -22,6 +22,7 @@ class Constraints(Generic[M]):
         self._make = make
         self._made: dict[Constraint, M] = {}  # the latest
         self._thread = ThreadPoolExecutor(1, "constraints", give_way)
+        self._last: Future[M] | None = None
 
     def of(self, constraint: Constraint) -> M:
         """Made at once, if it was not made ready."""
@@ -32,13 +33,20 @@ class Constraints(Generic[M]):
         """As Engine.make_ready."""
         if constraint in self._made:
             return
-        making = self._thread.submit(self.of, constraint)
+        making = self._last = self._thread.submit(self.of, constraint)
         try:
             while not making.done():
                 yield WAITING
             making.result()
         finally:
             making.cancel()
+
+    @property
+    def idle(self) -> bool:
+        return self._last is None or self._last.done()
+
+    def forget(self) -> None:
+        self._made.clear()
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

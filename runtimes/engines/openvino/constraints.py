@@ -7,7 +7,7 @@ from typing import Any
 
 from enginehouse.runtimes.contract import Constraint, JsonSchema, Regex, Structured
 from enginehouse.runtimes.engines.openvino.graphs import last_line, trial_pipeline
-from enginehouse.runtimes.engines.openvino.trial import Trial
+from enginehouse.runtimes.engines.openvino.trial import GROWN_BYTES, Trial
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar import ebnf as ebnf_shape
 from enginehouse.runtimes.grammar.json_schema import grammar
@@ -19,6 +19,8 @@ class Structures:
 
     def __init__(self, ov: Any, genai: Any, tokenizer: Any, folder: Path, width: int) -> None:
         self._genai, self._compiler = genai, Compiler(ov, genai, tokenizer, width)
+        self._other = lambda: Compiler(ov, genai, tokenizer, width + 1)
+        self._grown = 0  # bytes of compiled grammars, about
         self._trial = Trial(folder, width)
         self._one = threading.Lock()  # at a time is tried
         self.turns = Turns()
@@ -26,11 +28,24 @@ class Structures:
     def make(self, constraint: Constraint) -> Any:
         """Tried in another process first, for xgrammar dies of what is too much for it."""
         with self._one:
-            ebnf = self._trial.ebnf(constraint)
-        structure = structured(self._genai, constraint, ebnf)
+            verdict = self._trial.passed(constraint)
+        structure = structured(self._genai, constraint, verdict.ebnf)
+        self._grown += verdict.grown
         with self.turns:
             self._compiler.compile(structure, param_of(constraint))
         return structure
+
+    @property
+    def full(self) -> bool:
+        return self._grown > GROWN_BYTES
+
+    def forget(self) -> None:
+        """Between two steps. GenAI forgets no grammar that it compiled, but all of them where its tokenizer is used
+        with logits of another width."""
+        structure = self._genai.StructuredOutputConfig()
+        structure.regex = "a"
+        self._other().compile(structure, "")
+        self._grown = 0
 
     def close(self) -> None:
         self._trial.close()

@@ -137,6 +137,10 @@ class OpenVino:
         return self._vocabulary.encode(text)
 
     def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        began = all(one.generated for one in self._jobs.all.values() if one.sampling.constraint)
+        if self._compiling.full and self._structures.idle and began:
+            self._structures.forget()
+            self._compiling.forget()
         yield from self._structures.make_ready(constraint)
         if isinstance(constraint, Regex):  # see _state
             yield from self._jobs.make_ready(constraint)

@@ -1,31 +1,25 @@
-"""A process that compiles constraints before the worker does, and may die of them: both ends of it. Lines of JSON: what
-it is to load, then a constraint each; back comes a Verdict for each, the first once it is ready."""
+"""The worker's end of the process that compiles constraints before the worker does, and may die of them."""
 
+import contextlib
 import os
-import queue
-import resource
 import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import psutil
 
 from enginehouse.runtimes.contract import Constraint
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.grammar.matcher import param_of
 
-CPU_SECONDS = 2  # of computing that a constraint may take, on all cores together
-SECONDS = 10.0  # that it may take on a busy machine
+CPU_SECONDS = 5  # of computing that a constraint may take, on all cores together
+SECONDS = 20.0  # that it may take on a busy machine
 START_SECONDS = 120.0
-BYTES = 2 << 30  # of address space that a constraint may take
-GROWN_BYTES = 512 << 20  # grown by so much, the process makes way for a new one: xgrammar forgets no grammar
-STACK_BYTES = 4 << 20  # half of what a thread of the worker has
+GROWN_BYTES = 512 << 20  # of compiled grammars, which xgrammar never forgets: then a new process
+PROCESS = "enginehouse.runtimes.engines.openvino.trial_process"
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -34,13 +28,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    ebnf: str = ""
+    ebnf: str = ""  # the constraint in xgrammar's words
+    grown: int = 0  # bytes that the process takes more than before
     refused: str = ""  # why the constraint is
     param: str | None = None
     code: str | None = None
-
-
-# --- the worker's end ---
 
 
 class Trial:
@@ -49,10 +41,11 @@ class Trial:
     def __init__(self, folder: Path, width: int) -> None:
         self._order = Order(str(folder), width)
         self._process: subprocess.Popen[bytes] | None = None
+        self._grown = 0
         self._closed = False
 
-    def ebnf(self, constraint: Constraint) -> str:
-        """What the constraint is in xgrammar's words, which can be compiled in bounds."""
+    def passed(self, constraint: Constraint) -> Verdict:
+        """Raises Refused for what cannot be enforced, or compiled in bounds."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         verdict = self._ask(constraint, SECONDS)
@@ -61,18 +54,22 @@ class Trial:
             why = "it ran out of time or memory" if status == -signal.SIGKILL else died_of(status)
             reason = f"the constraint is too large or too complex for this model's engine: {why}; simplify it"
             raise Refused(reason, param_of(constraint), "invalid_constraint")
+        self._grown += verdict.grown
+        if self._grown > GROWN_BYTES:
+            self._kill()
         if verdict.refused:
             raise Refused(verdict.refused, verdict.param, verdict.code)
-        return verdict.ebnf
+        return verdict
 
     def close(self) -> None:
         self._closed = True
-        self._end()
+        self._kill()
 
     def _start(self) -> None:
-        self._end()
+        self._kill()
+        self._grown = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", "-m", PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         if self._closed or self._ask(self._order, START_SECONDS) is None:
             raise RuntimeError(f"the process that tries constraints did not start: status {self._end()}; see the log")
@@ -98,89 +95,23 @@ class Trial:
         return msgspec.json.decode(line, type=Verdict)
 
     def _end(self) -> int:
-        """Its status."""
-        if self._process is None:
-            return 0
+        """Its status; it is given a moment to end by itself."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.5)
+        return self._kill()
+
+    def _kill(self) -> int:
         process, self._process = self._process, None
-        with process:
-            try:
-                return process.wait(0.5 if process.poll() is None and not self._closed else 0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                return process.wait()
+        if process is None:
+            return 0
+        process.kill()
+        with contextlib.suppress(BrokenPipeError), process:
+            pass
+        return process.wait()
 
 
 def died_of(status: int) -> str:
     if status == -signal.SIGXCPU:
         return f"compiling it takes more than {CPU_SECONDS} s"
     return f"compiling it ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}"
-
-
-# --- the process ---
-
-
-def main() -> None:
-    out = os.dup(1)  # libraries print to stdout as they like; it is stderr from here on
-    os.dup2(2, 1)
-    lines = queue.SimpleQueue[bytes]()
-    threading.stack_size(STACK_BYTES)
-    threading.Thread(target=serve, args=(lines, out), daemon=True).start()
-    while line := sys.stdin.buffer.readline():
-        lines.put(line)
-    os._exit(0)  # the worker is gone, or wants no more
-
-
-def serve(lines: "queue.SimpleQueue[bytes]", out: int) -> None:
-    def send(verdict: Verdict) -> None:
-        data = memoryview(msgspec.json.encode(verdict) + b"\n")
-        while data:
-            data = data[os.write(out, data) :]
-
-    try:
-        trier = Trier(msgspec.json.decode(lines.get(), type=Order))
-        process = psutil.Process()
-        ready = process.memory_info()
-        set_limit(resource.RLIMIT_CORE, 0)
-        if sys.platform == "linux":
-            set_limit(resource.RLIMIT_AS, ready.vms + BYTES)
-        send(Verdict())
-        while process.memory_info().rss < ready.rss + GROWN_BYTES:
-            constraint: Constraint = msgspec.json.decode(lines.get(), type=Constraint)
-            set_limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + CPU_SECONDS)
-            send(trier.verdict(constraint))
-    finally:
-        os._exit(1)
-
-
-def set_limit(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (most, hard))
-
-
-class Trier:
-    def __init__(self, order: Order) -> None:
-        from enginehouse.runtimes.decoding.tokenizer import Vocabulary
-        from enginehouse.runtimes.engines.openvino import constraints, graphs
-
-        graphs.silence()
-        import openvino
-        import openvino_genai
-
-        vocabulary = Vocabulary(Path(order.folder))
-        tokenizer = graphs.own_tokenizer(openvino, openvino_genai, vocabulary, order.width)
-        self._genai, self._ebnf, self._structured = openvino_genai, constraints.ebnf, constraints.structured
-        self._strict = vocabulary.grammar_compiler(order.width)
-        self._compiler = constraints.Compiler(openvino, openvino_genai, tokenizer, order.width)
-
-    def verdict(self, constraint: Any) -> Verdict:
-        try:
-            self._strict.matcher(constraint)  # for xgrammar ignores what it does not know
-            ebnf = self._ebnf(constraint)
-            self._compiler.compile(self._structured(self._genai, constraint, ebnf), param_of(constraint))
-        except Refused as error:
-            return Verdict(refused=error.message, param=error.param, code=error.code)
-        return Verdict(ebnf)
-
-
-if __name__ == "__main__":
-    main()

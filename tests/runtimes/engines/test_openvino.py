@@ -18,6 +18,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.openvino.toolchain import FAMILIES, TOOLCHAIN
 from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Regex, Sampling
+from enginehouse.runtimes.engines.openvino import constraints
 from enginehouse.runtimes.engines.openvino.engine import RUNTIME
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar.json_schema import grammar
@@ -296,15 +297,16 @@ def minimums(count: int) -> JsonSchema:
 
 def trial() -> psutil.Process:
     """The process that this one's engine has constraints tried in."""
-    found = (child for child in psutil.Process().children() if "openvino.trial" in " ".join(child.cmdline()))
+    found = (child for child in psutil.Process().children() if "openvino.trial_process" in " ".join(child.cmdline()))
     return next(found)
 
 
 def test_what_takes_too_long_to_compile_is_refused_by_name_and_hurts_nobody(engine: Engine) -> None:
+    schema = record(**{f"p{n}": {"type": "string", "maxLength": 3000 + n} for n in range(200)})
     jobs = Jobs(engine)
     jobs.add(0, [5], Sampling(max_tokens=50, temperature=0, ignore_eos=True))
-    with pytest.raises(Refused, match=r"too large or too complex for this model's engine: .* more than 2 s") as refused:
-        for _ in engine.make_ready(minimums(6000)):
+    with pytest.raises(Refused, match=r"too large or too complex for this model's engine") as refused:
+        for _ in engine.make_ready(JsonSchema(json.dumps(schema))):
             jobs.step()
     assert (refused.value.param, refused.value.code) == ("response_format", "invalid_constraint")
     jobs.finish()
@@ -322,6 +324,21 @@ def test_the_trials_death_costs_one_constraint_at_most(engine: Engine) -> None:
         whole(pieces)
     whole(engine.make_ready(minimums(51)))
     assert trial() != first
+
+
+def test_answers_stay_right_when_compiled_grammars_are_forgotten(ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "GROWN_BYTES", -1)  # at each new one
+    engine, patterns = load(ir, slots=3), ["[ab]{40}", "[cd]{40}", "[ab]{39}"]
+    jobs = Jobs(engine)
+    for number, pattern in enumerate(patterns):
+        whole(engine.make_ready(Regex(pattern)))
+        jobs.add(number, [5], Sampling(max_tokens=200, temperature=1, seed=number, constraint=Regex(pattern)))
+        while not jobs.tokens[number]:
+            jobs.step()
+    jobs.finish()
+    for number, pattern in enumerate(patterns):
+        assert re.fullmatch(pattern, jobs.text(number).decode())
+    engine.close()
 
 
 def test_the_trial_ends_with_its_engine(ir: Path) -> None:
