@@ -19,7 +19,7 @@ class Structures:
 
     def __init__(self, ov: Any, genai: Any, tokenizer: Any, folder: Path, width: int) -> None:
         self._genai, self._compiler = genai, Compiler(ov, genai, tokenizer, width)
-        self._other = lambda: Compiler(ov, genai, tokenizer, width + 1)
+        self._ov, self._tokenizer, self._other_width = ov, tokenizer, width + 1
         self._grown = 0  # bytes of compiled grammars, about
         self._trial = Trial(folder, width)
         self._one = threading.Lock()  # at a time is tried
@@ -42,14 +42,14 @@ class Structures:
     def forget(self) -> None:
         """Between two steps. GenAI forgets no grammar that it compiled, but all of them where its tokenizer is used
         with logits of another width."""
-        structure = self._genai.StructuredOutputConfig()
-        structure.regex = "a"
-        self._other().compile(structure, "")
+        other = Compiler(self._ov, self._genai, self._tokenizer, self._other_width)
+        other.compile(structured(self._genai, Regex("a"), ""), "")
         self._grown = 0
 
     def close(self) -> None:
         self._trial.close()
         self._compiler.close()
+        self._tokenizer = None
 
 
 class Turns:

@@ -36,7 +36,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 class Trial:
-    """The process, begun when it is first needed and anew when it has ended."""
+    """The process, begun when it is first needed and anew when it has ended or grown large."""
 
     def __init__(self, folder: Path, width: int) -> None:
         self._order = Order(str(folder), width)
@@ -72,7 +72,8 @@ class Trial:
             [sys.executable, "-P", "-m", PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         if self._closed or self._ask(self._order, START_SECONDS) is None:
-            raise RuntimeError(f"the process that tries constraints did not start: status {self._end()}; see the log")
+            reason = f"the process that compiles constraints did not start: status {self._end()}; see the log"
+            raise Refused(reason, None, "invalid_constraint")
 
     def _ask(self, message: Order | Constraint, seconds: float) -> Verdict | None:
         """None where it ends instead, or says nothing for so long."""
