@@ -215,6 +215,6 @@ def record(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
-def union(count: int) -> dict[str, Any]:
+def union(count: int, name: str = "event") -> dict[str, Any]:
     """A schema of one of so many tagged objects."""
-    return {"anyOf": [record(kind={"const": f"event_{n}"}, value={"type": "integer"}) for n in range(count)]}
+    return {"anyOf": [record(kind={"const": f"{name}_{n}"}, value={"type": "integer"}) for n in range(count)]}
