@@ -46,7 +46,6 @@ USER 10001
 WORKDIR /config
 VOLUME ["/config", "/cache"]
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["enginehouse", "health"]
 ENTRYPOINT ["enginehouse"]
 CMD ["serve"]

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 import psutil
 
+from enginehouse.optimize import shortage
 from enginehouse.optimize.artifact import CannotBuild, Report
 
 LOOK_SECONDS, HELD_SECONDS = 5.0, 60.0
@@ -44,18 +45,23 @@ async def run(
 ) -> Result:
     """What `python -m module` makes of the order; `name`: the child's in messages, `environment`: if not ours.
 
-    Raises the child's CannotBuild, and one where it dies on the way. Given up, it ends the child.
+    Raises the child's CannotBuild, and one where it cannot be started or dies on the way. Given up, it ends the child.
     """
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",  # nothing that lies in the working directory is imported
-        "-m",
-        module,
-        stdin=PIPE,
-        stdout=PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is the parent's to answer
-    )
+    try:
+        shortage.check_files()
+        child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # nothing that lies in the working directory is imported
+            "-m",
+            module,
+            stdin=PIPE,
+            stdout=PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the parent's to answer
+        )
+    except OSError as error:
+        why = shortage.describe(error, "see the log")
+        raise CannotBuild(f"{name} cannot be started: {why}", environment=True) from error
     assert child.stdin and child.stdout
     last: Result | Failed | None = None
     watching = asyncio.create_task(end_if_held(child.pid))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from enginehouse.optimize import shortage
 from enginehouse.optimize.artifact import CannotBuild
 
 NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -24,7 +25,7 @@ class Locks:
         Raises BlockingIOError instead of waiting for it.
         """
         with self._open(name) as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else NOW)
+            self._lock(handle, fcntl.LOCK_EX if wait else NOW)
             yield self._is_open(name, handle)
 
     def shared(self, name: str) -> IO[bytes]:
@@ -34,7 +35,7 @@ class Locks:
                 handle = self._open(name)
             except CannotBuild as error:
                 return self._of_read_only(name, error)
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            self._lock(handle, fcntl.LOCK_SH)
             if self._is_open(name, handle):
                 os.utime(handle.fileno())
                 return handle
@@ -51,7 +52,7 @@ class Locks:
         """By any process, in any way; looking leaves no trace."""
         try:
             with (self._folder / name).open("rb") as handle:
-                fcntl.flock(handle, NOW)
+                self._lock(handle, NOW)
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -74,10 +75,17 @@ class Locks:
             self._folder.mkdir(parents=True, exist_ok=True)
             return (self._folder / name).open("ab")
         except OSError as error:
-            raise CannotBuild(
-                f"the cache '{self._cache}' cannot be written: {error.strerror}; set cache_dir to a folder that can",
-                environment=True,
-            ) from error
+            why = shortage.describe(error, "set cache_dir to a folder that can")
+            raise CannotBuild(f"the cache '{self._cache}' cannot be written: {why}", environment=True) from error
+
+    def _lock(self, handle: IO[bytes], how: int) -> None:
+        try:
+            fcntl.flock(handle, how)
+        except BlockingIOError:
+            raise
+        except OSError as error:  # as some network disks answer
+            why = shortage.describe(error, "set cache_dir to a folder that can, on a disk of this machine")
+            raise CannotBuild(f"the cache '{self._cache}' cannot be locked: {why}", environment=True) from error
 
     def _is_open(self, name: str, handle: IO[bytes]) -> bool:
         """Whether the name still leads to what was opened by it."""

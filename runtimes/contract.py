@@ -243,7 +243,8 @@ class Load(msgspec.Struct, frozen=True):
     device: str = "cpu"  # the kind of one that the runtime reports
 
 
-Pieces = Generator[None, None, T]  # long work, in pieces of a fraction of a second each; the result at its end
+WAITING = True  # what a piece yields that only looked whether something is done elsewhere; others yield nothing
+Pieces = Generator[Any, None, T]  # long work, in pieces of a fraction of a second each; the result at its end
 
 
 class Engine(Protocol):
@@ -253,6 +254,10 @@ class Engine(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a rendered prompt: special tokens in it are parsed, BOS is added if the model wants one."""
+
+    def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        """Does what takes long before the add() that follows at once. Raises Refused for what cannot be enforced.
+        Called only where Facts lists the constraint's kind; several may be under way together."""
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         """Admits a sequence or queues it. `ids` fit the context. Raises Refused for what it cannot honour, among it

@@ -44,6 +44,10 @@ class Unavailable(Exception):
         self.message, self.code, self.retry_after = message, code, retry_after
 
 
+def shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down", "shutting_down")
+
+
 class Busy(Unavailable):
     pass
 

@@ -17,7 +17,14 @@ from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
-from enginehouse.server.keepalive import FirstEvent, IndexedEvents, Parts, assigned_headers, unless_client_leaves
+from enginehouse.server.keepalive import (
+    FirstEvent,
+    IndexedEvents,
+    Parts,
+    assigned_comments,
+    assigned_headers,
+    unless_client_leaves,
+)
 from enginehouse.server.sse import comment, encode
 
 log = logging.getLogger("enginehouse.server")
@@ -108,7 +115,7 @@ async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEven
         try:
             async for index, event in events:
                 if isinstance(event, Assigned) and answers[index].assigned:
-                    yield comment(f"its engine died; {event.runtime} {event.precision} goes on")
+                    yield comment("its engine died; another goes on") + assigned_comments(event)
                 for step in answers[index].take(event):
                     if part := renderer.step(index, step):
                         yield part

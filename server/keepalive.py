@@ -86,7 +86,7 @@ async def commented(
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
-        yield comment(f"{assigned.runtime} {assigned.precision} answers: {assigned.reason}")
+        yield assigned_comments(assigned)
         async with aclosing(body(first.result(), events)) as parts:
             async for part in parts:
                 yield part
@@ -95,6 +95,11 @@ async def commented(
 def assigned_headers(assigned: Assigned) -> dict[str, str]:
     names = ("runtime", "precision", "device", "reason")
     return {f"x-enginehouse-{name}": header_value(getattr(assigned, name)) for name in names}
+
+
+def assigned_comments(assigned: Assigned) -> bytes:
+    """The same in the middle of a stream."""
+    return b"".join(comment(f"{name}: {value}") for name, value in assigned_headers(assigned).items())
 
 
 def header_value(text: str) -> str:

@@ -1,4 +1,5 @@
-"""What a request may hold at most: OpenAI's limits or larger ones. More is a 400 that names the field and its limit."""
+"""What a request may hold at most: OpenAI's limits or larger ones. More is a 400 that names the field and its limit.
+And what a connection may, before there is a request."""
 
 import re
 from collections.abc import Mapping
@@ -23,6 +24,10 @@ LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
+HEAD_BYTES, HEADERS, PIPELINED = 64 * 1024, 256, 32
+HEAD_SECONDS, BODY_PAUSE_SECONDS, BODY_SECONDS, IDLE_SECONDS = 30, 60, 600, 75
+OPEN_FILES = 8192  # of which all but a few are connections
+
 
 class Limit(msgspec.Struct, frozen=True):
     fields: tuple[str, ...]
@@ -43,6 +48,19 @@ TABLE = (
     Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
+)
+
+# What of a connection, how much at most, and what is answered to more.
+CONNECTION_TABLE = (
+    ("URL", f"{HEAD_BYTES:,} bytes", "414"),
+    ("headers", f"{HEAD_BYTES:,} bytes", "431"),
+    ("headers", f"{HEADERS}", "431"),
+    ("requests sent before their turn", f"{PIPELINED}", "closed"),
+    ("until all headers have come", f"{HEAD_SECONDS} s", "closed"),
+    ("between two pieces of a body", f"{BODY_PAUSE_SECONDS} s", "408"),
+    ("until a body has come", f"{BODY_SECONDS} s", "408"),
+    ("idle between two requests", f"{IDLE_SECONDS} s", "closed"),
+    ("an answer of which the client takes nothing", "`server.send_timeout`", "closed"),
 )
 
 

@@ -109,6 +109,8 @@ def test_the_limits_are_what_the_server_keeps_to() -> None:
         for limit in limits.TABLE
     ]
     assert "\n".join(["| field | at most |", "|---|---|", *rows, ""]) in API, "\n".join(rows)
+    rows = [f"| {' | '.join(row)} |" for row in limits.CONNECTION_TABLE]
+    assert "\n".join(["| what | at most | then |", "|---|---|---|", *rows, ""]) in API, "\n".join(rows)
 
 
 def test_the_example_of_both_dialects_prints_the_same_answer_twice(house: Served) -> None:

@@ -93,6 +93,7 @@ class BatchedEngine(Generic[R]):
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
         self._jobs = Jobs(model.facts, model.text, model.grammar_compiler, self._sampler)
+        self.make_ready = self._jobs.make_ready
         self._slots = [Slot[R](index) for index in range(self.facts.slots)]
         self._clock = 0
 
@@ -118,6 +119,7 @@ class BatchedEngine(Generic[R]):
     def close(self) -> None:
         for job in list(self._jobs.all):
             self.remove(job)
+        self._jobs.close()
         self._model.close()
 
     # --- one step ---

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 from enginehouse.runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
+from enginehouse.runtimes.decoding.constraints import Constraints
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -49,6 +50,8 @@ class Jobs(Generic[S]):
         self.hold = False
         self._order = 0
         self._grammar_compiler: GrammarCompiler | None = None
+        self._matchers = Constraints(self.first_matcher)
+        self.make_ready = self._matchers.make_ready
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int]) -> None:
         """`ends`: ids that end this answer beside those that were asked for."""
@@ -60,6 +63,9 @@ class Jobs(Generic[S]):
         self.waiting.append(running)
 
     def matcher(self, constraint: Constraint) -> Matcher:
+        return self._matchers.of(constraint).copy()
+
+    def first_matcher(self, constraint: Constraint) -> Matcher:
         if self._grammar_compiler is None:
             self._grammar_compiler = self._new_grammar_compiler()
         return self._grammar_compiler.matcher(constraint)
@@ -80,6 +86,9 @@ class Jobs(Generic[S]):
         """To be read again, first of all, once there is more room."""
         self.waiting.appendleft(running)
         self.hold = True
+
+    def close(self) -> None:
+        self._matchers.close()
 
     def end(self, running: Running[S]) -> None:
         del self.all[running.job]

@@ -50,10 +50,15 @@ class Vocabulary:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def pieces_for(self, width: int) -> list[bytes]:
+        """As many as logits of this width have ids."""
+        return [*self.pieces[:width], *[b""] * (width - len(self.pieces))]
+
     def grammar_compiler(self, width: int) -> GrammarCompiler:
         """For logits of this width."""
-        pieces = [*self.pieces[:width], *[b""] * (width - len(self.pieces))]
-        return GrammarCompiler(pieces, [id for id in sorted(self.special) if id < width], self.ends, self.encode)
+        return GrammarCompiler(
+            self.pieces_for(width), [id for id in sorted(self.special) if id < width], self.ends, self.encode
+        )
 
     def _pieces(self, added: dict[int, Any]) -> list[bytes]:
         """b"" for a special token that marks nothing in an answer, and for ids without text."""

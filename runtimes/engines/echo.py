@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from enginehouse.runtimes.contract import (
+    Constraint,
     Engine,
     Facts,
     Load,
@@ -45,6 +46,9 @@ class Echo:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        raise NotImplementedError
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         if ids:

@@ -15,7 +15,7 @@ def grammar(structure: Structure) -> str:
     """Raises NotEnforceable."""
     writer = EbnfWriter()
     root = writer.write(structure)
-    return "\n".join([f"root ::= {root}", *writer.lines])
+    return "\n".join([f"root ::= {root}", *writer.lines]) + json_schema.PRIMITIVES
 
 
 class EbnfWriter:

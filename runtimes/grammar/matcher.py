@@ -1,6 +1,5 @@
 """Constrained decoding for engines without their own: a constraint -> which tokens may come next, by llguidance."""
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,31 +31,24 @@ class GrammarCompiler:
         self._lib = llguidance
         wrapped = llguidance.TokenizerWrapper(Wrapped(pieces, special, ends, encode))
         self._tokenizer = llguidance.LLTokenizer(wrapped, eos_token=list(ends))
-        self._grammar = functools.lru_cache(maxsize=64)(self._compile)
 
     def matcher(self, constraint: Constraint) -> "Matcher":
-        """Raises Refused, naming what cannot be enforced."""
-        return Matcher(self._lib.LLMatcher(self._tokenizer, self._grammar(constraint), log_level=0), self._tokenizer)
-
-    def _compile(self, constraint: Constraint) -> str:
+        """Raises Refused, naming what cannot be enforced, or cannot be followed to the first token."""
         param = param_of(constraint)
         try:
-            grammar = self._lark(constraint)
+            return self._follow(self._lark(constraint))
         except ValueError as error:
             raise Refused(f"the constraint cannot be read: {first_line(error)}", param, "invalid_constraint") from error
-        if trouble := self._trouble(grammar):
-            raise Refused(f"the constraint cannot be enforced: {trouble}", param, "invalid_constraint")
-        return grammar
-
-    def _trouble(self, grammar: str) -> str:
-        """Why it cannot be followed, not even to the first token; "" if it can."""
-        if invalid := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
-            return first_line(invalid)
-        try:
-            Matcher(self._lib.LLMatcher(self._tokenizer, grammar, log_level=0), self._tokenizer).next_tokens()
         except ConstraintFailed as error:
-            return str(error)
-        return ""
+            raise Refused(f"the constraint cannot be enforced: {error}", param, "invalid_constraint") from error
+
+    def _follow(self, grammar: str) -> "Matcher":
+        """Raises ConstraintFailed where it cannot be, not even to the first token."""
+        if invalid := self._lib.LLMatcher.validate_grammar(grammar, self._tokenizer):
+            raise ConstraintFailed(first_line(invalid))
+        matcher = Matcher(self._lib.LLMatcher(self._tokenizer, grammar, log_level=0), self._tokenizer.vocab_size)
+        matcher.next_tokens()
+        return matcher
 
     def _lark(self, constraint: Constraint) -> str:
         match constraint:
@@ -81,9 +73,10 @@ class GrammarCompiler:
 
     def _can_enforce(self, schema: str) -> bool:
         try:
-            return not self._trouble(self._of_schema(schema))
-        except ValueError:
+            self._follow(self._of_schema(schema))
+        except (ValueError, ConstraintFailed):
             return False
+        return True
 
 
 PARAM = "response_format"
@@ -102,12 +95,16 @@ def first_line(said: object) -> str:
 class Matcher:
     """One answer under a constraint."""
 
-    def __init__(self, ll_matcher: Any, tokenizer: Any) -> None:
+    def __init__(self, ll_matcher: Any, vocabulary: int) -> None:
         import llguidance.numpy
 
-        self._ll_matcher = ll_matcher
+        self._ll_matcher, self._vocabulary = ll_matcher, vocabulary
         self._fill = llguidance.numpy.fill_next_token_bitmask
-        self._mask = llguidance.numpy.allocate_token_bitmask(1, tokenizer.vocab_size)
+        self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
+
+    def copy(self) -> "Matcher":
+        """For another answer: what was compiled is shared."""
+        return Matcher(self._ll_matcher.deep_copy(), self._vocabulary)
 
     def forbid(self, logits: "np.ndarray[Any, Any]") -> None:
         """Sets the logits of tokens that may not come next to -inf, in place. `logits`: float32, (vocabulary,)."""

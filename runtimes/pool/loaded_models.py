@@ -276,6 +276,11 @@ class LoadedModels:
         key = (name, candidate.key)
         return any(there == key and not loaded.retired and not loaded.worker.death for there, loaded in self._all())
 
+    def interrupt(self) -> None:
+        """Ends what every worker is asked."""
+        for _, loaded in self._all():
+            loaded.worker.interrupt()
+
     async def end(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True

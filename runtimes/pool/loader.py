@@ -172,7 +172,8 @@ class Loader:
             report = functools.partial(self._report, name, candidate.key, "load")
             await worker.start(load, runtime.environment, report, use, self._patience)
         except Unavailable as error:
-            await self._decisions.record_failure(source, candidate, "load", error.message)
+            if not error.retry_after:  # else it is not the candidate's fault
+                await self._decisions.record_failure(source, candidate, "load", error.message)
             raise
         try:
             if model.context and model.context > worker.facts.context_length:

@@ -1,11 +1,11 @@
 """Pool: requests, from their model's name to the events of an answer, past the deaths of workers."""
 
 import asyncio
-import contextlib
+import functools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Prompt
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, Unavailable, UnknownModel, WorkerDied, too_long
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -74,6 +74,16 @@ class Pool:
         """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
         await self._decisions.host()
 
+    def refuse(self) -> None:
+        """Takes no further request; those that are under way go on."""
+        self._draining = True
+
+    def interrupt(self) -> None:
+        """Ends what is under way with Unavailable, whatever it waits for. Nothing can be asked any more."""
+        self.refuse()
+        self._stand_ins.interrupt()
+        self._models.interrupt()
+
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
@@ -93,10 +103,11 @@ class Pool:
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Assigned, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
         name = self.resolve(job.model)
-        with self._request(name):
+        with ExitStack() as request:
+            request.enter_context(self._request(name))
             if isinstance(job.prompt, Chat):
                 await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
-            async with aclosing(self._answer(name, job)) as events:
+            async with aclosing(self._answer(name, job, request)) as events:
                 async for event in events:
                     if isinstance(event, Done):
                         self.counts["prompt_tokens", name] += event.usage.prompt_tokens
@@ -132,27 +143,31 @@ class Pool:
                             raise
             raise AssertionError("the last attempt returns or raises")
 
-    async def _answer(self, name: str, job: Job) -> AsyncGenerator[Event, None]:
-        """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly."""
+    async def _answer(self, name: str, job: Job, request: ExitStack) -> AsyncGenerator[Event, None]:
+        """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly. The
+        request ends with the engine's work on it, though its client may take long to read what came of it."""
         needs = job.needs()
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
         generated: list[int] = []
         announced: LoadedModel | None = None  # to the client, as who answers
         while True:
-            # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
-            suspect = self._suspects[name] if len(deaths) == ATTEMPTS - 1 else contextlib.nullcontext()
-            async with suspect:
+            with ExitStack() as lease:
+                # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
+                if len(deaths) == ATTEMPTS - 1:
+                    await self._suspects[name].acquire()
+                    lease.callback(self._suspects[name].release)
                 loaded = await self._stand_ins.lease(name, needs, tried, self._patience_for(job))
+                lease.enter_context(self._models.using(loaded))
                 try:
-                    with self._models.using(loaded):
-                        async with aclosing(loaded.worker.stream(job, generated)) as events:
-                            async for event in events:
-                                if announced is not loaded:
-                                    again = announced is not None and not job.resumable
-                                    yield msgspec.structs.replace(loaded.assigned, again=again)
-                                    announced = loaded
-                                yield event
+                    stream = loaded.worker.stream(job, generated, functools.partial(end, lease, request))
+                    async with aclosing(stream) as events:
+                        async for event in events:
+                            if announced is not loaded:
+                                again = announced is not None and not job.resumable
+                                yield msgspec.structs.replace(loaded.assigned, again=again)
+                                announced = loaded
+                            yield event
                     return
                 except WorkerDied as death:
                     await self._models.record_death(name, loaded, death)
@@ -177,7 +192,7 @@ class Pool:
     @contextmanager
     def _request(self, name: str) -> Iterator[None]:
         if self._draining:
-            raise Unavailable("the server is shutting down")
+            raise shutting_down()
         limit = self.config.models[name].slots + self.config.server.max_queue
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
@@ -315,6 +330,11 @@ class Pool:
         estimates = await self._threads.run(name, self._loader.estimate, source, ranked.candidate)
         self._progress.expect((name, ranked.candidate.key), estimates)
         return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
+
+
+def end(*contexts: ExitStack) -> None:
+    for context in contexts:
+        context.close()
 
 
 def describe(figures: Figures) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from enginehouse.config.schema import Config
-from enginehouse.runtimes.errors import EngineFailed, Unavailable
+from enginehouse.runtimes.errors import EngineFailed, Unavailable, shutting_down
 from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels, Needs
@@ -36,6 +36,7 @@ class StandIns:
         self._models, self._progress, self._threads = models, progress, threads
         self._replacing: dict[str, asyncio.Task[None]] = {}  # models for which something better is built
         self._gave_up_until: defaultdict[str, float] = defaultdict(float)
+        self._waiting: set[asyncio.Timeout] = set()
         self._draining = False
 
     async def lease(self, name: str, needs: Needs, tried: dict[str, str], seconds: float | None) -> LoadedModel:
@@ -51,15 +52,21 @@ class StandIns:
         return await self.waited(name, self._models.lease(name, needs, tried, instead), seconds)
 
     async def waited(self, name: str, work: Coroutine[Any, Any, T], seconds: float | None) -> T:
-        """What comes of it within that time; Unavailable afterwards, with how far the model is."""
+        """What comes of it within that time; Unavailable afterwards, with how far the model is, and on `interrupt`."""
         try:
-            async with asyncio.timeout(seconds):
-                return await work
+            async with asyncio.timeout(0 if self._draining else seconds) as limit:
+                self._waiting.add(limit)
+                try:
+                    return await work
+                finally:
+                    self._waiting.discard(limit)
         except asyncio.CancelledError:
             if not self._models.has(name):
                 self._start_replacing(name)
             raise
         except TimeoutError:
+            if self._draining:
+                raise shutting_down() from None
             if not self._models.has(name):
                 self._start_replacing(name)
             message = f"model '{name}' is not ready yet: {self._progress.describe(name)}; ask again"
@@ -69,6 +76,13 @@ class StandIns:
     def replacing(self, name: str | None = None) -> bool:
         """Whether something better is being made for a model, or for any."""
         return name in self._replacing if name else bool(self._replacing)
+
+    def interrupt(self) -> None:
+        """Whoever waits, waits no longer."""
+        self._draining = True
+        for limit in self._waiting:
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
 
     async def end(self) -> None:
         self._draining = True

@@ -56,6 +56,7 @@ from enginehouse.runtimes.worker.protocol import (
 MESSAGES_SECONDS = 0.005, 0.1  # at least and at most that messages are handled for between two steps
 PIECES_SECONDS = 0.005  # the same for pieces of long work
 PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
+PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
 STEPS_SHARE, STEPS_SECONDS = 1.5, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
@@ -124,6 +125,12 @@ class Inbox:
     def waiting(self) -> bool:
         return bool(self._messages)
 
+    def pause(self) -> None:
+        """Until something comes, but for a moment only."""
+        self._arrived.clear()
+        if not self._messages:
+            self._arrived.wait(PAUSE_SECONDS)
+
     def get(self) -> ToWorker:
         while not self._messages:
             self.busy = False
@@ -142,11 +149,12 @@ class Loop:
         self._unfinished: dict[int, tuple[Question, Pieces[None]]] = {}  # the first is gone on with between steps
         self._went_on = 0.0  # when last
         self._step_seconds = 0.0  # of the last step
+        self._waiting: dict[int, tuple[Question, Pieces[None]]] = {}  # while something is done for them elsewhere
 
     def run(self) -> None:
         while True:
             began = time.monotonic()
-            if self._inbox.waiting() or not (self._answers or self._unfinished):
+            if self._inbox.waiting() or not (self._answers or self._unfinished or self._waiting):
                 self._handle_messages()
             if not self._inbox.waiting() or began > self._went_on + PATIENCE_SECONDS:
                 self._go_on()
@@ -161,13 +169,18 @@ class Loop:
             self._handle(self._inbox.get())
 
     def _go_on(self) -> None:
-        """At least one piece of the long work that came first, if there is any."""
+        """A look at what waits, then at least one piece of the long work that came first, if there is any."""
         self._went_on = time.monotonic()
+        for job in list(self._waiting):
+            self._unfinished[job] = self._waiting.pop(job)  # behind the others, whose pieces may be under way
+            self._take_piece(job)
         until = self._went_on + PIECES_SECONDS
         while self._unfinished:
             self._take_piece(next(iter(self._unfinished)))
             if time.monotonic() >= until:
                 return
+        if self._waiting and not self._answers:
+            self._inbox.pause()
 
     def _step(self, spent: float) -> None:
         """At least one step, and more for longer than was spent on other things: whoever asks much of a model takes
@@ -193,16 +206,19 @@ class Loop:
                 self._engine.remove(message.job)
                 self._answers.pop(message.job, None)
                 self._unfinished.pop(message.job, None)
+                self._waiting.pop(message.job, None)
                 self._inbox.cancelled.discard(message.job)
 
     def _take_piece(self, job: int) -> None:
         question, pieces = self._unfinished[job]
         if job in self._inbox.cancelled:
             del self._unfinished[job]
+            pieces.close()
             return
         self._inbox.turns += 1
         try:
-            next(pieces)
+            if next(pieces):
+                self._waiting[job] = self._unfinished.pop(job)
         except StopIteration:
             del self._unfinished[job]
         except Refused as error:
@@ -239,6 +255,8 @@ class Loop:
         if sampling.max_tokens == 0:
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
+            if sampling.constraint:
+                yield from self._engine.make_ready(sampling.constraint)
             self._engine.add(submit.job, [*ids, *submit.generated], remaining(sampling, len(submit.generated)))
             self._answers[submit.job] = answer
             dones = []

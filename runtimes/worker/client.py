@@ -9,12 +9,21 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import psutil
 
+from enginehouse.optimize import shortage
 from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, EngineFailed, Refused, Unavailable, WorkerDied
+from enginehouse.runtimes.errors import (
+    RETRY_SECONDS,
+    Busy,
+    EngineFailed,
+    Refused,
+    Unavailable,
+    WorkerDied,
+    shutting_down,
+)
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -46,8 +55,16 @@ STDERR_LINES, LINE_BYTES = 12, 1 << 16  # kept of what a worker writes, and of a
 GRACE_SECONDS = 5.0
 
 Reply = Embedded | Tokenized | Detokenized
-Item = Delta | Done | Reply | Refusal | EngineFailed
+Item = Delta | Done | Reply | Refusal | EngineFailed | Unavailable
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
+
+
+class Asked(NamedTuple):
+    """What the engine works on."""
+
+    replies: "asyncio.Queue[Item]"
+    generated: list[int]  # ids of the tokens that came
+    ended: Callable[[], None]  # called when the engine has ended it, whether the replies are read or not
 
 
 class Worker:
@@ -58,10 +75,11 @@ class Worker:
         self.facts: Facts
         self.load_seconds = 0.0
         self.death = ""  # of what it died
+        self._interrupted = False
         self._given_up = ""  # why it was killed
         self._pong: Pong | None = None
         self._peak = 0
-        self._jobs: dict[int, tuple[asyncio.Queue[Item], list[int]]] = {}  # what came, and the ids of its tokens
+        self._jobs: dict[int, Asked] = {}
         self._unanswered: dict[int, int] = {}  # bytes of jobs of which nothing has come yet
         self._ids = itertools.count()
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -87,19 +105,25 @@ class Worker:
         patience: float | None = STUCK_SECONDS,
     ) -> None:
         """Raises Unavailable with the engine's own sentence when it cannot load, or when it says nothing for `patience`
-        seconds. The process keeps `inherited` open."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # nothing that lies in the working directory is imported
-            "-m",
-            "enginehouse.runtimes.worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **environment},
-            start_new_session=True,  # Ctrl-C is the server's to answer
-            pass_fds=[inherited.fileno()] if inherited else [],
-        )
+        seconds; one with `retry_after` where not even a process can be had. The process keeps `inherited` open."""
+        try:
+            shortage.check_files()
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # nothing that lies in the working directory is imported
+                "-m",
+                "enginehouse.runtimes.worker",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is the server's to answer
+                pass_fds=[inherited.fileno()] if inherited else [],
+            )
+        except OSError as error:
+            why = shortage.describe(error, "see the log")
+            message = f"model '{self.name}' cannot be loaded: no process can be started for it: {why}"
+            raise Unavailable(message, "model_load_failed", RETRY_SECONDS) from error
         self._tasks.append(asyncio.create_task(self._keep_stderr()))
         try:
             self._write(frame(Start(load)))
@@ -130,10 +154,13 @@ class Worker:
                         f"model '{self.name}' cannot be loaded: {await self._cause_of_death()}", "model_load_failed"
                     )
 
-    async def stream(self, job: Job, generated: list[int]) -> AsyncGenerator[Delta | Done, None]:
+    async def stream(
+        self, job: Job, generated: list[int], ended: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[Delta | Done, None]:
         """What comes after the tokens in `generated`, to the answer's end; tokens whose deltas were given are added
-        there. Closing the iterator early cancels the job in the engine."""
-        number, replies = self._open(generated)
+        there. Closing the iterator early cancels the job in the engine. What nobody takes is kept: at most the answer;
+        `ended` is called as soon as the engine has given it."""
+        number, replies = self._open(generated, ended)
         try:
             self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo))
             while True:
@@ -144,10 +171,9 @@ class Worker:
                     match item:
                         case Refusal():
                             raise Refused(item.message, item.param, item.code)
-                        case EngineFailed():
+                        case EngineFailed() | Unavailable():
                             raise item
                         case Done():
-                            del self._jobs[number]
                             yield item
                             return
                         case Delta():
@@ -166,16 +192,15 @@ class Worker:
         return (await self._ask(lambda number: Detokenize(number, ids), Detokenized)).text
 
     async def _ask(self, question: Callable[[int], Embed | Tokenize | Detokenize], answer: type[R]) -> R:
-        number, replies = self._open([])
+        number, replies = self._open([], lambda: None)
         try:
             self._send(question(number))
             match await replies.get():
                 case answer() as reply:
-                    del self._jobs[number]
                     return reply
                 case Refusal(_, message, param, code):
                     raise Refused(message, param, code)
-                case EngineFailed() as failure:
+                case (EngineFailed() | Unavailable()) as failure:
                     raise failure
                 case other:
                     raise EngineFailed(
@@ -184,11 +209,13 @@ class Worker:
         finally:
             self._forget(number)
 
-    def _open(self, generated: list[int]) -> tuple[int, "asyncio.Queue[Item]"]:
+    def _open(self, generated: list[int], ended: Callable[[], None]) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
             raise WorkerDied(self.death)
+        if self._interrupted:
+            raise shutting_down()
         number, replies = next(self._ids), asyncio.Queue[Item]()
-        self._jobs[number] = replies, generated
+        self._jobs[number] = Asked(replies, generated, ended)
         return number, replies
 
     def _forget(self, number: int) -> None:
@@ -207,6 +234,12 @@ class Worker:
             raise Busy(waiting, "queue_full", RETRY_SECONDS)
         self._unanswered[message.job] = len(data)
         self._write(data)
+
+    def interrupt(self) -> None:
+        """Ends what it is asked, and lets nobody ask it any more."""
+        self._interrupted = True
+        for asked in self._jobs.values():
+            asked.replies.put_nowait(shutting_down())
 
     def close(self) -> None:
         """Ends the process: politely by closing its stdin, by force if it does not listen."""
@@ -268,8 +301,8 @@ class Worker:
         except Exception as error:  # else all that wait for this worker would wait for ever
             self._give_up(f"what it said cannot be read: {error}")
         self.death = f"the engine of model '{self.name}' died: {await self._cause_of_death()}"
-        for replies, _ in self._jobs.values():
-            replies.put_nowait(WorkerDied(self.death))
+        for asked in self._jobs.values():
+            asked.replies.put_nowait(WorkerDied(self.death))
         if self._watching:
             self._watching.cancel()
 
@@ -279,21 +312,24 @@ class Worker:
                 self._pong = message
             case Emit(tokens, deltas, dones):
                 for number, token in tokens:
-                    if job := self._jobs.get(number):
-                        job[1].append(token)
+                    if asked := self._jobs.get(number):
+                        asked.generated.append(token)
                 for number, delta in deltas:
-                    self._put(number, delta)
+                    self._unanswered.pop(number, None)
+                    if asked := self._jobs.get(number):
+                        asked.replies.put_nowait(delta)
                 for number, done in dones:
-                    self._put(number, done)
+                    self._end(number, done)
             case Failure(number, reason):
-                self._put(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
+                self._end(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
             case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
-                self._put(number, message)
+                self._end(number, message)
 
-    def _put(self, number: int, item: Item) -> None:
+    def _end(self, number: int, last: Item) -> None:
         self._unanswered.pop(number, None)
-        if job := self._jobs.get(number):
-            job[0].put_nowait(item)
+        if asked := self._jobs.pop(number, None):
+            asked.replies.put_nowait(last)
+            asked.ended()
 
     async def _keep_stderr(self) -> None:
         assert self._process.stderr

@@ -1,4 +1,4 @@
-"""`enginehouse serve | models | optimize | prune | bench | explain | doctor`."""
+"""`enginehouse serve | models | optimize | prune | bench | explain | health | doctor`."""
 
 import argparse
 import logging
@@ -11,10 +11,11 @@ import msgspec
 
 from enginehouse.config.load import BadConfig, convert, load
 from enginehouse.config.schema import Config
+from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
-STREAMS_MAY_END_SECONDS = 3  # after the signal to stop
+SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         arguments.command(arguments)
-    except (BadConfig, UnknownModel, Unavailable) as error:
+    except (BadConfig, CannotBuild, UnknownModel, Unavailable) as error:
         sys.exit(f"enginehouse: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
@@ -36,8 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version("enginehouse"))
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
-    serving.add_argument("--host", help="address to listen on, over the config's")
-    serving.add_argument("--port", type=int, help="port to listen on, over the config's")
+    add_address(serving, "address to listen on, over the config's", "port to listen on, over the config's")
     listing = command(commands, "models", models, "the models of the config file and what is kept of them")
     listing.add_argument("--json", action="store_true")
     listing.add_argument("--verify", action="store_true", help="read all of it; exits with 1 when a file has changed")
@@ -57,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
     explaining.add_argument("--json", action="store_true")
+    asking = command(commands, "health", health, "whether the server of the config answers; exits with 1 when not")
+    add_address(asking, "address that it listens on, over the config's", "port that it listens on, over the config's")
     command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
     return top
 
@@ -74,6 +76,11 @@ def command(
     )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"])
     return parser
+
+
+def add_address(command: argparse.ArgumentParser, host: str, port: str) -> None:
+    command.add_argument("--host", help=host)
+    command.add_argument("--port", type=int, help=port)
 
 
 def models(arguments: argparse.Namespace) -> None:
@@ -112,26 +119,24 @@ def doctor(arguments: argparse.Namespace) -> None:
     sys.exit(doctor.run(lambda: configured(arguments)))
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    import uvicorn
+def health(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import health
 
-    from enginehouse.server import app
+    sys.exit(health.run(with_flags(load(arguments.config), arguments).server))
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    from enginehouse.server import app, serving
 
     config = with_flags(configured(arguments), arguments)
     refuse_open(config)
     listener = listen(config.server.host, config.server.port)
-    options = uvicorn.Config(
-        app.create(config),
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=STREAMS_MAY_END_SECONDS,
-    )
     host, port = listener.getsockname()[:2]
     models = ", ".join(config.models)
     logging.getLogger("enginehouse").info(
         "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
     )
-    uvicorn.Server(options).run([listener])
+    serving.run(app.create(config), config, listener)
 
 
 def configured(arguments: argparse.Namespace) -> Config:
@@ -167,7 +172,9 @@ def listen(host: str, port: int) -> socket.socket:
     """Bound here and not by uvicorn, whose message for a port in use names no remedy."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)  # and so of each connection
+        return listener
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # Python 3.11 and older add the address again
         raise BadConfig(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.bench.attack_lab import (
     CHAT,
@@ -129,21 +130,44 @@ def foreign_responses(lab: Lab) -> tuple[str, bool]:
 @answers("A15", f"200 within {2 * WATCH_SECONDS} s")
 def unread_streams(lab: Lab) -> tuple[str, bool]:
     """Three streams of 5 MiB that nobody reads, where three may be under way; then chat once a second."""
-    fields: dict[str, Any] = {"stream": True, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
-    body = json.dumps(chat("Tell me a story about a fox.", max_tokens=3500, **fields)).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     with lab.serve({"pocket": lab.pocket(slots=2)}, max_queue=1) as served, contextlib.ExitStack() as stack:
         ask(served, chat())
         for _ in range(3):
-            unread = stack.enter_context(socket.socket())
-            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            unread.connect(address(served))
-            unread.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+            stack.enter_context(unread_stream(served))
         began, got = time.monotonic(), 0
         while got != 200 and time.monotonic() < began + 2 * WATCH_SECONDS:
             time.sleep(1)
             got = ask(served, chat()).status_code
     return f"{got} after {time.monotonic() - began:.0f} s", got == 200
+
+
+@answers("A15-open", f"closed within {2 * WATCH_SECONDS} s")
+def open_connection(lab: Lab) -> tuple[str, bool]:
+    """One such stream: when its connection is closed."""
+    with lab.serve({"pocket": lab.pocket(slots=2)}) as served:
+        ask(served, chat())
+        began, closed = time.monotonic(), False
+        with unread_stream(served) as unread:
+            while not closed and time.monotonic() < began + 2 * WATCH_SECONDS:
+                time.sleep(1)
+                closed = not is_connected(served, unread.getsockname()[1])
+    return f"{'closed' if closed else 'open'} after {time.monotonic() - began:.0f} s", closed
+
+
+def is_connected(served: Served, port: int) -> bool:
+    connections = psutil.Process(served.process.pid).net_connections("tcp")
+    return any(connection.raddr and connection.raddr.port == port for connection in connections)
+
+
+def unread_stream(served: Served) -> socket.socket:
+    fields: dict[str, Any] = {"stream": True, "ignore_eos": True, "logprobs": True, "top_logprobs": 20}
+    body = json.dumps(chat("Tell me a story about a fox.", max_tokens=3500, **fields)).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(address(served))
+    connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,15 +136,16 @@ class Target:
         with ThreadPoolExecutor(clients) as threads:
             list(threads.map(client, range(clients)))
 
-    def flood(self, head: bytes, mebibytes: int) -> None:
-        """A request's beginning and then letters, again and again."""
+    def flood(self, head: bytes, mebibytes: int, piece: bytes = b"a") -> None:
+        """A request's beginning and then a piece over and over, again and again."""
+        pieces = piece * (MIB // len(piece))
         while time.monotonic() < self.until:
             got = "closed"
             with socket.create_connection(address(self.served), GRACE_SECONDS) as connection:
                 try:
                     connection.sendall(head)
                     for _ in range(mebibytes):
-                        connection.sendall(b"a" * MIB)
+                        connection.sendall(pieces)
                     connection.sendall(b" HTTP/1.1\r\n\r\n")
                     got = connection.recv(12)[9:].decode() or got
                 except TimeoutError:
@@ -153,6 +154,34 @@ class Target:
                     pass
             self.got[got] += 1
             time.sleep(PAUSE_SECONDS)
+
+    def closed(self, sent: Sequence[bytes], seconds: float) -> int:
+        """Opens a connection for each, which then waits: how many the server has closed after that time."""
+        with contextlib.ExitStack() as held:
+            connections = [held.enter_context(socket.create_connection(address(self.served))) for _ in sent]
+            for connection, beginning in zip(connections, sent, strict=True):
+                connection.sendall(beginning)
+                connection.setblocking(False)
+            deadline, left = time.monotonic() + seconds, connections
+            while left and time.monotonic() < deadline:
+                time.sleep(PAUSE_SECONDS)
+                left = [connection for connection in left if not ended_by_server(connection)]
+        self.got["closed"] += len(connections) - len(left)
+        self.got["open"] += len(left)
+        return len(connections) - len(left)
+
+    def memory(self) -> int:
+        """Bytes resident in the server itself."""
+        return int(psutil.Process(self.served.process.pid).memory_info().rss)
+
+
+def ended_by_server(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1 << 16)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def address(served: Served) -> tuple[str, int]:
@@ -186,6 +215,6 @@ def record(**properties: Any) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
 
-def union(count: int) -> dict[str, Any]:
+def union(count: int, name: str = "event") -> dict[str, Any]:
     """A schema of one of so many tagged objects."""
-    return {"anyOf": [record(kind={"const": f"event_{n}"}, value={"type": "integer"}) for n in range(count)]}
+    return {"anyOf": [record(kind={"const": f"{name}_{n}"}, value={"type": "integer"}) for n in range(count)]}

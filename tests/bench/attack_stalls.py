@@ -2,9 +2,11 @@
 (A8), measuring while idle (A20)."""
 
 import contextlib
+import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -14,11 +16,13 @@ from tests.bench.attack_lab import (
     COMPLETIONS,
     FRANCE,
     MIB,
+    PAUSE_SECONDS,
     RESPONSES,
     WATCH_SECONDS,
     Target,
     chat,
     held_to,
+    record,
     stalls,
     tool,
     union,
@@ -32,14 +36,28 @@ LETTER = {"role": "user", "content": "a"}
 
 @stalls("A4-header")
 def endless_header(target: Target) -> None:
-    """A header of 64 MiB."""
-    target.flood(b"GET /v1/models HTTP/1.1\r\nx: ", 64)
+    """A header of 100 MiB."""
+    target.flood(b"GET /v1/models HTTP/1.1\r\nx: ", 100)
+
+
+@stalls("A4-headers")
+def many_headers(target: Target) -> bool:
+    """100 MiB of small headers."""
+    before = target.memory()
+    target.flood(b"GET /v1/models HTTP/1.1\r\n", 100, b"x-header: 0123456789\r\n")
+    return target.memory() - before < 64 * MIB
 
 
 @stalls("A4-url")
 def endless_url(target: Target) -> None:
     """A URL of 32 MiB."""
     target.flood(b"GET /v1/models?", 32)
+
+
+@stalls("A4-many")
+def many_connections(target: Target) -> bool:
+    """1,000 connections that send nothing, or a header's beginning; are all closed in 65 s?"""
+    return target.closed([b"", b"GET / HTTP/1.1\r\nx: "] * 500, WATCH_SECONDS) == 1000
 
 
 @stalls("A6")
@@ -139,20 +157,50 @@ def many_scores(target: Target) -> None:
 
 @stalls("A12-optional", runtime="openvino")
 def many_optional_properties(target: Target) -> None:
-    """A schema of an object with 300 optional properties (8 KiB)."""
-    target.repeat(held_to({"type": "object", "properties": {f"property_{n}": {"type": "integer"} for n in range(300)}}))
+    """Schemas of objects with 300 optional properties (8 KiB), each another."""
+    each_another(
+        target, lambda n: {"type": "object", "properties": {f"p{n}_{m}": {"type": "integer"} for m in range(300)}}
+    )
 
 
 @stalls("A12-union", runtime="openvino")
 def wide_union(target: Target) -> None:
-    """A schema of one of 200 tagged objects (31 KiB)."""
-    target.repeat(held_to(union(200)))
+    """Schemas of one of 200 tagged objects (31 KiB), each another."""
+    each_another(target, lambda n: union(200, f"event_{n}"))
+
+
+@stalls("A12-minimums", runtime="openvino")
+def many_minimums(target: Target) -> None:
+    """Schemas of one of 400 whole numbers, each with a name and a minimum of its own (40 KiB), each another."""
+    each_another(
+        target, lambda n: {"anyOf": [record(**{f"k{n}_{m}": {"type": "integer", "minimum": m}}) for m in range(400)]}
+    )
+
+
+@stalls("A12-wider-union", runtime="openvino")
+def wider_union(target: Target) -> None:
+    """Schemas of one of 2,000 tagged objects (0.3 MiB), each another."""
+    each_another(target, lambda n: union(2_000, f"event_{n}"))
 
 
 @stalls("A12-alternatives")
 def many_alternatives(target: Target) -> None:
-    """A schema of one of 5,000 tagged objects (0.8 MiB)."""
-    target.repeat(held_to(union(5_000)))
+    """Schemas of one of 5,000 tagged objects (0.8 MiB), each another."""
+    each_another(target, lambda n: union(5_000, f"event_{n}"))
+
+
+@stalls("A12-pattern")
+def hard_pattern(target: Target) -> None:
+    """Schemas of a pattern that repeats repetitions, each another."""
+    each_another(target, lambda n: {"type": "string", "pattern": f"^((a|b){{1,{999 - n % 100}}}c){{1,999}}$"})
+
+
+def each_another(target: Target, schema: Callable[[int], dict[str, Any]]) -> None:
+    for number in itertools.count():
+        if time.monotonic() >= target.until:
+            return
+        target.send(CHAT, held_to(schema(number)))
+        time.sleep(PAUSE_SECONDS)
 
 
 @stalls("A13", streams=False)  # they can only wait until it is noticed

@@ -62,3 +62,12 @@ def test_arguments_that_need_not_be_enforced_and_cannot_be_are_any_object(
     with pytest.raises(Refused, match="the constraint cannot be") as refused:
         compiler.matcher(Structured(JsonValue(json.dumps(schema), must=True)))
     assert "\n" not in refused.value.message
+
+
+def test_what_every_value_consists_of_is_written_once() -> None:
+    """xgrammar takes time and memory for every place in a grammar."""
+    few, many = (
+        json_schema.grammar({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(count)}})
+        for count in (100, 200)
+    )
+    assert len(many) - len(few) < 100 * 200

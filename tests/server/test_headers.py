@@ -1,12 +1,20 @@
 """Headers and comments hold what they may, whatever a model or a failure is called."""
 
+import asyncio
 from pathlib import Path
 
 import httpx
 import pytest
 
 from enginehouse.runtimes.contract import Assigned
-from enginehouse.server.keepalive import assigned_headers
+from enginehouse.server.keepalive import (
+    FirstEvent,
+    IndexedEvents,
+    Parts,
+    assigned_headers,
+    commented,
+    first_of,
+)
 from enginehouse.server.sse import comment
 from tests.serving import serve
 
@@ -24,6 +32,25 @@ def test_headers_are_printable_ascii_of_at_most_200_characters(reason: str) -> N
 
 def test_a_comment_is_one_line() -> None:
     assert comment("dead:\ndata: {}\r\rhere") == b": dead: data: {} here\n\n"
+
+
+def test_a_stream_that_had_to_wait_names_who_answers_as_the_headers_would() -> None:
+    assigned = Assigned("echo", "as-is", "cpu", "died\nonce", "fp")
+
+    async def events() -> IndexedEvents:
+        yield 0, assigned
+
+    async def body(first: FirstEvent, rest: IndexedEvents) -> Parts:
+        yield b"data: answer\n\n"
+
+    async def stream() -> list[bytes]:
+        waiting = events()
+        first = asyncio.create_task(first_of(waiting))
+        return [part async for part in commented(first, waiting, lambda: "convert 40%", body, lambda error: b"")]
+
+    lines = b"".join(asyncio.run(stream())).decode().split("\n\n")
+    headers = [f": {name}: {value}" for name, value in assigned_headers(assigned).items()]
+    assert lines == [": convert 40%", *headers, "data: answer", ""]
 
 
 def test_a_model_with_a_name_beyond_ascii_answers_after_its_engine_died(tmp_path: Path) -> None:

@@ -74,6 +74,14 @@ def client(alone: Served) -> Iterator[httpx.Client]:
         yield client
 
 
+@pytest.mark.parametrize("route", SENSIBLE)
+def test_every_answer_names_who_gave_it(client: httpx.Client, route: str) -> None:
+    answer = client.post(route, json=SENSIBLE[route])
+    assert (answer.status_code, answer.headers.get("x-enginehouse-runtime")) == (200, "echo"), answer.text
+    described = client.get("/schema/openapi.json").json()["paths"][route]["post"]["responses"]["200"]
+    assert described["headers"].keys() <= {key.lower() for key in answer.headers}
+
+
 @pytest.fixture(scope="module")
 def api(alone: Served) -> Any:
     return schemathesis.openapi.from_url(f"{alone.root}/schema/openapi.json")

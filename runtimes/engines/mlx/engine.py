@@ -99,6 +99,7 @@ class Mlx:
             special_tokens=self._vocabulary.special_texts,
         )
         self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
+        self.make_ready = self._jobs.make_ready
 
     # --- the contract ---
 
@@ -159,6 +160,7 @@ class Mlx:
         import mlx.core as mx
 
         self._end(list(self._jobs.all.values()))
+        self._jobs.close()
         self._kept.clear()
         self._generator.close()
         del self._generator, self._model, self._body

@@ -1,11 +1,9 @@
 """OpenVINO GenAI: its ContinuousBatchingPipeline does batching, sampling and constraints; token ids go in and out."""
 
 import importlib.util
-import json
 import math
 import random
-import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from enginehouse.runtimes.contract import (
+    Constraint,
     Device,
     Engine,
     Facts,
@@ -29,12 +28,13 @@ from enginehouse.runtimes.contract import (
     check_tokens,
 )
 from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.constraints import Constraints
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.openvino.constraints import Structures
-from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, save_detokenizer, without_head
+from enginehouse.runtimes.engines.openvino.graphs import MODEL, last_line, own_tokenizer, silence, without_head
 from enginehouse.runtimes.engines.openvino.prefixes import Prefixes
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.matcher import Matcher
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ARITHMETIC = "arithmetic"  # a file that names what to compute in, where an artifact is meant for one precision
-TOKENIZER, DETOKENIZER = "tokenizer.json", "openvino_detokenizer.xml"
+TOKENIZER = "tokenizer.json"
 ALMOST = 1e-6  # GenAI wants top_p above 0 and min_p below 1; so near, they mean the same
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SCORED_ROWS = 64  # the same where each gives logits
@@ -53,6 +53,7 @@ FEATURES = (
     "max_tokens", "min_tokens", "ignore_eos", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty",
     "stop_token_ids", "logprobs", "json_schema", "regex", "tools", "embeddings", "prompt_logprobs",
 )  # fmt: skip
+PAUSE_SECONDS = 0.002  # between two looks whether an answer may begin
 ATTEMPTS = 3  # of a job to go on when the KV cache was full
 NO_NPU = "an NPU has no continuous batching in OpenVINO GenAI"
 KV_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "u8": 1.0, "u4": 0.5}
@@ -102,12 +103,11 @@ class OpenVino:
         model = self._read_model()
         check_memory(model, tokens, self._properties, load.free_bytes)
         width = model.output("logits").get_partial_shape()[2].get_length()
-        missing = max(width - self._vocabulary.size, 0)  # a folder without config.json knows its tokenizer only
-        self._pieces = [*self._vocabulary.pieces[:width], *[b""] * missing]
+        self._pieces = self._vocabulary.pieces_for(width)
         report(0.1)
         self._block = BLOCK_TOKENS[self._device.partition(".")[0]]
         blocks = math.ceil(tokens / self._block) + 1
-        self._tokenizer = self._own_tokenizer()
+        self._tokenizer = own_tokenizer(openvino, openvino_genai, self._vocabulary, width)
         self._pipeline = self._new_pipeline(folder, options, load, blocks)
         self._prefixes = Prefixes(self._block, blocks if options.prefix_caching else 0)
         self._running: list[Running[State]] = []
@@ -128,12 +128,22 @@ class OpenVino:
             special_tokens=self._vocabulary.special_texts,
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
-        self._structures = Structures(openvino, openvino_genai, self._tokenizer, width, self._jobs.matcher)
+        self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)
+        self._structures = Constraints(self._compiling.make)
 
     # --- the contract ---
 
     def encode(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
+
+    def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        began = all(one.generated for one in self._jobs.all.values() if one.sampling.constraint)
+        if self._compiling.full and self._structures.idle and began:
+            self._structures.forget()
+            self._compiling.forget()
+        yield from self._structures.make_ready(constraint)
+        if isinstance(constraint, Regex):  # see _state
+            yield from self._jobs.make_ready(constraint)
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         # A constraint that is met can only be followed by the end.
@@ -143,6 +153,8 @@ class OpenVino:
     def step(self) -> list[Token]:
         self._admit()
         if not self._pipeline.has_non_finished_requests():
+            if self._jobs.waiting:  # for a constraint to be compiled
+                time.sleep(PAUSE_SECONDS)
             return []
         self._pipeline.step()
         for running in self._running:
@@ -153,6 +165,7 @@ class OpenVino:
             if handle.can_read() or handle.get_status() != self._genai.GenerationStatus.RUNNING:
                 handle.cancel()
                 self._leaving.remove(leaving)
+        self._let_compile()
         return out
 
     def text(self, token: int) -> bytes:
@@ -168,6 +181,7 @@ class OpenVino:
         if running.state.handle is None:
             return
         self._running.remove(running)
+        self._let_compile()
         if running.state.stepped and not running.generated and self._prefixes.capacity:
             self._leaving.append(running)
         else:
@@ -200,7 +214,9 @@ class OpenVino:
         for job in list(self._jobs.all):
             self.remove(job)
         self._leaving.clear()
+        self._jobs.close()
         self._structures.close()
+        self._compiling.close()
         self._pipeline = self._hidden = self._whole = self._tokenizer = None
 
     # --- one step ---
@@ -209,13 +225,23 @@ class OpenVino:
         while self._jobs.waiting and len(self._running) < self.facts.slots:
             if self._jobs.hold and self._running:
                 return
-            running = self._jobs.waiting.popleft()
+            running = next((running for running in self._jobs.waiting if self._may_begin(running)), None)
+            if running is None:
+                return
+            self._jobs.waiting.remove(running)
             state, cached = running.state, self._prefixes.reuse(running.tokens)
             if running.cached is None:
                 running.cached = cached
             state.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), state.config)
             self._requests += 1
             self._running.append(running)
+
+    def _may_begin(self, running: Running[State]) -> bool:
+        return not running.sampling.constraint or self._compiling.turns.begin_answer()
+
+    def _let_compile(self) -> None:
+        if not any(running.sampling.constraint and not running.generated for running in self._running):
+            self._compiling.turns.all_began()
 
     def _read(self, running: Running[State]) -> Iterator[Token]:
         handle = running.state.handle
@@ -366,16 +392,6 @@ class OpenVino:
             raise ValueError(f"'{self._model_file}' is no language model's IR: {last_line(error)}") from error
         return model
 
-    def _own_tokenizer(self) -> Any:
-        """One that knows the text of every id as Vocabulary does: constraints work with any folder, and a special
-        token, which shows no text, never passes for the text of its name."""
-        with tempfile.TemporaryDirectory() as folder:
-            save_detokenizer(self._ov, self._pieces, Path(folder) / DETOKENIZER)
-            # What may end an answer whose constraint leaves that to the model; GenAI asks for one.
-            ends = {"eos_token_id": self._vocabulary.ends[0]} if self._vocabulary.ends else {}
-            (Path(folder) / "config.json").write_text(json.dumps(ends))
-            return self._genai.Tokenizer(folder)
-
     def _new_pipeline(self, folder: Path, options: Options, load: Load, blocks: int) -> Any:
         scheduler = self._genai.SchedulerConfig()
         scheduler.num_kv_blocks = blocks
@@ -421,11 +437,6 @@ def unavailable() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"{distribution} is not installed; pip install 'enginehouse[openvino]'"
     return None
-
-
-def silence() -> None:
-    """OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it."""
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 
 def devices() -> list[Device]:

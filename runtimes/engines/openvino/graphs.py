@@ -1,11 +1,15 @@
 """Graphs that OpenVINO GenAI is given or that are made of the model's."""
 
+import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MODEL = "openvino_model.xml"
+from enginehouse.runtimes.decoding.tokenizer import Vocabulary
+
+MODEL, DETOKENIZER = "openvino_model.xml", "openvino_detokenizer.xml"
 
 
 def without_head(ov: Any, model: Any) -> Any:
@@ -38,6 +42,17 @@ def trial_pipeline(ov: Any, genai: Any, tokenizer: Any, vocabulary: int) -> Any:
         return genai.LLMPipeline(folder, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
 
 
+def own_tokenizer(ov: Any, genai: Any, vocabulary: Vocabulary, width: int) -> Any:
+    """One that knows the text of every id as Vocabulary does: constraints work with any folder, and a special token,
+    which shows no text, never passes for the text of its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_detokenizer(ov, vocabulary.pieces_for(width), Path(folder) / DETOKENIZER)
+        # What may end an answer whose constraint leaves that to the model; GenAI asks for one.
+        ends = {"eos_token_id": vocabulary.ends[0]} if vocabulary.ends else {}
+        (Path(folder) / "config.json").write_text(json.dumps(ends))
+        return genai.Tokenizer(folder)
+
+
 def save_detokenizer(ov: Any, pieces: Sequence[bytes], file: Path) -> None:
     """An IR in which GenAI finds the bytes of every id."""
     import numpy as np
@@ -60,3 +75,8 @@ def last_line(error: Exception) -> str:
     """OpenVINO's messages begin with the place in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def silence() -> None:
+    """OpenVINO reports every import and conversion to Google Analytics; without this package it has a stub for it."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -28,7 +28,7 @@ async def create_message(request: Request[Any, Any, State]) -> Response[Any]:
     return await answer(request, [protocol.to_job(asked, renderer.id)], renderer)
 
 
-@post("/count_tokens", status_code=200, operation_class=described(JSON, COUNTED, own_failures=True))
+@post("/count_tokens", status_code=200, operation_class=described(JSON, COUNTED, assigned=True, own_failures=True))
 async def count_tokens(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """How many tokens a message's prompt is, by the model's own template and tokenizer."""
     asked = await body.read_as(request, protocol.read_count)

@@ -18,7 +18,7 @@ from enginehouse.server.api.responses.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
 from enginehouse.server.exchange import answer
-from enginehouse.server.keepalive import unless_client_leaves
+from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 
 log = logging.getLogger("enginehouse.server")
@@ -47,15 +47,16 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
         return await answer(request, [job], renderer)
 
 
-@post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY))
-async def count_input_tokens(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
+@post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))
+async def count_input_tokens(request: Request[Any, Any, State], state: State) -> Response[dict[str, Any]]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
     asked = await body.read_as(request, protocol.read)
     history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
     given = await given_items(state.responses, owner_of(request), asked.input)
     prompt = protocol.to_job(asked, history, given, "count").prompt
-    _, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
-    return {"object": "response.input_tokens", "input_tokens": len(ids)}
+    assigned, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
+    counted = {"object": "response.input_tokens", "input_tokens": len(ids)}
+    return Response(counted, headers=assigned_headers(assigned), media_type="application/json")
 
 
 @get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))

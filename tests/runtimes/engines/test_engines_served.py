@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,42 @@ def test_untried_candidates_are_measured_when_nobody_asks_and_that_yields_to_a_r
         served.wait_for("measured 'pocket' on")
         rows = httpx.get(f"{served.root}/v1/models/pocket/explain").json()["candidates"]
         assert any(row["figures"] for row in rows)
+
+
+# --- hard constraints ---
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def integers(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"property_{n}": {"type": "integer"} for n in range(count)}}
+
+
+HARD: tuple[dict[str, Any], ...] = (
+    integers(100),
+    integers(300),
+    {"anyOf": [record(kind={"const": f"event_{n}"}, value={"type": "integer"}) for n in range(200)]},
+    {"anyOf": [record(**{f"k_{n}": {"type": "integer", "minimum": n}}) for n in range(400)]},
+    {"type": "string", "pattern": "^((a|b){1,999}c){1,999}$"},
+)
+
+
+@pytest.mark.parametrize("runtime", BUILT)
+def test_a_schema_that_is_hard_to_enforce_ends_no_worker_and_no_answer(folder: Path, runtime: str) -> None:
+    if reason := missing(runtime):
+        pytest.skip(reason)
+    model = {"source": "builtin:pocket", "runtime": runtime, "precision": "int8"}
+    with serve(folder, {"pocket": model}) as served, ThreadPoolExecutor(1) as thread:
+        assert ask(served).status_code == 200
+        worker = served.worker().pid
+        other = thread.submit(ask, served, max_tokens=1500, ignore_eos=True)
+        for schema in HARD:
+            form = {"type": "json_schema", "json_schema": {"name": "hard", "schema": schema}}
+            reply = ask(served, response_format=form, max_tokens=5)
+            assert reply.status_code == 200 or reply.json()["error"]["code"] == "invalid_constraint", reply.text
+        assert other.result().json()["usage"]["completion_tokens"] == 1500
+        assert served.worker().pid == worker
+        children = served.children()
+    assert not psutil.wait_procs(children, timeout=10)[1]

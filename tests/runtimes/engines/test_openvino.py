@@ -1,5 +1,6 @@
 """The OpenVINO toolchain and engine beyond what every engine must do."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,16 +11,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.openvino.toolchain import FAMILIES, TOOLCHAIN
 from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Regex, Sampling
+from enginehouse.runtimes.engines.openvino import constraints
 from enginehouse.runtimes.engines.openvino.engine import RUNTIME
 from enginehouse.runtimes.errors import NotEnforceable, Refused
 from enginehouse.runtimes.grammar.json_schema import grammar
-from tests.runtimes.engines.test_engine_contract import Jobs, answer
+from tests.runtimes.engines.test_engine_contract import Jobs, answer, whole
 
 if reason := RUNTIME.unavailable() or TOOLCHAIN.unavailable():
     pytest.skip(reason, allow_module_level=True)
@@ -278,6 +281,91 @@ def test_a_regex_that_xgrammar_cannot_compile_is_refused_and_hurts_nobody(engine
     with pytest.raises(Refused):
         engine.add(0, [5], Sampling(constraint=Regex(pattern)))
     assert answer(engine, "hello", Sampling(temperature=0, constraint=Regex("[ab]{4}"))).tokens[0][-1].finish == "stop"
+
+
+# --- constraints are tried in another process ---
+
+
+def record(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def minimums(count: int) -> JsonSchema:
+    one = (record(**{f"k_{n}": {"type": "integer", "minimum": n}}) for n in range(count))
+    return JsonSchema(json.dumps({"anyOf": [*one]}))
+
+
+def trial() -> psutil.Process:
+    """The process that this one's engine has constraints tried in."""
+    found = (child for child in psutil.Process().children() if "openvino.trial_process" in " ".join(child.cmdline()))
+    return next(found)
+
+
+def test_what_takes_too_long_to_compile_is_refused_by_name_and_hurts_nobody(engine: Engine) -> None:
+    schema = record(**{f"p{n}": {"type": "string", "maxLength": 3000 + n} for n in range(200)})
+    jobs = Jobs(engine)
+    jobs.add(0, [5], Sampling(max_tokens=50, temperature=0, ignore_eos=True))
+    with pytest.raises(Refused, match=r"too large or too complex for this model's engine") as refused:
+        for _ in engine.make_ready(JsonSchema(json.dumps(schema))):
+            jobs.step()
+    assert (refused.value.param, refused.value.code) == ("response_format", "invalid_constraint")
+    jobs.finish()
+    assert len(jobs.tokens[0]) == 50
+    assert answer(engine, "hello", Sampling(temperature=0, constraint=Regex("[ab]{5}"))).tokens[0][-1].finish == "stop"
+
+
+def test_the_trials_death_costs_one_constraint_at_most(engine: Engine) -> None:
+    whole(engine.make_ready(Regex("[ab]{6}")))
+    pieces, first = engine.make_ready(minimums(50)), trial()
+    first.suspend()
+    next(pieces)
+    first.kill()
+    with contextlib.suppress(Refused):
+        whole(pieces)
+    whole(engine.make_ready(minimums(51)))
+    assert trial() != first
+
+
+def test_answers_stay_right_when_compiled_grammars_are_forgotten(ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraints, "GROWN_BYTES", -1)  # at each new one
+    engine, patterns = load(ir, slots=3), ["[ab]{40}", "[cd]{40}", "[ab]{39}"]
+    jobs = Jobs(engine)
+    for number, pattern in enumerate(patterns):
+        whole(engine.make_ready(Regex(pattern)))
+        jobs.add(number, [5], Sampling(max_tokens=200, temperature=1, seed=number, constraint=Regex(pattern)))
+        while not jobs.tokens[number]:
+            jobs.step()
+    jobs.finish()
+    for number, pattern in enumerate(patterns):
+        assert re.fullmatch(pattern, jobs.text(number).decode())
+    engine.close()
+
+
+def test_the_trial_ends_with_its_engine(ir: Path) -> None:
+    engine = load(ir)
+    before = {child.pid for child in psutil.Process().children()}
+    whole(engine.make_ready(JSON_OBJECT))
+    (process,) = [child for child in psutil.Process().children() if child.pid not in before]
+    engine.close()
+    process.wait(10)
+
+
+def test_answers_come_to_their_first_token_while_constraints_are_compiled(ir: Path) -> None:
+    """GenAI has one lock for both."""
+    engine = load(ir, slots=4)
+    jobs, constraint = Jobs(engine), JsonSchema(json.dumps(record(a={"enum": [1, 2]})))
+    whole(engine.make_ready(constraint))
+    others = [engine.make_ready(minimums(count)) for count in range(100, 103)]
+    for number in range(8):
+        for pieces in others:
+            next(pieces, None)
+        jobs.add(number, [5] * 100, Sampling(temperature=0, max_tokens=30, constraint=constraint))
+        jobs.step()
+    jobs.finish()
+    assert all(tokens[-1].finish in ("stop", "length") for tokens in jobs.tokens.values())
+    for pieces in others:
+        whole(pieces)
+    engine.close()
 
 
 # --- schemas as grammars ---

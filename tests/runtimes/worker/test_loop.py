@@ -1,5 +1,6 @@
 """The worker's loop: what waits for what."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -7,7 +8,20 @@ import msgspec
 import pytest
 
 from enginehouse.optimize.sources import chat_template
-from enginehouse.runtimes.contract import Chat, Load, Logprob, Pieces, Pooling, Prompt, Sampling, Scored, Text
+from enginehouse.runtimes.contract import (
+    JSON_OBJECT,
+    WAITING,
+    Chat,
+    Constraint,
+    Load,
+    Logprob,
+    Pieces,
+    Pooling,
+    Prompt,
+    Sampling,
+    Scored,
+    Text,
+)
 from enginehouse.runtimes.engines.echo import Echo
 from enginehouse.runtimes.worker.__main__ import Inbox, Loop
 from enginehouse.runtimes.worker.protocol import (
@@ -218,3 +232,69 @@ def test_a_template_without_end_refuses_its_messages(monkeypatch: pytest.MonkeyP
     (sent,) = replies(engine, [chat(0, "hi")], lambda sent: True)
     assert isinstance(sent, Refusal)
     assert "did not come to its end within 0.1 s" in sent.message
+
+
+class Compiling(Echo):
+    """Makes each constraint ready for ever; until it is given up."""
+
+    def __init__(self) -> None:
+        super().__init__(Load("echo", "", CONTEXT, 4, 1, 0))
+        features = ("max_tokens", "json_schema", "embeddings")
+        self.facts = msgspec.structs.replace(self.facts, features=features)
+        self.looks, self.given_up = 0, 0
+
+    def make_ready(self, constraint: Constraint) -> Pieces[None]:
+        try:
+            while True:
+                self.looks += 1
+                yield WAITING
+        finally:
+            self.given_up += 1
+
+    def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
+        for _ in ids:
+            yield
+        return [1.0]
+
+
+HELD = Submit(0, Chat([{"role": "user", "content": "a"}]), Sampling(constraint=JSON_OBJECT))
+
+
+def test_who_waits_for_a_constraint_holds_up_nobody_and_can_leave() -> None:
+    engine = Compiling()
+    others: list[ToWorker] = [Embed(1, ["hello " * 50], "mean"), chat(2, "a short answer")]
+    sent = replies(engine, [HELD, *others], lambda sent: finished(sent, 2) and count(sent, Embedded) == 1)
+    assert not finished(sent, 0)
+
+
+def test_a_constraint_is_given_up_when_its_client_leaves() -> None:
+    engine, inbox = Compiling(), Inbox()
+    inbox.put(HELD)
+
+    def leave() -> None:
+        inbox.put(Cancel(0))
+        inbox.put(chat(1, "it is enough"))
+
+    threading.Timer(0.1, leave).start()
+
+    def send(message: ToServer) -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        Loop(engine, inbox, send).run()
+    assert engine.given_up == 1
+
+
+def test_the_loop_rests_while_all_wait_for_constraints() -> None:
+    engine, inbox = Compiling(), Inbox()
+    inbox.put(HELD)
+    threading.Timer(1, inbox.put, [chat(1, "it is enough")]).start()
+
+    def send(message: ToServer) -> None:
+        raise Enough
+
+    began = time.thread_time()
+    with pytest.raises(Enough):
+        Loop(engine, inbox, send).run()
+    assert engine.looks > 1
+    assert time.thread_time() - began < 0.5

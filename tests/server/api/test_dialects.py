@@ -33,7 +33,7 @@ from enginehouse.server.api.messages.render import MessageRenderer
 from enginehouse.server.api.responses.protocol import ResponseRequest
 from enginehouse.server.api.responses.render import ResponseRenderer
 from enginehouse.server.exchange import Answer, Renderer, collect, failed_start, merged, stream
-from enginehouse.server.keepalive import first_of
+from enginehouse.server.keepalive import assigned_comments, first_of
 from tests.conftest import BUILT
 from tests.serving import Served, serve
 
@@ -194,7 +194,7 @@ def test_a_text_completions_chunks_add_up_to_the_whole_one(deltas: list[Delta], 
 def test_chunks_bear_the_fingerprint_of_the_engine_that_goes_on(renderer: Renderer) -> None:
     other = Assigned("other", "int4", "cpu", "the first one died", "fp_2")
     before, after = streamed(renderer, [Delta("one "), other, Delta("two")], DONE).split(
-        b": its engine died; other int4 goes on\n\n"
+        b": its engine died; another goes on\n\n" + assigned_comments(other)
     )
     assert {chunk["system_fingerprint"] for chunk in data_of(before)} == {"fp_1"}
     assert {chunk["system_fingerprint"] for chunk in chunks_of(after)} == {"fp_2"}

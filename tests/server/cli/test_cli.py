@@ -120,6 +120,17 @@ def test_an_unknown_flag_or_command_is_refused(tmp_path: Path, command: list[str
     assert run(tmp_path, *command).returncode == 2
 
 
+def test_health_asks_at_the_port_of_the_config_and_exits_with_one_where_nobody_answers(tmp_path: Path) -> None:
+    with serve(tmp_path, {"echo": {"source": "builtin:echo"}}, host="0.0.0.0", allow_open=True) as served:
+        (config,) = tmp_path.glob("config-*.yaml")
+        ended = run(tmp_path, "health", "--config", str(config))
+        assert (ended.returncode, "lives" in ended.stdout) == (0, True), ended
+        port = served.root.rpartition(":")[2]
+        assert run(tmp_path, "health", ENGINEHOUSE_PORT=port).returncode == 0
+    ended = run(tmp_path, "health", "--config", str(config))
+    assert (ended.returncode, f"no server answers on 0.0.0.0 port {port}" in ended.stdout) == (1, True), ended
+
+
 def test_doctor_says_what_the_machine_has_and_that_it_can_serve(tmp_path: Path) -> None:
     ended = run(tmp_path, "doctor", ENGINEHOUSE_CACHE_DIR=str(tmp_path / "cache"))
     assert ended.returncode == 0, ended.stderr
