@@ -59,9 +59,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_load: Literal["serve-now", "wait"] = "serve-now"  # answer from the quickest artifact while a better is built
     quality: Literal["warn", "enforce"] = "warn"  # a pinned precision below the bar is served with a warning, or not
-    int4: Limits = Limits(0.10, 0.90, 1.10)  # below 8 bits
-    int8: Limits = Limits(0.01, 0.95, 1.02)
-    bf16: Limits = Limits(0.005, 0.97, 1.01)  # 16 and 32 bits
+    int4: Limits = Limits(0.10, 0.93, 1.10)  # below 8 bits
+    int8: Limits = Limits(0.02, 0.98, 1.02)
+    bf16: Limits = Limits(0.005, 0.99, 1.01)  # 16 and 32 bits
 
     def limits(self, bits: int) -> Limits:
         return self.int4 if bits < 8 else self.int8 if bits < 16 else self.bf16

@@ -12,12 +12,15 @@ import msgspec
 import psutil
 import pytest
 import safetensors.torch
+import tokenizers
 
 from enginehouse.config.schema import Limits, Optimize
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Manifest, Quality, Source, bits
 from enginehouse.optimize.prepare import prepare
+from enginehouse.optimize.quality.answers import ANSWER_TOKENS, BEST
+from enginehouse.optimize.quality.evidence import FEWEST
 from enginehouse.optimize.quality.gate import judge
-from enginehouse.optimize.quality.references import load, make
+from enginehouse.optimize.quality.references import MADE, load, make
 from enginehouse.optimize.quality.texts import passages
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
@@ -135,14 +138,42 @@ def test_a_gguf_file_is_compared_with_itself(own: Source, tmp_path: Path) -> Non
     quality = build(resolve(file), "gguf", "Q8_0", tmp_path / "cache").quality
     assert quality and quality.reference == "llamacpp"
     assert quality.divergence < LIMITS.int8.divergence
-    assert quality.tokens > 1000  # of our own texts, for a file has none beside it
+    assert quality.of_texts == BEST  # its own answers, for a file has no texts beside it
+
+
+@pytest.mark.parametrize("runner", ["transformers", "llamacpp"])
+def test_where_there_are_no_texts_the_source_answers_prompts(own: Source, tmp_path: Path, runner: str) -> None:
+    (Path(own.path) / "eval.jsonl").unlink()
+    files = []
+    for again in ("once", "again"):
+        (tmp_path / again).mkdir()
+        make(own, runner, [], tmp_path / again, lambda fraction: None)
+        files.append(load(tmp_path / again / MADE))
+    first, second = files
+    assert first.sequences == second.sequences, "drawn with a seed"
+    assert len(first.sequences) == BEST
+    tokenizer = tokenizers.Tokenizer.from_file(str(Path(own.path) / "tokenizer.json"))
+    asked = [tokenizer.decode(one.ids[: one.first]) for one in first.sequences]
+    assert any("Write a haiku about the first snow." in prompt for prompt in asked)
+    assert all(0 < len(one.ids) - one.first <= ANSWER_TOKENS for one in first.sequences)
+    assert not first.has_answers
+
+
+def test_an_artifact_that_is_clearly_good_or_bad_is_judged_by_a_few_texts(
+    own: Source, fragile: Source, tmp_path: Path
+) -> None:
+    (Path(own.path) / "eval.jsonl").unlink()
+    for source, precision in ((resolve(own.path), "Q8_0"), (fragile, "Q4_0")):
+        quality = build(source, "gguf", precision, tmp_path / precision).quality
+        assert quality
+        assert FEWEST <= quality.texts < quality.of_texts
 
 
 def test_a_models_own_texts_come_before_ours(own: Source, tmp_path: Path) -> None:
     assert all(passage.prompt for passage in passages(own))
     plain = Path(own.path)
     (plain / "eval.jsonl").rename(plain / "other")
-    assert not any(passage.prompt for passage in passages(own))
+    assert passages(own) == []
     (plain / "calibration.txt").write_text("only this")
     assert [passage.text for passage in passages(own)] == ["only this"]
 
@@ -178,10 +209,12 @@ def test_an_artifact_that_computes_no_numbers_is_refused_by_toolchain_and_precis
 
 def test_a_killed_run_of_the_source_leaves_nothing_half_written(own: Source, tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from enginehouse.optimize.quality.gate import judge; "
+        "from pathlib import Path; from enginehouse.config.schema import Optimize; "
+        "from enginehouse.optimize.quality.gate import judge; "
         "from enginehouse.optimize.sources.resolve import resolve; "
         "from enginehouse.optimize.toolchains import toolchains; "
-        f"judge(resolve({own.path!r}), toolchains()['gguf'], 'Q8_0', Path('none'), Path({str(tmp_path)!r}), print)"
+        f"judge(resolve({own.path!r}), toolchains()['gguf'], 'Q8_0', Path('none'), Path({str(tmp_path)!r}), "
+        "Optimize().int8, print)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as parent:
         assert parent.stdout and parent.stderr
