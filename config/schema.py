@@ -31,7 +31,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     revision: str | None = None  # of a hub id: branch, tag or commit
     runtime: str = "auto"  # or the name of a file in runtimes/engines/
     adapter: str | None = None  # folder with a LoRA adapter as PEFT writes it, or a hub id; merged into the source
-    precision: str = "auto"  # auto | int4 | int8 | bf16 | f16 | f32, or a toolchain's own name (Q4_K_M)
+    precision: str = "auto"  # auto | int4 | int8 | 16bit | bf16 | f16 | f32, or a toolchain's own name (Q4_K_M)
     context: Positive | None = None  # tokens a request may use; unset = the model's own, at most DEFAULT_CONTEXT
     slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # sequences decoded together
     keep_alive: Duration = "10m"  # an idle model is unloaded after it

@@ -19,7 +19,7 @@ PRECISIONS = {
     37: "TQ2_0", 38: "MXFP4",
 }  # fmt: skip
 # what a config may say -> the precision that is meant
-ALIASES = {"int4": "Q4_K_M", "int8": "Q8_0", "bf16": "BF16", "f16": "F16", "f32": "F32"}
+ALIASES = {"int4": "Q4_K_M", "int8": "Q8_0", "16bit": "BF16", "bf16": "BF16", "f16": "F16", "f32": "F32"}
 # tensor type -> its name, weights in a block, bytes of a block
 TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),

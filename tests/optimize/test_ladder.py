@@ -6,7 +6,7 @@ import pytest
 
 from enginehouse.config.schema import Limits, Optimize
 from enginehouse.optimize import ladder
-from enginehouse.optimize.artifact import Manifest, Quality, Source
+from enginehouse.optimize.artifact import Manifest, Quality, Source, bits
 from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains import toolchains
 
@@ -54,3 +54,9 @@ def test_a_rung_that_failed_is_known_by_its_figures_though_it_was_thrown_away(tm
     failures = ladder.failed(gguf, source, "auto", store, RULES)
     assert list(failures) == ["Q4_K_M"]
     assert ladder.lowest(tuple(gguf.ladder), failures) == "Q5_K_M"
+
+
+def test_general_names_are_the_same_for_every_toolchain() -> None:
+    for name, width in (("int4", 4), ("int8", 8), ("16bit", 16)):
+        for toolchain in toolchains().values():
+            assert bits(toolchain.precisions[name]) == width

@@ -86,7 +86,7 @@ def versions() -> dict[str, str]:
 
 TOOLCHAIN = Toolchain(
     format="mlx",
-    precisions={"int4": "4bit-g64", "int8": "8bit-g64", **{name: name for name in PLANS}},
+    precisions={"int4": "4bit-g64", "int8": "8bit-g64", "16bit": "bf16", **{name: name for name in PLANS}},
     unavailable=unavailable,
     versions=versions,
     refuses=refuses,

@@ -109,6 +109,7 @@ TOOLCHAIN = Toolchain(
     precisions={
         "int4": "INT4_B32_H8",
         "int8": "INT8_B32",
+        "16bit": "F16",
         "f16": "F16",
         "f32": "F32",
         **{name: name for name in PRECISIONS},

@@ -146,6 +146,7 @@ TOOLCHAIN = Toolchain(
     precisions={
         "int4": "INT4_ASYM_G64",
         "int8": "INT8_ASYM",
+        "16bit": "BF16",
         "bf16": "BF16",
         "f16": "F16",
         "f32": "F32",
