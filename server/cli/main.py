@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -136,7 +137,13 @@ def serve(arguments: argparse.Namespace) -> None:
     logging.getLogger("enginehouse").info(
         "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
     )
-    serving.run(app.create(config), config, listener)
+    status = 0
+    try:
+        serving.run(app.create(config), config, listener)
+    except KeyboardInterrupt:
+        status = 130
+    logging.shutdown()
+    os._exit(status)  # a thread that waits for a dead disk would keep the process for ever
 
 
 def configured(arguments: argparse.Namespace) -> Config:

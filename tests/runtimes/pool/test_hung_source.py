@@ -1,6 +1,7 @@
 """A model whose files do not answer: on a dead mount, reading them waits for ever."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,15 @@ def test_clients_that_give_up_on_it_stop_no_other_model(served: Served) -> None:
             ask(served, "hung", 0.3)
     assert httpx.get(f"{served.root}/v1/models", timeout=10).status_code == 200
     assert ask(served, "echo", 10).json()["choices"][0]["message"]["content"] == "one two"
+
+
+def test_it_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
+    hung = tmp_path / "model"
+    hung.mkdir()
+    os.mkfifo(hung / "config.json")
+    (hung / "model.safetensors").symlink_to(POCKET / "model.safetensors")
+    with serve(tmp_path, {"hung": {"source": str(hung)}}) as served:
+        with pytest.raises(httpx.ReadTimeout):
+            ask(served, "hung", 1)
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(20) == 130
