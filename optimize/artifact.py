@@ -125,6 +125,15 @@ class Toolchain(msgspec.Struct, frozen=True):
     ladder: Mapping[str, str]  # own names that `precision: auto` goes up, from the smallest artifact to the most exact
     # one, until the quality gate holds; each with the reason why it is there
 
+    # whether sources of this architecture were compared with the reference implementation, artifact by artifact; others
+    # are on trial: see ladder.py
+    proven: Callable[[Source], bool] = lambda source: True
+
+    @property
+    def exact(self) -> str:
+        """The precision that shows whether the conversion is right."""
+        return list(self.ladder)[-1]
+
     def recipe(self, source: Source, precision: str) -> Recipe:
         """For the toolchain's own name of a precision, with the tools installed now."""
         return Recipe(self.format, precision, source.fingerprint, self.versions())

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import traceback
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import psutil
 from enginehouse.optimize import shortage
 from enginehouse.optimize.artifact import CannotBuild, Report
 
+MESSAGE_LETTERS = 200  # of what a tool says of its failure
 LOOK_SECONDS, HELD_SECONDS = 5.0, 60.0
 HELD = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP)
 
@@ -141,6 +143,10 @@ def carry_out(orders: Any, work: Callable[[Any, Report], msgspec.Struct]) -> Non
         send(work(order, lambda stage, fraction: send(StageProgress(stage, fraction))))
     except CannotBuild as error:
         send(Failed(str(error), error.environment))
+    except Exception as error:  # the boundary: tools raise what they like
+        traceback.print_exc()
+        first = next(iter(str(error).strip().splitlines()), "")
+        send(Failed(f"{type(error).__name__}: {first[:MESSAGE_LETTERS]}; see the log", environment=False))
 
 
 def sender() -> Callable[[msgspec.Struct], None]:

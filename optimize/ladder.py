@@ -2,13 +2,24 @@
 
 `precision: auto` builds the lowest rung that has not failed; one that fails is thrown away and is passed over from then
 on, because its figures stay. A pinned precision stands on no ladder: below the bar it is served with a warning, or not.
+
+Of an architecture that nobody has compared with transformers, the most exact artifact is judged before any other is
+built or served: it shows whether the conversion is right. The verdict holds for all sources of that kind.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from enginehouse.config.schema import Optimize
 from enginehouse.optimize.artifact import Quality, Source, Toolchain, bits
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.store import Store
+
+NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # in a config: of no consequence
 
 
 def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
@@ -25,6 +36,38 @@ def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
         if missed
     ]
     return f"is below the quality bar: {', '.join(misses)}" if misses else None
+
+
+def family(toolchain: Toolchain, source: Source) -> str:
+    """Sources that are alike in all that a converter may get wrong: all of the config but its sizes, and the tools."""
+    config = read_json(Path(source.path) / "config.json") if source.kind == "checkpoint" else {}
+    told = [source.kind, source.architecture, shape(config), toolchain.versions()]
+    digest = hashlib.blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=10).hexdigest()
+    return f"{toolchain.format}-{source.architecture}-{digest}"
+
+
+def shape(value: Any) -> Any:
+    """Numbers are sizes; how many entries a list has, too."""
+    match value:
+        case dict():
+            return {key: shape(inner) for key, inner in value.items() if key not in NAMES}
+        case list():
+            return sorted({msgspec.json.encode(shape(inner), order="deterministic").decode() for inner in value})
+        case bool() | str() | None:
+            return value
+        case _:
+            return 0
+
+
+def wrong(quality: Quality, toolchain: Toolchain, source: Source) -> str:
+    """By how much the most exact artifact misses its source; "" where it does not."""
+    if source.kind == "checkpoint" and quality.reference != "transformers":
+        return "cannot be compared with transformers: install enginehouse[optimize], or free the memory that it needs"
+    return shortfall(quality, toolchain.exact, Optimize()) or ""
+
+
+def not_right(toolchain: Toolchain, source: Source, wrong: str) -> str:
+    return f"'{source.architecture}' as {toolchain.format} {toolchain.exact} {wrong}"
 
 
 def failed(toolchain: Toolchain, source: Source, pinned: str, store: Store, rules: Optimize) -> dict[str, str]:

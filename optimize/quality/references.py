@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,10 @@ def answered(source: Source, engine: Runner) -> tuple[list[Tokens], int]:
     said = engine.answers(asked, prompts.ends) if asked else []
     if not said:
         return tokens(source, ours())
-    both = zip(asked, said, strict=True)
-    return [Tokens(prompt + answer, len(prompt)) for prompt, answer in both], prompts.vocabulary_size
+    # A model may say ids that stand for nothing: with random weights it does.
+    known = [list(takewhile(lambda id: id < prompts.vocabulary_size, answer)) for answer in said]
+    both = zip(asked, known, strict=True)
+    return [Tokens(prompt + answer, len(prompt)) for prompt, answer in both if answer], prompts.vocabulary_size
 
 
 def blocks(

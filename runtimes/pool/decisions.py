@@ -220,9 +220,20 @@ class Decisions:
             return source.fingerprint
         return toolchain.recipe(source, precision).key
 
+    def _wrong(self, toolchain: Toolchain, source: Source) -> str | None:
+        """What a trial of the source's kind has shown."""
+        if toolchain.proven(source):
+            return None
+        wrong = self._records.family(ladder.family(toolchain, source))
+        return ladder.not_right(toolchain, source, wrong) if wrong else None
+
     def _offer(self, runtime: Local, source: Source, machine: Host, pinned: str) -> Offer:
         toolchain = self._toolchains.get(runtime.format)
-        cannot = toolchain.unavailable() or toolchain.refuses(source) if toolchain else None
+        cannot = (
+            toolchain.unavailable() or toolchain.refuses(source) or self._wrong(toolchain, source)
+            if toolchain
+            else None
+        )
         return Offer(
             runtime.name,
             runtime.format,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from enginehouse.config.schema import Config, seconds
+from enginehouse.config.schema import Config, Optimize, seconds
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.prepare import prepare
@@ -55,17 +55,42 @@ class Loader:
         if not candidate.precision:
             return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
         toolchain = self._toolchains[candidate.format]
-        report = functools.partial(self._report, name, candidate.key)
+        if not toolchain.proven(source):
+            await self._try_family(name, source, candidate, toolchain)
         rules = self._config.optimize if gate else None
+        artifact = await self._prepared(name, source, candidate, candidate.precision, rules, anew)
+        if gate and artifact.quality:
+            await self._judge(name, source, candidate, artifact.key, artifact.quality)
+        return artifact
+
+    async def _prepared(
+        self, name: str, source: Source, candidate: Candidate, precision: str, rules: Optimize | None, anew: bool
+    ) -> Artifact:
+        """In that precision; what fails is remembered as the candidate's."""
+        toolchain = self._toolchains[candidate.format]
+        report = functools.partial(self._report, name, candidate.key)
         try:
-            artifact = await prepare(source, toolchain, candidate.precision, self._cache, report, rules, anew)
+            return await prepare(source, toolchain, precision, self._cache, report, rules, anew)
         except CannotBuild as error:
             if not error.environment:
                 await self._decisions.record_failure(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
-        if gate and artifact.quality:
-            await self._judge(name, source, candidate, artifact.key, artifact.quality)
-        return artifact
+
+    async def _try_family(self, name: str, source: Source, candidate: Candidate, toolchain: Toolchain) -> None:
+        """Raises Unavailable where the conversion of such sources is not right. Found out once for all of a kind."""
+        family = await self._threads.run(name, ladder.family, toolchain, source)
+        wrong = await self._threads.run(RECORDS, self._records.family, family)
+        if wrong is None:
+            artifact = await self._prepared(name, source, candidate, toolchain.exact, Optimize(), anew=False)
+            assert artifact.quality
+            wrong = ladder.wrong(artifact.quality, toolchain, source)
+            await self._threads.run(RECORDS, self._records.record_family, family, wrong)
+            log.info("'%s' as %s: %s", source.architecture, toolchain.format, wrong or "the conversion is right")
+            if wrong:
+                await self._threads.run(name, self._store.discard, artifact.key)
+            self._decisions.expire(source)
+        if wrong:
+            raise Unavailable(f"model '{name}': {ladder.not_right(toolchain, source, wrong)}", "model_load_failed")
 
     async def _judge(self, name: str, source: Source, candidate: Candidate, key: str, quality: Quality) -> None:
         """Raises Unavailable for what is not to serve; the next decision then knows why."""
@@ -90,6 +115,7 @@ class Loader:
         patience = self._seconds(source, best)
         if patience < WORTH_SECONDS:
             return None
+        unquantized = [other for other in unquantized if self._is_right(source, other.candidate)]
         there = [other for other in others if not self._left_to_build(source, other.candidate)]
         other = min(
             [*there, *unquantized], key=lambda ranked: self._seconds(source, ranked.candidate, gate=False), default=None
@@ -98,6 +124,13 @@ class Loader:
             return None
         needed = int(LOADED_BYTES * bytes_in_16_bits(source)) + self.building_bytes(source, best)
         return other if needed < host.free_memory() else None
+
+    def _is_right(self, source: Source, candidate: Candidate) -> bool:
+        """Whether its conversion is known to be."""
+        toolchain = self._toolchains.get(candidate.format)
+        if toolchain is None or not candidate.precision or toolchain.proven(source):
+            return True
+        return self._records.family(ladder.family(toolchain, source)) == ""
 
     def _seconds(self, source: Source, candidate: Candidate, gate: bool = True) -> float:
         return sum(seconds for stage, seconds in self.estimate(source, candidate, gate).items() if stage != "load")

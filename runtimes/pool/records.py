@@ -24,6 +24,7 @@ create table if not exists measurements (
     primary key (source, candidate, slots, host));
 create table if not exists failures (
     source text, candidate text, host text, kind text, message text, at real);
+create table if not exists families (family text primary key, shortfall text);
 create table if not exists sayings (source text primary key, tokens blob);
 """
 
@@ -82,6 +83,14 @@ class Records:
                 often = f"died {deaths[candidate]} times" if kind == "death" else f"{kind} failed"
                 out[candidate] = Parked(f"parked until {when}: {often}", message)
         return out
+
+    def family(self, family: str) -> str | None:
+        """By how much the conversion of an architecture misses its source, "" where it does not; None: never tried."""
+        rows = self._run("select shortfall from families where family = ?", (family,))
+        return rows[0][0] if rows else None
+
+    def record_family(self, family: str, shortfall: str) -> None:
+        self._run("insert or replace into families values (?, ?)", (family, shortfall))
 
     def smoke_answer(self, source: str) -> list[int] | None:
         """The tokens that the first engine answered the smoke test with, if it was sure of them."""

@@ -27,7 +27,9 @@ def work(order: Order, report: Report) -> Result:
         case "refuse":
             raise CannotBuild("this cannot be", environment=True)
         case "fail":
-            raise RuntimeError("nobody expected this")
+            raise RuntimeError("nobody expected this\nat all")
+        case "leave":
+            os._exit(3)
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":

@@ -68,11 +68,17 @@ def test_what_the_child_refuses_is_raised_here(do: Run) -> None:
     assert caught.value.environment
 
 
-@pytest.mark.parametrize(("act", "status", "killed"), [("fail", 1, False), ("die", -9, True)])
+@pytest.mark.parametrize(("act", "status", "killed"), [("leave", 3, False), ("die", -9, True)])
 def test_a_child_that_ends_without_a_result_is_said_to(do: Run, act: str, status: int, killed: bool) -> None:
     with pytest.raises(CannotBuild, match=f"^the child ended with status {status} in the middle of its work") as caught:
         do(Order(act), quiet)
     assert caught.value.environment == killed
+
+
+def test_what_a_tool_raises_is_one_sentence(do: Run) -> None:
+    with pytest.raises(CannotBuild, match=r"^RuntimeError: nobody expected this; see the log$") as caught:
+        do(Order("fail"), quiet)
+    assert not caught.value.environment
 
 
 def test_a_child_that_does_not_even_begin_is_said_to_whatever_it_was_to_read() -> None:

@@ -1,10 +1,13 @@
 """Which checkpoints mlx_lm computes as transformers does, and their configs in the words mlx_lm knows."""
 
+import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from enginehouse.optimize.artifact import Source
 from enginehouse.optimize.sources.files import read_json
 
 
@@ -42,17 +45,28 @@ def refusal(folder: Path) -> str | None:
     config = read_json(folder / "config.json")
     kind = config.get("model_type", "")
     family = FAMILIES.get(kind)
-    if family is None:
-        return f"model type '{kind}' is not among those compared with transformers: {', '.join(FAMILIES)}"
     if config.get("quantization_config"):
         return "the checkpoint is quantized already; give the 16-bit one"
     missing = [name for name in ("tokenizer.json", "model*.safetensors") if not any(folder.glob(name))]
     if missing:
         return f"the checkpoint has no {missing[0]}"
+    if family is None:
+        return None if known(kind) else f"mlx_lm has no model of type '{kind}'"
     activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
     if activation != family.activation:
         return f"mlx_lm computes '{kind}' with '{family.activation}', the model wants '{activation}'"
     return positions(config, family) or (None if family.windows else window(config))
+
+
+def known(kind: str) -> bool:
+    """Whether mlx_lm has a file for it, or another name: it is not imported for that."""
+    package = importlib.util.find_spec("mlx_lm")
+    folder = Path(package.origin).parent if package and package.origin else None
+    return bool(folder and re.fullmatch(r"\w+", kind) and (folder / "models" / f"{kind}.py").exists())
+
+
+def proven(source: Source) -> bool:
+    return source.kind != "checkpoint" or read_json(Path(source.path) / "config.json").get("model_type") in FAMILIES
 
 
 def positions(config: dict[str, Any], family: Family) -> str | None:

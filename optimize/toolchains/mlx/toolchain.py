@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.toolchains.mlx.convert import Plan, convert
-from enginehouse.optimize.toolchains.mlx.families import refusal
+from enginehouse.optimize.toolchains.mlx.families import proven, refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,4 +103,5 @@ TOOLCHAIN = Toolchain(
         "8bit-g64": "untouched by the outliers that destroy four bits (0.00005, tests/optimize/quality/test_gate.py)",
         "bf16": "the checkpoint itself",
     },
+    proven=proven,
 )

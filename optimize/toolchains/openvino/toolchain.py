@@ -102,8 +102,6 @@ def refuses(source: Source) -> str | None:
         if any(mark in graph for mark in COMPRESSED):
             return f"'{source.id}' is compressed already; serve it as it is, or give the 16-bit model"
         return None
-    if source.architecture not in FAMILIES:
-        return f"'{source.architecture}' is not proven with the OpenVINO exporter; have: {', '.join(FAMILIES)}"
     config = read_json(folder / "config.json")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
@@ -111,6 +109,10 @@ def refuses(source: Source) -> str | None:
     if "quantization_config" in config:
         return f"'{source.id}' is quantized already; give the 16-bit model"
     return None
+
+
+def proven(source: Source) -> bool:
+    return source.kind == "openvino" or source.architecture in FAMILIES
 
 
 def needs_bytes(source: Source, precision: str) -> int:
@@ -168,4 +170,5 @@ TOOLCHAIN = Toolchain(
         "INT8_ASYM": "one scale for a row; a fortieth of it (0.002)",
         "BF16": "the checkpoint itself, in the arithmetic of the CPU",
     },
+    proven=proven,
 )

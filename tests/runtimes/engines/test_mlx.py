@@ -163,7 +163,7 @@ def without(name: str) -> Callable[[Path], None]:
 
 
 REFUSALS: list[tuple[Callable[[Path], None], str]] = [
-    (changed(model_type="mamba"), "model type 'mamba' is not among those compared with transformers"),
+    (changed(model_type="from_next_year"), "mlx_lm has no model of type 'from_next_year'"),
     (changed(quantization_config={"quant_method": "gptq"}), "quantized already"),
     (changed(rope_parameters=ROPE | {"rope_type": "longrope"}), "'longrope' positions of 'qwen3'"),
     (changed(rope_parameters=ROPE | {"rope_type": "yarn", "attention_factor": 1.5}), "with 'attention_factor'"),

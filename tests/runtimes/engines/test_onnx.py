@@ -198,7 +198,6 @@ def test_exchanged_rows_hold_each_others_tokens() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' checkpoints are not built"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope variant 'yarn' is not built"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None}, "rope variant 'linear'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "is quantized already"),
