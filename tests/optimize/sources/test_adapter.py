@@ -108,7 +108,7 @@ def test_every_engine_answers_as_the_adapted_model_does_and_not_as_the_base(
         pytest.skip(reason)
     toolchain = toolchains()[runtime.format]
     source = merged(sailor, folder / "cache")
-    artifact = asyncio.run(prepare(source, toolchain, toolchain.precisions["f32"], folder / "cache", quiet))
+    artifact = asyncio.run(prepare(source, toolchain, toolchain.precisions["f32"], folder / "cache", quiet, rules=None))
     load = Load(name, artifact.path, CONTEXT, 2, 2, 0, exact(runtime))
     engine, adapted = runtime.load(load, lambda fraction: None), Adapted(sailor)
     try:
@@ -293,7 +293,7 @@ def test_a_pickled_a_cut_short_a_broken_and_a_missing_adapter_are_refused(sailor
 def test_an_adapter_as_source_and_a_ready_artifact_as_base_are_refused(sailor: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotBuild, match="is an adapter; name the model that it was made for as 'source'"):
         base(str(sailor))
-    file = asyncio.run(prepare(base(), toolchains()["gguf"], "Q8_0", tmp_path, quiet)).path
+    file = asyncio.run(prepare(base(), toolchains()["gguf"], "Q8_0", tmp_path, quiet, rules=None)).path
     with pytest.raises(CannotBuild, match="is a ready 'gguf' artifact; give the 16-bit checkpoint"):
         merged_here(sailor, tmp_path, file)
 

@@ -45,7 +45,7 @@ def test_a_hub_id_is_fetched_once_and_built(hub: Hub, tmp_path: Path) -> None:
     assert find("lab/tiny") == source
     assert len(hub.served) == fetched
     gguf = toolchains()["gguf"]
-    artifact = asyncio.run(prepare(source, gguf, "Q8_0", tmp_path / "cache", lambda stage, done: None))
+    artifact = asyncio.run(prepare(source, gguf, "Q8_0", tmp_path / "cache", lambda stage, done: None, rules=None))
     assert Path(artifact.path).stat().st_size > 0
 
 
@@ -128,7 +128,9 @@ def test_a_revision_is_honoured(hub: Hub) -> None:
 
 def test_a_gguf_file_of_a_repository_is_a_source(hub: Hub, tmp_path: Path) -> None:
     gguf = toolchains()["gguf"]
-    artifact = asyncio.run(prepare(find("lab/tiny"), gguf, "Q8_0", tmp_path / "cache", lambda stage, done: None))
+    artifact = asyncio.run(
+        prepare(find("lab/tiny"), gguf, "Q8_0", tmp_path / "cache", lambda stage, done: None, rules=None)
+    )
     ready = hub.folder / "lab" / "ready"
     ready.mkdir()
     shutil.copy(artifact.path, ready / "tiny-Q8_0.gguf")
@@ -207,9 +209,9 @@ def test_an_adapter_is_fetched_and_merged_and_only_its_two_files(hub: Hub, check
 
     adapter = make_adapter(hub.folder / "lab" / "lora", checkpoint)
     (adapter / "adapter_model.bin").write_bytes(b"a pickle nobody asked for")
-    source = asyncio.run(adapt(find("lab/tiny"), "lab/lora", tmp_path / "cache", lambda stage, done: None))
+    source = asyncio.run(adapt(find("lab/tiny"), "lab/lora", tmp_path / "cache", lambda stage, done: None, rules=None))
     assert (source.id, source.kind) == ("lab/tiny + lab/lora", "checkpoint")
     fetched = sorted(name for name in hub.served if name.startswith("lab/lora"))
     assert fetched == ["lab/lora/adapter_config.json", "lab/lora/adapter_model.safetensors"]
     with pytest.raises(CannotBuild, match=r"adapter 'lab/tiny' has no adapter_config\.json"):
-        asyncio.run(adapt(find("lab/tiny"), "lab/tiny", tmp_path / "cache", lambda stage, done: None))
+        asyncio.run(adapt(find("lab/tiny"), "lab/tiny", tmp_path / "cache", lambda stage, done: None, rules=None))

@@ -92,7 +92,7 @@ def test_a_gguf_in_the_pinned_precision_is_loaded_as_it_is(tmp_path: Path, check
     from enginehouse.runtimes.pool import routing
     from enginehouse.runtimes.pool.routing import Offer
 
-    file = asyncio.run(prepare(find(checkpoint), TOOLCHAIN, "Q4_K_M", tmp_path, quiet)).path
+    file = asyncio.run(prepare(find(checkpoint), TOOLCHAIN, "Q4_K_M", tmp_path, quiet, rules=None)).path
     from enginehouse.config.schema import Model
 
     source = find(Path(file).parent, "int4")

@@ -74,7 +74,9 @@ def build(request: Any, folder: Path) -> Any:
             return source.path
         toolchain = toolchains()[runtime.format]
         return (
-            await prepare(source, toolchain, toolchain.precisions["f32"], folder / "cache", lambda stage, done: None)
+            await prepare(
+                source, toolchain, toolchain.precisions["f32"], folder / "cache", lambda stage, done: None, rules=None
+            )
         ).path
 
     path = asyncio.run(artifact())

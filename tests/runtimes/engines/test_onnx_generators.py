@@ -30,7 +30,9 @@ def build(folder: Path) -> Any:
     async def artifact() -> str:
         source = await locate("builtin:pocket", None, lambda stage, done: None)
         cache = folder / "cache"
-        return (await prepare(source, TOOLCHAIN, TOOLCHAIN.precisions["f32"], cache, lambda stage, done: None)).path
+        return (
+            await prepare(source, TOOLCHAIN, TOOLCHAIN.precisions["f32"], cache, lambda stage, done: None, rules=None)
+        ).path
 
     path = asyncio.run(artifact())
 
