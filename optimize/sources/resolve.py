@@ -98,12 +98,7 @@ def list_files(folder: Path) -> list[str]:
 
 def gguf_file(source: str, path: Path) -> Source:
     header = read_header(path)
-    parts = [path]
-    if header.parts > 1:
-        parts = [
-            path.with_name(PART.sub(f"-{number:05}-of-{header.parts:05}.gguf", path.name))
-            for number in range(1, header.parts + 1)
-        ]
+    parts = parts_of(path, header.parts)
     if missing := next((part.name for part in parts if not part.exists()), None):
         raise CannotBuild(f"source '{source}' lacks '{missing}', one of its {header.parts} parts; download it again")
     return Source(
@@ -117,6 +112,14 @@ def gguf_file(source: str, path: Path) -> Source:
         fingerprint(parts),
         header.precision,
     )
+
+
+def parts_of(path: Path, count: int) -> list[Path]:
+    """The files of a .gguf model, from one of them."""
+    if count == 1:
+        return [path]
+    numbers = range(1, count + 1)
+    return [path.with_name(PART.sub(f"-{number:05}-of-{count:05}.gguf", path.name)) for number in numbers]
 
 
 def ready(source: str, folder: Path, kind: str) -> Source:

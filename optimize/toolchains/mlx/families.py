@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.optimize.sources.files import read_json
-
 
 class Family(msgspec.Struct, frozen=True):
     """What was compared with transformers, token by token, for one model_type."""
@@ -37,16 +35,17 @@ YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
 GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 
-def refusal(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` is not converted, or None. Looks at config.json and the names of files."""
-    config = read_json(folder / "config.json")
+def refusal(config: dict[str, Any], folder: Path | None) -> str | None:
+    """Why the checkpoint of this config is not converted, or None. `folder`: None where it is yet to be made. Looks at
+    the names of files."""
     kind = config.get("model_type", "")
     family = FAMILIES.get(kind)
     if family is None:
         return f"model type '{kind}' is not among those compared with transformers: {', '.join(FAMILIES)}"
     if config.get("quantization_config"):
         return "the checkpoint is quantized already; give the 16-bit one"
-    missing = [name for name in ("tokenizer.json", "model*.safetensors") if not any(folder.glob(name))]
+    needed = ("tokenizer.json", "model*.safetensors") if folder else ()
+    missing = [name for name in needed if folder and not any(folder.glob(name))]
     if missing:
         return f"the checkpoint has no {missing[0]}"
     activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
