@@ -120,17 +120,16 @@ def test_the_parts_of_a_split_file_are_one_model(file: Path, tmp_path: Path) -> 
 def test_what_the_header_tells_is_refused_before_anything_is_read(file: Path, file_format: str, tmp_path: Path) -> None:
     refuses = toolchains()[file_format].refuses
     assert refuses(resolve(str(file))) is None
-    for number, (changes, sentence) in enumerate(
-        [
-            ({"architecture": "mamba"}, "'mamba' models are not read from gguf files here; these are: llama,"),
-            ({"llama__attention__sliding_window": 64}, "'llama.attention.sliding_window', which is not carried over"),
-            ({"llama__vocab_size": 7}, "says 'llama.vocab_size' 7, where "),
-            ({"llama__rope__scaling__type": "longrope"}, "of 'longrope' positions is not carried over"),
-            ({"llama__block_count": 0}, "gives '0' as the model's num_hidden_layers; it is damaged"),
-            ({"llama__embedding_length": None}, "does not say 'llama.embedding_length'"),
-            ({"tokenizer__ggml__model": "rwkv"}, "has a tokenizer of kind 'rwkv', not read from gguf files here"),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"architecture": "mamba"}, "'mamba' models are not read from gguf files here; these are: llama,"),
+        ({"llama__attention__sliding_window": 64}, "'llama.attention.sliding_window', which is not carried over"),
+        ({"llama__vocab_size": 7}, "says 'llama.vocab_size' 7, where "),
+        ({"llama__rope__scaling__type": "longrope"}, "of 'longrope' positions is not carried over"),
+        ({"llama__block_count": 0}, "gives '0' as the model's num_hidden_layers; it is damaged"),
+        ({"llama__embedding_length": None}, "does not say 'llama.embedding_length'"),
+        ({"tokenizer__ggml__model": "rwkv"}, "has a tokenizer of kind 'rwkv', not read from gguf files here"),
+    ]
+    for number, (changes, sentence) in enumerate(cases):
         changed = rewrite(file, tmp_path / f"{number}.gguf", **changes)
         assert sentence in str(refuses(resolve(str(changed))))
 
