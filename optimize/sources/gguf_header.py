@@ -38,6 +38,18 @@ PLAIN = {"F32", "F16", "BF16"}
 Scalar = int | float | bool | str
 
 
+class Tensor(msgspec.Struct, frozen=True):
+    name: str
+    kind: str  # as in TENSOR_TYPES, or "type 99"
+    shape: tuple[int, ...]  # as numpy has it: the dimension that lies closest together is the last
+    offset: int  # in the file
+    bytes: int
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+
 class Header(msgspec.Struct, frozen=True):
     architecture: str  # llama.cpp's name: "qwen3"
     name: str
@@ -52,8 +64,8 @@ def read_header(path: Path) -> Header:
     """Raises CannotBuild where the file is no GGUF of version 2 or 3, or is shorter than its header promises."""
     keys, tensors = read(path)
     weights: dict[str, int] = {}
-    for kind, count in tensors:
-        weights[kind] = weights.get(kind, 0) + count
+    for tensor in tensors:
+        weights[tensor.kind] = weights.get(tensor.kind, 0) + tensor.weights
     architecture = str(keys.get("general.architecture", ""))
     return Header(
         architecture=architecture,
@@ -76,8 +88,8 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key.startswith(TOKENIZER)}
 
 
-def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[tuple[str, int]]]:
-    """Keys, of those with arrays only the ones that begin with `arrays`; and the tensors' (type, weights)."""
+def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[Tensor]]:
+    """Keys and tensors; an array is [] unless its key begins with `arrays`."""
     truncated = f"'{path.name}' is damaged or truncated at {path.stat().st_size} bytes; download it again"
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
@@ -92,7 +104,7 @@ def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[tuple[str, 
     return keys, tensors
 
 
-def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], list[tuple[str, int]], int]:
+def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], list[Tensor], int]:
     """What `read` gives, and where the last tensor ends."""
     (version,) = struct.unpack_from("<I", data, 4)
     if version not in (2, 3):
@@ -104,26 +116,26 @@ def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], l
         (kind,) = struct.unpack_from("<I", data, position)
         if kind != ARRAY:
             keys[key], position = read_value(data, position + 4, kind, name)
-        elif arrays and key.startswith(arrays):
-            keys[key], position = read_array(data, position + 4, keep=True)
         else:
-            _, position = read_array(data, position + 4, keep=False)
-    tensors, end = [], 0
+            keep = bool(arrays) and key.startswith(arrays)
+            keys[key], position = read_array(data, position + 4, keep)
+    tensors = []
     for _ in range(tensor_count):
-        _, position = read_string(data, position)
+        tensor_name, position = read_string(data, position)
         (dimensions,) = struct.unpack_from("<I", data, position)
         if dimensions > 4:
             raise IndexError(dimensions)
         *shape, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, position + 4)
         position += 4 + 8 * dimensions + 12
         type_name, block, block_bytes = TENSOR_TYPES.get(kind, (f"type {kind}", 1, 0))
-        tensors.append((type_name, math.prod(shape)))
-        end = max(end, offset + math.prod(shape) // block * block_bytes)
+        size = math.prod(shape) // block * block_bytes
+        tensors.append(Tensor(tensor_name, type_name, tuple(reversed(shape)), offset, size))
     if not tensors:
         return keys, tensors, position
     alignment = int(keys.get("general.alignment", 0)) or 32
     start = -(-position // alignment) * alignment
-    return keys, tensors, start + end
+    tensors = [msgspec.structs.replace(tensor, offset=start + tensor.offset) for tensor in tensors]
+    return keys, tensors, max(tensor.offset + tensor.bytes for tensor in tensors)
 
 
 def read_string(data: mmap.mmap, position: int) -> tuple[str, int]:

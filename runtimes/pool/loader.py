@@ -55,7 +55,7 @@ class Loader:
         if not candidate.precision:
             return Artifact(source.kind, source.precision or source.kind, source.path, source.bytes)
         toolchain = self._toolchains[candidate.format]
-        if not toolchain.proven(source):
+        if not await self._threads.run(name, toolchain.proven, source):
             await self._try_family(name, source, candidate, toolchain)
         rules = self._config.optimize if gate else None
         artifact = await self._prepared(name, source, candidate, candidate.precision, rules, anew)

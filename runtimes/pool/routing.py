@@ -126,7 +126,7 @@ def decide(
     waiting: list[tuple[Candidate, Offer]] = []
     rejected: list[Rejected] = []
     prior = PRIOR[host]
-    for offer in sorted(offers, key=lambda offer: (place(prior, offer.runtime), offer.runtime)):
+    for offer in sorted(offers, key=lambda offer: preference(prior, source, offer)):
         for device in devices(offer):
             verdict = judge(model, source, offer, device, prior, enforce)
             if isinstance(verdict, Rejected):
@@ -146,6 +146,12 @@ def decide(
         ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key].why}", o.features) for c, o in waiting)
     exact = tuple(unquantized(source, c, o) for c, o in candidates)
     return Decision(name, objective, host, ranked, tuple(rejected), exact)
+
+
+def preference(prior: Sequence[str], source: Source, offer: Offer) -> tuple[bool, int, str]:
+    """Until it is measured, a file that can be served as it is comes before what would be made of it."""
+    as_it_is = source.kind == "gguf" and offer.format == "gguf"
+    return not as_it_is, place(prior, offer.runtime), offer.runtime
 
 
 def place(prior: Sequence[str], runtime: str) -> int:
@@ -174,7 +180,7 @@ def judge(
     precision = {name.lower(): value for name, value in offer.precisions.items()}.get(model.precision.lower())
     if ready and (auto or precision == source.precision):
         return Candidate(offer.runtime, device.kind, offer.format, "")
-    if source.kind not in ("checkpoint", offer.format) or not offer.precisions:
+    if source.kind not in ("checkpoint", "gguf", offer.format) or not offer.precisions:
         return no(f"loads {offer.format}, which cannot be made of '{source.id}'")
     if precision is None and not auto:
         return no(f"unknown precision '{model.precision}'; have: auto, {', '.join(offer.precisions)}")

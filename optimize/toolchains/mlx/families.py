@@ -7,9 +7,6 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.optimize.artifact import Source
-from enginehouse.optimize.sources.files import read_json
-
 
 class Family(msgspec.Struct, frozen=True):
     """What was compared with transformers, token by token, for one model_type."""
@@ -40,14 +37,15 @@ YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
 GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 
-def refusal(folder: Path) -> str | None:
-    """Why the checkpoint in `folder` is not converted, or None. Looks at config.json and the names of files."""
-    config = read_json(folder / "config.json")
+def refusal(config: dict[str, Any], folder: Path | None) -> str | None:
+    """Why the checkpoint of this config is not converted, or None. `folder`: None where it is yet to be made. Looks at
+    the names of files."""
     kind = config.get("model_type", "")
     family = FAMILIES.get(kind)
     if config.get("quantization_config"):
         return "the checkpoint is quantized already; give the 16-bit one"
-    missing = [name for name in ("tokenizer.json", "model*.safetensors") if not any(folder.glob(name))]
+    needed = ("tokenizer.json", "model*.safetensors") if folder else ()
+    missing = [name for name in needed if folder and not any(folder.glob(name))]
     if missing:
         return f"the checkpoint has no {missing[0]}"
     if family is None:
@@ -63,10 +61,6 @@ def known(kind: str) -> bool:
     package = importlib.util.find_spec("mlx_lm")
     folder = Path(package.origin).parent if package and package.origin else None
     return bool(folder and re.fullmatch(r"\w+", kind) and (folder / "models" / f"{kind}.py").exists())
-
-
-def proven(source: Source) -> bool:
-    return source.kind != "checkpoint" or read_json(Path(source.path) / "config.json").get("model_type") in FAMILIES
 
 
 def positions(config: dict[str, Any], family: Family) -> str | None:

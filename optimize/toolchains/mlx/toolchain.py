@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits
+from enginehouse.optimize.sources.gguf_checkpoint import config_of
 from enginehouse.optimize.toolchains.mlx.convert import Plan, convert
-from enginehouse.optimize.toolchains.mlx.families import proven, refusal
+from enginehouse.optimize.toolchains.mlx.families import FAMILIES, refusal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,9 +49,20 @@ def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, 
 
 def refuses(source: Source) -> str | None:
     """Looks at configs and file names only."""
-    if source.kind != "checkpoint":
+    if source.kind not in ("checkpoint", "gguf"):
         return f"an mlx folder is not built from '{source.kind}'; give a Hugging Face folder"
-    return refusal(Path(source.path))
+    try:
+        config = config_of(source)
+    except CannotBuild as error:
+        return str(error)
+    return refusal(config, None if source.kind == "gguf" else Path(source.path))
+
+
+def proven(source: Source) -> bool:
+    try:
+        return source.kind == "mlx" or config_of(source).get("model_type") in FAMILIES
+    except CannotBuild:
+        return False
 
 
 def needs_bytes(source: Source, precision: str) -> int:

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.optimize.artifact import Report, Source, Toolchain, bytes_in_16_bits, copy_companions
-from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.artifact import (
+    CannotBuild,
+    Report,
+    Source,
+    Toolchain,
+    bytes_as_checkpoint,
+    bytes_in_16_bits,
+    copy_companions,
+)
+from enginehouse.optimize.sources.gguf_checkpoint import architecture_of, config_of
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -52,20 +60,23 @@ def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, 
 
 def refuses(source: Source) -> str | None:
     """Looks at configs only."""
-    if source.kind != "checkpoint":
+    if source.kind not in ("checkpoint", "gguf"):
         return f"an onnx model is not built from '{source.kind}'; give a Hugging Face folder"
-    config = read_json(Path(source.path) / "config.json")
+    try:
+        config = config_of(source)
+    except CannotBuild as refusal:
+        return str(refusal)
     if config.get("quantization_config"):
         return f"'{source.id}' is quantized already; give the 16-bit checkpoint"
     if foreign := sorted(rotations(config) - ROTATIONS):
         return f"rope variant '{foreign[0]}' is not built for ONNX Runtime here; known: {', '.join(sorted(ROTATIONS))}"
-    if not (Path(source.path) / "tokenizer.json").exists():
+    if source.kind != "gguf" and not (Path(source.path) / "tokenizer.json").exists():
         return f"'{source.id}' has no tokenizer.json"
     return None
 
 
 def proven(source: Source) -> bool:
-    return source.architecture in FAMILIES
+    return architecture_of(source) in FAMILIES
 
 
 def rotations(config: dict[str, Any]) -> set[str]:
@@ -78,7 +89,7 @@ def rotations(config: dict[str, Any]) -> set[str]:
 def needs_bytes(source: Source, precision: str) -> int:
     """Bytes on disk while building: the result, and what its last pass reads."""
     what, weights = PRECISIONS[precision], source.parameters or source.bytes // 2
-    intermediate = 4 * weights if what.half else source.bytes if what.method == "gptq" else 0
+    intermediate = 4 * weights if what.half else bytes_as_checkpoint(source) if what.method == "gptq" else 0
     return int(weights * what.bits_per_weight() / 8) * 2 + intermediate + OVERHEAD_BYTES
 
 

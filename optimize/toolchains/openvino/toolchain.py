@@ -9,8 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits, copy_companions
-from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.artifact import (
+    CannotBuild,
+    Report,
+    Source,
+    Toolchain,
+    bytes_as_checkpoint,
+    bytes_in_16_bits,
+    copy_companions,
+)
+from enginehouse.optimize.sources.gguf_checkpoint import architecture_of, config_of
 from enginehouse.optimize.toolchains.openvino import arithmetic
 
 if TYPE_CHECKING:
@@ -93,16 +101,19 @@ def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, 
 def refuses(source: Source) -> str | None:
     """Looks at configs and headers only."""
     folder = Path(source.path)
-    if source.kind not in ("checkpoint", "openvino"):
+    if source.kind not in ("checkpoint", "gguf", "openvino"):
         return f"an OpenVINO IR is not built from '{source.kind}'; give a Hugging Face folder or an IR of 16 bits"
-    if not (folder / "tokenizer.json").exists():
+    if source.kind != "gguf" and not (folder / "tokenizer.json").exists():
         return f"'{source.id}' has no tokenizer.json; only fast tokenizers are read"
     if source.kind == "openvino":
         graph = (folder / MODEL).read_text(encoding="utf-8")
         if any(mark in graph for mark in COMPRESSED):
             return f"'{source.id}' is compressed already; serve it as it is, or give the 16-bit model"
         return None
-    config = read_json(folder / "config.json")
+    try:
+        config = config_of(source)
+    except CannotBuild as refusal:
+        return str(refusal)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"
@@ -112,15 +123,15 @@ def refuses(source: Source) -> str | None:
 
 
 def proven(source: Source) -> bool:
-    return source.kind == "openvino" or source.architecture in FAMILIES
+    return source.kind == "openvino" or architecture_of(source) in FAMILIES
 
 
 def needs_bytes(source: Source, precision: str) -> int:
     """Bytes on disk while building: the result, and beside it the export it is compressed from."""
     weights = source.parameters or source.bytes // 2
     if precision in CONVERTED:
-        return (source.bytes if precision == "F32" else weights * 2) + OVERHEAD_BYTES
-    exported = source.bytes if source.kind == "checkpoint" else 0
+        return (bytes_as_checkpoint(source) if precision == "F32" else weights * 2) + OVERHEAD_BYTES
+    exported = 0 if source.kind == "openvino" else bytes_as_checkpoint(source)
     bytes_each = 1.05 if precision.startswith("INT8") else 0.75  # embeddings stay in 8 bits
     return int(weights * bytes_each) + exported + OVERHEAD_BYTES
 

@@ -209,9 +209,9 @@ def test_an_adapter_is_fetched_and_merged_and_only_its_two_files(hub: Hub, check
 
     adapter = make_adapter(hub.folder / "lab" / "lora", checkpoint)
     (adapter / "adapter_model.bin").write_bytes(b"a pickle nobody asked for")
-    source = asyncio.run(adapt(find("lab/tiny"), "lab/lora", tmp_path / "cache", lambda stage, done: None, rules=None))
+    source = asyncio.run(adapt(find("lab/tiny"), "lab/lora", tmp_path / "cache", lambda stage, done: None))
     assert (source.id, source.kind) == ("lab/tiny + lab/lora", "checkpoint")
     fetched = sorted(name for name in hub.served if name.startswith("lab/lora"))
     assert fetched == ["lab/lora/adapter_config.json", "lab/lora/adapter_model.safetensors"]
     with pytest.raises(CannotBuild, match=r"adapter 'lab/tiny' has no adapter_config\.json"):
-        asyncio.run(adapt(find("lab/tiny"), "lab/tiny", tmp_path / "cache", lambda stage, done: None, rules=None))
+        asyncio.run(adapt(find("lab/tiny"), "lab/tiny", tmp_path / "cache", lambda stage, done: None))

