@@ -17,9 +17,9 @@ MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
-# sources with an adapter merged into them. The last are what artifacts are built from, and are not pruned; nor are
-# databases of what was learnt and of stored responses.
-KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged"}
+# sources with an adapter merged into them; sources with their quantized weights in 16 bits. The last two are what
+# artifacts are built from, and are not pruned; nor are databases of what was learnt and of stored responses.
+KINDS = {"artifact": "artifacts", "reference": "references", "merged": "merged", "dequantized": "dequantized"}
 PRUNED = ("unfinished", "artifact", "reference")  # in this order
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.quantizations import already_quantized
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -44,8 +45,8 @@ def refusal(folder: Path) -> str | None:
     family = FAMILIES.get(kind)
     if family is None:
         return f"model type '{kind}' is not among those compared with transformers: {', '.join(FAMILIES)}"
-    if config.get("quantization_config"):
-        return "the checkpoint is quantized already; give the 16-bit one"
+    if reason := already_quantized(config):
+        return reason
     missing = [name for name in ("tokenizer.json", "model*.safetensors") if not any(folder.glob(name))]
     if missing:
         return f"the checkpoint has no {missing[0]}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import Report, Source, Toolchain, bytes_in_16_bits, copy_companions
 from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def refuses(source: Source) -> str | None:
         known = ", ".join(sorted(FAMILIES))
         return f"'{source.architecture}' checkpoints are not built for ONNX Runtime here; these are: {known}"
     config = read_json(Path(source.path) / "config.json")
-    if config.get("quantization_config"):
-        return f"'{source.id}' is quantized already; give the 16-bit checkpoint"
+    if reason := already_quantized(config):
+        return reason
     if foreign := sorted(rotations(config) - ROTATIONS):
         return f"rope variant '{foreign[0]}' is not built for ONNX Runtime here; known: {', '.join(sorted(ROTATIONS))}"
     if not (Path(source.path) / "tokenizer.json").exists():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits, copy_companions
 from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.toolchains.openvino import arithmetic
 
 if TYPE_CHECKING:
@@ -108,8 +109,8 @@ def refuses(source: Source) -> str | None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"
-    if "quantization_config" in config:
-        return f"'{source.id}' is quantized already; give the 16-bit model"
+    if reason := already_quantized(config):
+        return reason
     return None
 
 
