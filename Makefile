@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 LLAMACPP := llama-cpp-python==0.3.36
 LLAMACPP_CMAKE ?= -DLLAVA_BUILD=OFF
 PROCESSOR := $(shell (uname -sm; grep -m1 -E '^(flags|Features)' /proc/cpuinfo || sysctl -n machdep.cpu) 2>/dev/null | cksum | cut -d' ' -f1)
-OPTIONS := $(shell printf '%s' '$(LLAMACPP) $(LLAMACPP_CMAKE)' | cksum | cut -d' ' -f1)
+CMAKE_FILE := runtimes/engines/llamacpp/llamacpp.cmake
+OPTIONS := $(shell (echo '$(LLAMACPP) $(LLAMACPP_CMAKE)'; cat $(CMAKE_FILE)) | cksum | cut -d' ' -f1)
 WHEELS ?= $(HOME)/.cache/enginehouse/wheels
 WHEEL := $(WHEELS)/$(PROCESSOR)-$(OPTIONS)
 
@@ -56,7 +57,7 @@ $(WHEEL):
 	$(PYTHON) -m venv $(VENV)
 	@echo "compiling llama.cpp for this machine, once: a few minutes"
 	rm -rf $@.part
-	CMAKE_ARGS="$(LLAMACPP_CMAKE) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/runtimes/engines/llamacpp/llamacpp.cmake" \
+	CMAKE_ARGS="$(LLAMACPP_CMAKE) -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/$(CMAKE_FILE)" \
 	SKBUILD_WHEEL_EXCLUDE="lib/**;include/**" \
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@

@@ -30,6 +30,7 @@ from enginehouse.optimize.memory import free_memory
 from enginehouse.optimize.quality.gate import judge
 from enginehouse.optimize.sources.adapter import Adapter, merge
 from enginehouse.optimize.sources.checks import check_weights
+from enginehouse.optimize.sources.dequantize import dequantize
 from enginehouse.optimize.sources.gguf_checkpoint import folder_of
 from enginehouse.optimize.sources.hub import fetch, fetch_adapter
 from enginehouse.optimize.sources.resolve import resolve
@@ -57,6 +58,11 @@ class Merge(msgspec.Struct, tag="merge", frozen=True):
     cache: str
 
 
+class Dequantize(msgspec.Struct, tag="dequantize", frozen=True):
+    source: Source
+    cache: str
+
+
 class Build(msgspec.Struct, tag="build", frozen=True):
     source: Source
     recipe: Recipe
@@ -74,15 +80,19 @@ class Merged(msgspec.Struct, tag="merged", frozen=True):
     path: str
 
 
+class Dequantized(msgspec.Struct, tag="dequantized", frozen=True):
+    path: str
+
+
 class Built(msgspec.Struct, tag="built", frozen=True):
     artifact: Artifact
     seconds: dict[str, float]  # by stage; empty if another process had built it
 
 
-Order = Fetch | FetchAdapter | Merge | Build
+Order = Fetch | FetchAdapter | Merge | Dequantize | Build
 
 
-def work(order: Order, report: Report) -> Fetched | Merged | Built:
+def work(order: Order, report: Report) -> Fetched | Merged | Dequantized | Built:
     stages = Stages(report)
     try:
         match order:
@@ -92,6 +102,8 @@ def work(order: Order, report: Report) -> Fetched | Merged | Built:
                 return Fetched(*fetch_adapter(adapter, stages.report, cached_only))
             case Merge(base, adapter, cache):
                 return Merged(merge(base, adapter, Path(cache), stages.report))
+            case Dequantize(source, cache):
+                return Dequantized(dequantize(source, Path(cache), stages.report))
             case Build(bar=bar):
                 if bar:  # nobody may be waiting for it, and others are served meanwhile
                     os.nice(10)
@@ -235,7 +247,7 @@ def is_no_room(error: OSError) -> bool:
 
 
 def no_room(order: Order, error: OSError) -> str:
-    where = f"the cache '{order.cache}'" if isinstance(order, Build | Merge) else "the hub's cache"
+    where = f"the cache '{order.cache}'" if isinstance(order, Build | Merge | Dequantize) else "the hub's cache"
     return f"no room on the disk of {where}: {error.strerror or error}; free some, or set cache_dir to another disk"
 
 

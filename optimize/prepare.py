@@ -8,8 +8,20 @@ from typing import Any
 
 from enginehouse.config.schema import Optimize
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain, bits
-from enginehouse.optimize.build import Build, Built, Fetch, FetchAdapter, Fetched, Merge, Merged, Order
+from enginehouse.optimize.build import (
+    Build,
+    Built,
+    Dequantize,
+    Dequantized,
+    Fetch,
+    FetchAdapter,
+    Fetched,
+    Merge,
+    Merged,
+    Order,
+)
 from enginehouse.optimize.child_process import Result, run
+from enginehouse.optimize.sources import dequantize
 from enginehouse.optimize.sources.adapter import find_adapter, folder_of
 from enginehouse.optimize.sources.resolve import is_hub_id, resolve
 from enginehouse.optimize.store import Store
@@ -34,6 +46,27 @@ async def locate(
     """
     path = await fetched(source, Fetch(source, revision, precision, cached_only), report) if is_hub_id(source) else ""
     found: Source = await in_thread(resolve, source, precision, path)
+    return found
+
+
+async def in_16_bits(
+    source: Source,
+    cache: Path,
+    report: Report,
+    in_thread: InThread = asyncio.to_thread,
+    cached_only: bool = False,
+) -> Source:
+    """The source, or where its weights are quantized in a way that is known, the same in 16 bits: in the cache."""
+    if not await in_thread(dequantize.is_quantized, source):
+        return source
+    made = dequantize.folder_of(source, cache)
+    if not made.exists():
+        if cached_only:
+            raise CannotBuild(f"source '{source.id}' is not brought to 16 bits yet", environment=True)
+        log.info("bringing the quantized weights of '%s' to 16 bits (%s)", source.id, mebibytes(source.bytes))
+        report("convert", 0.0)
+        await build_process(Dequantize(source, str(cache)), Dequantized, report)
+    found: Source = await in_thread(resolve, source.id, at=str(made))
     return found
 
 

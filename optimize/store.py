@@ -17,9 +17,16 @@ MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
-# checkpoints that .gguf files were made into; sources with an adapter merged into them. The last are what a model is
-# served from, and are not pruned; nor are databases of what was learnt and of stored responses.
-KINDS = {"artifact": "artifacts", "reference": "references", "dequantized": "dequantized", "merged": "merged"}
+# checkpoints that .gguf files were made into; sources with an adapter merged into them; sources whose quantized weights
+# were brought to 16 bits. The last two are what a model is served from, and are not pruned; nor are databases of what
+# was learnt and of stored responses.
+KINDS = {
+    "artifact": "artifacts",
+    "reference": "references",
+    "dequantized": "dequantized",
+    "merged": "merged",
+    "widened": "widened",
+}
 PRUNED = ("unfinished", "dequantized", "artifact", "reference")  # in this order
 
 

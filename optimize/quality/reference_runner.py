@@ -141,9 +141,8 @@ def to_its_end(ids: list[int], ends: list[int]) -> list[int]:
 
 
 def converted(checkpoint: Path, work: Path) -> Path:
-    from enginehouse.optimize.toolchains.gguf.conversion import decide
-    from enginehouse.optimize.toolchains.gguf.convert import convert
+    from enginehouse.optimize.toolchains.gguf.checkpoint import convert, decide
 
-    conversion, file = decide(checkpoint), work / "model.gguf"
-    convert(conversion, file, conversion.lossless_precision, lambda stage, fraction: None)
+    decided, file = decide(checkpoint), work / "model.gguf"
+    convert(decided, file, decided.lossless_precision, lambda stage, fraction: None)
     return file

@@ -14,6 +14,7 @@ import msgspec
 from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.checks import is_finite
 from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.sources.resolve import fingerprint, list_files
 from enginehouse.optimize.sources.safetensors import read_header
 from enginehouse.optimize.store import Store
@@ -49,8 +50,8 @@ def find_adapter(name: str, path: str, base: Source) -> Adapter:
 def check_base(base: Source) -> None:
     if base.kind != "checkpoint":
         raise CannotBuild(f"the source is a ready '{base.kind}' artifact; give the 16-bit checkpoint it was made of")
-    if "quantization_config" in read_json(Path(base.path) / "config.json"):
-        raise CannotBuild("the source is quantized already; give the 16-bit checkpoint")
+    if reason := already_quantized(read_json(Path(base.path) / "config.json")):
+        raise CannotBuild(reason)
 
 
 def check_adapter(folder: Path) -> None:

@@ -13,7 +13,7 @@ import msgspec
 from enginehouse.config.schema import DEFAULT_CONTEXT, Config, Model
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
-from enginehouse.optimize.prepare import adapt, locate
+from enginehouse.optimize.prepare import adapt, in_16_bits, locate
 from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import Local
 from enginehouse.runtimes.errors import Unavailable
@@ -189,6 +189,7 @@ class Decisions:
         try:
             in_thread = functools.partial(self._threads.run, name)
             source = await locate(model.source, model.revision, report, model.precision, in_thread, cached_only)
+            source = await in_16_bits(source, self._cache, report, in_thread, cached_only)
             if model.adapter:
                 source = await adapt(source, model.adapter, self._cache, report, in_thread, cached_only)
             return source

@@ -65,7 +65,7 @@ def test_other_estimates_on_the_way_take_nothing_back() -> None:
 
 
 def source(size: int) -> Source:
-    return Source("tiny", "checkpoint", "", "", 0, size // 2, size, "f")
+    return Source("tiny", "checkpoint", "", "Qwen3ForCausalLM", 0, size // 2, size, "f")
 
 
 def built(size: int, precision: str, **spent: float) -> Manifest:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import msgspec
 import tokenizers
 
 from enginehouse.optimize.artifact import CannotBuild, Report
-from enginehouse.optimize.toolchains.gguf.conversion import Conversion
 from enginehouse.optimize.toolchains.gguf.library import Log, load_backends
-from enginehouse.optimize.toolchains.gguf.text import prepare_text
+from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules, prepare_text
 
 SAMPLED_TOKENS = 2000
+RULES_BYTES = 1 << 20
 TEXTS = (
     "Hello world! It's what they'd SAID: we'll, I'm, you've, DON'T, o'clock, THEY'RE 'tis.",
     "def f(x: int = 3) -> list[str]:\n\tif x != 0x1F:\n\t\treturn [f'{x:>8}'] * 10_000  # no-op\n\n\n",
@@ -33,8 +34,9 @@ TEXTS = (
 )  # fmt: skip
 
 
-def check(artifact: Path, conversion: Conversion | None, report: Report) -> None:
-    """Raises CannotBuild naming what llama.cpp said, or the first text it cuts differently."""
+def check(artifact: Path, checkpoint: Path | None, report: Report) -> None:
+    """Raises CannotBuild naming what llama.cpp said, or the first text it cuts differently than the checkpoint's own
+    tokenizer."""
     report("check", 0.0)
     log = Log()
     load_backends()
@@ -46,18 +48,24 @@ def check(artifact: Path, conversion: Conversion | None, report: Report) -> None
     if not model:
         raise CannotBuild(f"llama.cpp does not load what was built: {log.reason}")
     try:
-        if conversion is not None:
-            compare_tokens(llama_cpp.llama_model_get_vocab(model), conversion, report)
+        if checkpoint is not None:
+            compare_tokens(llama_cpp.llama_model_get_vocab(model), checkpoint, rules_in(model), report)
     finally:
         llama_cpp.llama_model_free(model)
     report("check", 1.0)
 
 
-def compare_tokens(vocabulary: Any, conversion: Conversion, report: Report) -> None:
-    tokenizer = tokenizers.Tokenizer.from_file(str(conversion.folder / "tokenizer.json"))
+def rules_in(model: Any) -> TextRules:
+    written = ctypes.create_string_buffer(RULES_BYTES)
+    size = llama_cpp.llama_model_meta_val_str(model, KEY.encode(), written, RULES_BYTES)
+    return msgspec.json.decode(written.value, type=TextRules) if size > 0 else TextRules()
+
+
+def compare_tokens(vocabulary: Any, checkpoint: Path, rules: TextRules, report: Report) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    rules, texts = conversion.rules, [*TEXTS, *texts_of(tokenizer)]
+    texts = [*TEXTS, *texts_of(tokenizer)]
     for done, text in enumerate(texts):
         expected = tokenizer.encode(text, add_special_tokens=False).ids
         got = tokenize(vocabulary, prepare_text(text, rules))

@@ -10,6 +10,15 @@ Positive = Annotated[int, msgspec.Meta(gt=0)]
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]  # of a GGUF key
 
 
+class TokenIds(msgspec.Struct, frozen=True):
+    """What a vocabulary depends on, of models we know nothing else of."""
+
+    vocab_size: Positive
+    bos_token_id: int | list[int] | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+
 class Config(msgspec.Struct, frozen=True):
     """Read from config.json over the family's defaults; what has no default here must be there."""
 
@@ -54,11 +63,6 @@ class Config(msgspec.Struct, frozen=True):
 
 def decode_config(raw: dict[str, Any], defaults: dict[str, Any]) -> Config:
     """The text model's part of a config.json."""
-    if raw.get("quantization_config") is not None:
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise CannotBuild(
-            f"the checkpoint is quantized already ('{method}'); give the 16-bit checkpoint it was made from"
-        )
     try:
         return msgspec.convert({**defaults, **raw, **raw.get("text_config", {})}, Config)
     except msgspec.ValidationError as error:

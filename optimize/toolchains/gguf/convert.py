@@ -1,4 +1,4 @@
-"""Writes a checkpoint as a GGUF file of 16- or 32-bit weights, one tensor in memory at a time."""
+"""Our own converter: writes a checkpoint as a GGUF file of 16- or 32-bit weights, one tensor in memory at a time."""
 
 import logging
 import math
@@ -11,6 +11,7 @@ import numpy as np
 
 from enginehouse.optimize.artifact import CannotBuild, Report
 from enginehouse.optimize.sources.checks import all_finite
+from enginehouse.optimize.sources.floats import narrow, widen
 from enginehouse.optimize.sources.safetensors import ITEM_BYTES, StoredTensor, read_tensor
 from enginehouse.optimize.toolchains.gguf.conversion import Conversion
 from enginehouse.optimize.toolchains.gguf.plan import Target
@@ -116,20 +117,3 @@ def changed(array: Array, dtype: str, precision: str, add_one: bool) -> Array:
 def blocks(flat: Array) -> Iterator[slice]:
     """Stretches small enough that what is made on the way to a result takes little memory."""
     return (slice(start, start + BLOCK) for start in range(0, flat.size, BLOCK))
-
-
-def widen(array: Array, dtype: str) -> Array:
-    if dtype == "BF16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
-
-
-def narrow(array: Array, precision: str) -> Array:
-    if precision == "BF16":  # to the nearest, ties to even; NaN stays NaN
-        bits = array.view(np.uint32)
-        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16
-        return np.where(np.isnan(array), bits >> 16 | 64, rounded).astype(np.uint16)
-    if precision == "F16":
-        with np.errstate(over="ignore"):
-            return array.astype(np.float16)
-    return array

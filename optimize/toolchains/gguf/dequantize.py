@@ -15,12 +15,12 @@ import numpy as np
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
 from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.checks import all_finite
+from enginehouse.optimize.sources.floats import narrow
 from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, folder_of, read_config
 from enginehouse.optimize.sources.resolve import parts_of, resolve
 from enginehouse.optimize.store import Store, sync
 from enginehouse.optimize.toolchains.gguf.config import decode_config
-from enginehouse.optimize.toolchains.gguf.convert import narrow
-from enginehouse.optimize.toolchains.gguf.families import find_family
+from enginehouse.optimize.toolchains.gguf.families import FAMILIES
 from enginehouse.optimize.toolchains.gguf.plan import Target, check_traits, targets
 from enginehouse.optimize.toolchains.gguf.rope import Scaling, llama3_divisors
 from enginehouse.optimize.toolchains.gguf.tokenizer import write_tokenizer
@@ -66,7 +66,7 @@ def write(source: Source, folder: Path, report: Report) -> None:
     raw["tie_word_embeddings"] = tied = "output.weight" not in stored
     if factors := stored.pop(FREQUENCIES, None):
         raw["rope_parameters"] |= llama3(factors, raw)
-    family = find_family(raw)
+    family = FAMILIES[raw["architectures"][0]]
     config = decode_config(raw, family.defaults)
     check_traits(config, family)
     expected = targets(config, family, tied)

@@ -4,8 +4,6 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.optimize.artifact import CannotBuild
-
 
 class Family(msgspec.Struct, frozen=True):
     """Architectures that share names, shapes and a graph in llama.cpp. Shapes are in the words of plan.sizes."""
@@ -98,13 +96,3 @@ FAMILIES = {
     "Gemma3ForCausalLM": GEMMA3,
     "Gemma3ForConditionalGeneration": GEMMA3,
 }
-
-
-def find_family(raw: dict[str, Any]) -> Family:
-    """The family of a config.json."""
-    architectures = raw.get("architectures") or ["none"]
-    if architectures[0] not in FAMILIES:
-        raise CannotBuild(
-            f"architecture '{architectures[0]}' is not known to the gguf converter; have: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[architectures[0]]

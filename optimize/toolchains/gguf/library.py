@@ -2,6 +2,7 @@
 
 import collections
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Log:
 
 
 def load_backends() -> None:
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # else what it cannot go on with is traced by gdb, for a minute
     """A portable build has its code for each instruction set in a library of its own, and loads the best when told."""
     folder = Path(llama_cpp.__file__).parent / "lib"
     ggml = library(folder)

@@ -1,4 +1,4 @@
-"""GGUF files for llama.cpp: converted from a Hugging Face checkpoint by us, quantized by llama.cpp."""
+"""GGUF files for llama.cpp: converted from a Hugging Face checkpoint by us or by its own converter, quantized by it."""
 
 import importlib.metadata
 import importlib.util
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.sources.gguf_header import ALIASES, read_header
+from enginehouse.optimize.toolchains.gguf.families import FAMILIES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,22 +40,21 @@ def build(source: Source, precision: str, folder: Path, report: Report) -> None:
 
 def build_from_checkpoint(checkpoint: Path, precision: str, output: Path, report: Report) -> None:
     from enginehouse.optimize.toolchains.gguf.check import check
-    from enginehouse.optimize.toolchains.gguf.conversion import decide
-    from enginehouse.optimize.toolchains.gguf.convert import convert
+    from enginehouse.optimize.toolchains.gguf.checkpoint import convert, decide
     from enginehouse.optimize.toolchains.gguf.quantize import quantize
 
-    conversion = decide(checkpoint)
+    decided = decide(checkpoint)
     if precision in CONVERTED:
-        convert(conversion, output, precision, report)
+        convert(decided, output, precision, report)
     else:
-        lossless = conversion.lossless_precision
+        lossless = decided.lossless_precision
         intermediate = output.with_name(f"model.{lossless}.gguf.part")
         try:
-            convert(conversion, intermediate, lossless, report)
+            convert(decided, intermediate, lossless, report)
             quantize(intermediate, output, precision, report)
         finally:
             intermediate.unlink(missing_ok=True)
-    check(output, conversion, report)
+    check(output, checkpoint, report)
 
 
 def build_from_gguf(file: Path, precision: str, output: Path, report: Report) -> None:
@@ -85,13 +85,18 @@ def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, 
     return logits(path, sequences)
 
 
+def proven(source: Source) -> bool:
+    """What llama.cpp's own converter made is compared as others' is."""
+    return source.kind == "gguf" or source.architecture in FAMILIES
+
+
 def refuses(source: Source) -> str | None:
     """Looks at configs and headers only."""
     try:
         if source.kind == "gguf":
             check_plain(Path(source.path))
         elif source.kind == "checkpoint":
-            from enginehouse.optimize.toolchains.gguf.conversion import decide
+            from enginehouse.optimize.toolchains.gguf.checkpoint import decide
 
             decide(Path(source.path))
         else:
@@ -110,7 +115,12 @@ def needs_bytes(source: Source, precision: str) -> int:
 
 def memory_bytes(source: Source, precision: str) -> int:
     """Measured on 0.6B: 1.05 times the 16-bit weights converted, 1.25 quantized; pages of mapped files counted in."""
-    return int(bytes_in_16_bits(source) * (1.05 if precision in CONVERTED else 1.25)) + RESIDENT_BYTES
+    ours = int(bytes_in_16_bits(source) * (1.05 if precision in CONVERTED else 1.25)) + RESIDENT_BYTES
+    if source.kind != "checkpoint" or source.architecture in FAMILIES:
+        return ours
+    from enginehouse.optimize.toolchains.gguf.upstream import memory_bytes
+
+    return max(memory_bytes(Path(source.path)), ours)
 
 
 def unavailable() -> str | None:
@@ -151,4 +161,5 @@ TOOLCHAIN = Toolchain(
         "Q8_0": "a sixtieth of it (0.001)",
         "BF16": "the checkpoint itself",
     },
+    proven=proven,
 )

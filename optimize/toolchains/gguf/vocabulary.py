@@ -11,7 +11,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.chat_template import template_of
 from enginehouse.optimize.sources.files import read, read_json
 from enginehouse.optimize.sources.tokenizer_json import LLAMA3, QWEN2
-from enginehouse.optimize.toolchains.gguf.config import Config, Value
+from enginehouse.optimize.toolchains.gguf.config import Config, TokenIds, Value
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # llama.cpp's token types
@@ -68,7 +68,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
     post_processor: dict[str, Any] | None = None
 
 
-def tokenizer_keys(folder: Path, config: Config) -> dict[str, Value]:
+def tokenizer_keys(folder: Path, config: Config | TokenIds) -> dict[str, Value]:
     """GGUF's tokenizer keys and ours; raises CannotBuild for a tokenizer llama.cpp has no equal of."""
     tokenizer = read_tokenizer(folder)
     check_size(tokenizer, config.vocab_size)
@@ -109,7 +109,7 @@ def check_size(tokenizer: TokenizerFile, size: int) -> None:
         raise CannotBuild(f"the tokenizer has token ids up to {max(ids)}, the model's 'vocab_size' is {size}")
 
 
-def byte_level(tokenizer: TokenizerFile, config: Config) -> dict[str, Value]:
+def byte_level(tokenizer: TokenizerFile, config: Config | TokenIds) -> dict[str, Value]:
     normalizers = [part["type"] for part in flatten(tokenizer.normalizer, "normalizers")]
     if set(normalizers) - {"NFC"}:
         raise CannotBuild(f"tokenizer normalizer '{normalizers[0]}' is not known to the gguf converter; known: NFC")
@@ -143,7 +143,7 @@ def pre_tokenizer(tokenizer: TokenizerFile) -> str:
     raise CannotBuild(f"pre-tokenizer '{written[:200]}' has no equal in llama.cpp")
 
 
-def sentencepiece(tokenizer: TokenizerFile, config: Config) -> dict[str, Value]:
+def sentencepiece(tokenizer: TokenizerFile, config: Config | TokenIds) -> dict[str, Value]:
     tokens, types = listing(tokenizer, config.vocab_size)
     vocab = tokenizer.model.vocab
     for id, token in enumerate(tokens):
@@ -217,7 +217,9 @@ def flatten(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
     return [*part[members]] if part["type"] == "Sequence" else [part]
 
 
-def special_ids(folder: Path, tokenizer: TokenizerFile, config: Config, settings: dict[str, Any]) -> dict[str, Value]:
+def special_ids(
+    folder: Path, tokenizer: TokenizerFile, config: Config | TokenIds, settings: dict[str, Any]
+) -> dict[str, Value]:
     ids = tokenizer.model.vocab | {token.content: token.id for token in tokenizer.added_tokens}
     named: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.optimize.sources.quantizations import already_quantized
+
 
 class Family(msgspec.Struct, frozen=True):
     """What was compared with transformers, token by token, for one model_type."""
@@ -42,8 +44,8 @@ def refusal(config: dict[str, Any], folder: Path | None) -> str | None:
     the names of files."""
     kind = config.get("model_type", "")
     family = FAMILIES.get(kind)
-    if config.get("quantization_config"):
-        return "the checkpoint is quantized already; give the 16-bit one"
+    if reason := already_quantized(config):
+        return reason
     needed = ("tokenizer.json", "model*.safetensors") if folder else ()
     missing = [name for name in needed if folder and not any(folder.glob(name))]
     if missing:

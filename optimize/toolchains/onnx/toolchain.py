@@ -17,6 +17,7 @@ from enginehouse.optimize.artifact import (
     copy_companions,
 )
 from enginehouse.optimize.sources.gguf_checkpoint import architecture_of, config_of
+from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def refuses(source: Source) -> str | None:
         config = config_of(source)
     except CannotBuild as refusal:
         return str(refusal)
-    if config.get("quantization_config"):
-        return f"'{source.id}' is quantized already; give the 16-bit checkpoint"
+    if reason := already_quantized(config):
+        return reason
     if foreign := sorted(rotations(config) - ROTATIONS):
         return f"rope variant '{foreign[0]}' is not built for ONNX Runtime here; known: {', '.join(sorted(ROTATIONS))}"
     if source.kind != "gguf" and not (Path(source.path) / "tokenizer.json").exists():

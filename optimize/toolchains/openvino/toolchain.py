@@ -19,6 +19,7 @@ from enginehouse.optimize.artifact import (
     copy_companions,
 )
 from enginehouse.optimize.sources.gguf_checkpoint import architecture_of, config_of
+from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.toolchains.openvino import arithmetic
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ def refuses(source: Source) -> str | None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"
-    if "quantization_config" in config:
-        return f"'{source.id}' is quantized already; give the 16-bit model"
+    if reason := already_quantized(config):
+        return reason
     return None
 
 

@@ -94,8 +94,7 @@ LETTERS = {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 REFUSALS: dict[str, tuple[Change, str]] = {
-    "architecture": (configured(architectures=["MambaForCausalLM"]), "architecture 'MambaForCausalLM' is not known"),
-    "no architecture": (without("architectures"), "architecture 'none' is not known"),
+    "no architecture": (without("architectures"), "config.json names no 'architectures'"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "has no 'config.json'"),
     "broken config": (garbled, "'config.json' is damaged"),
     "config no UTF-8": (garbled_bytes, "'config.json' is damaged"),

@@ -1,0 +1,194 @@
+"""Small random checkpoints of many families, each through every engine: who converts it and how far what the engine
+computes is from transformers in 32 bits, or the sentence that refuses it. Prints a Markdown table.
+
+`python -m tests.bench.families [--runtimes llamacpp ...] [--families NAME ...]`. The figures are the largest difference
+of a log-probability over a text of 200 tokens, and the median over its places of what is largest there. Each pair runs
+in a process of its own: some die.
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.quality.reference_runner import Transformers
+from enginehouse.optimize.quality.references import log_softmax
+from enginehouse.optimize.sources.resolve import resolve
+from enginehouse.optimize.toolchains import toolchains
+from enginehouse.runtimes.engines import runtimes
+from tests.checkpoints import CORPUS, byte_level_tokenizer, make_checkpoint
+
+TOKENS = 200
+VOCABULARY = 480  # the tokenizer has as many tokens: some families pad to a multiple of 8, others cut what is beyond
+HEAD = {"head_dim": 32}
+MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": True}
+MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 32}
+FOUR = {"num_hidden_layers": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama 3": ("LlamaForCausalLM", {}),
+    "Llama 4": ("Llama4ForCausalLM", {**FOUR, **HEAD, "intermediate_size_mlp": 96, "num_local_experts": 4}),
+    "Mistral": ("MistralForCausalLM", {**HEAD, "sliding_window": None}),
+    "Ministral 3": ("Ministral3ForCausalLM", HEAD),
+    "Mixtral": ("MixtralForCausalLM", {"num_local_experts": 4}),
+    "Qwen2": ("Qwen2ForCausalLM", {}),
+    "Qwen3": ("Qwen3ForCausalLM", HEAD),
+    "Qwen3-MoE": ("Qwen3MoeForCausalLM", {**HEAD, **MOE, "num_experts": 4}),
+    "Qwen3-Next": (
+        "Qwen3NextForCausalLM",
+        {**FOUR, **HEAD, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 32, "linear_key_head_dim": 32,
+         "linear_value_head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+    ),
+    "Qwen3.5": (
+        "Qwen3_5ForCausalLM",
+        {**FOUR, **HEAD, "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 2,
+         "linear_num_value_heads": 4},
+    ),
+    "Gemma 2": ("Gemma2ForCausalLM", {**HEAD, "query_pre_attn_scalar": 32, "sliding_window": 64}),
+    "Gemma 3": ("Gemma3ForCausalLM", {}),
+    "Gemma 3n": (
+        "Gemma3nForCausalLM",
+        {**HEAD, "num_hidden_layers": 10, "intermediate_size": 4096, "num_kv_shared_layers": 0, "laurel_rank": 64,
+         "hidden_size_per_layer_input": 256, "activation_sparsity_pattern": [0.95] * 10, "sliding_window": 64,
+         "vocab_size_per_layer_input": VOCABULARY},
+    ),
+    "Gemma 4": (
+        "Gemma4ForCausalLM",
+        {**HEAD, "num_hidden_layers": 6, "hidden_size_per_layer_input": 32, "sliding_window": 64,
+         "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 64},
+    ),
+    "Phi-3": ("Phi3ForCausalLM", {}),
+    "gpt-oss without YaRN": (
+        "GptOssForCausalLM",
+        {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64,
+         "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64},
+    ),
+    "SmolLM3": ("SmolLM3ForCausalLM", {**FOUR, "use_sliding_window": False}),
+    "Granite 3": ("GraniteForCausalLM", {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
+    "Granite 4": (
+        "GraniteMoeHybridForCausalLM",
+        {**FOUR, **MAMBA, "layer_types": ["mamba", "mamba", "mamba", "attention"], "num_local_experts": 4,
+         "num_experts_per_tok": 2, "shared_intermediate_size": 64, "position_embedding_type": "nope"},
+    ),
+    "OLMo 2": ("Olmo2ForCausalLM", {}),
+    "OLMo 3": ("Olmo3ForCausalLM", {**FOUR, "sliding_window": 64}),
+    "GLM-4": ("Glm4ForCausalLM", {"head_dim": 16}),
+    "GLM-4.5": (
+        "Glm4MoeForCausalLM",
+        {**HEAD, **MOE, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": True},
+    ),
+    "DeepSeek V3": (
+        "DeepseekV3ForCausalLM",
+        {**MOE, "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32,
+         "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+         "num_key_value_heads": 4},
+    ),
+    "LFM2": ("Lfm2ForCausalLM", {**FOUR, "layer_types": ["conv", "conv", "full_attention", "conv"]}),
+    "Nemotron-H": (
+        "NemotronHForCausalLM",
+        {**FOUR, **HEAD, "layers_block_type": ["mamba", "mlp", "attention", "mlp"], "ssm_state_size": 16,
+         "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 32,
+         "rms_norm_eps": 1e-5},
+    ),
+    "Falcon-H1": ("FalconH1ForCausalLM", {**MAMBA, "head_dim": 16, "mamba_d_ssm": 128}),
+    "StableLM": ("StableLmForCausalLM", {}),
+    "Cohere": ("CohereForCausalLM", {"logit_scale": 0.5}),
+    "Command R7B": ("Cohere2ForCausalLM", {**FOUR, "head_dim": 16, "sliding_window": 64, "logit_scale": 0.5}),
+    "ERNIE 4.5": ("Ernie4_5ForCausalLM", {"head_dim": 16}),
+    "EXAONE 4": ("Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "Hunyuan": ("HunYuanDenseV1ForCausalLM", HEAD),
+    "Mamba": ("MambaForCausalLM", {"state_size": 16, "intermediate_size": 128}),
+    "Mamba 2": (
+        "Mamba2ForCausalLM",
+        {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 32, "intermediate_size": 128},
+    ),
+}  # fmt: skip
+
+
+def main(names: list[str], engines: list[str]) -> None:
+    print(f"| family | {' | '.join(engines)} |\n|---|{'---|' * len(engines)}", flush=True)
+    for name in names:
+        with tempfile.TemporaryDirectory() as work:
+            made = apart(make, name, Path(work) / "model")
+            formats = [runtimes()[engine].format for engine in engines]
+            cells = [made or apart(figure, format, Path(work)) for format in formats]
+            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def apart(work: Any, *arguments: Any) -> str:
+    """What `work` gives or why it failed, from a process of its own."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=answer, args=(there, work, arguments))
+    process.start()
+    there.close()
+    try:
+        found = str(here.recv())
+    except EOFError:
+        found = "died"
+    process.join()
+    return found.replace("\n", " ").replace("|", "\\|")[:300]
+
+
+def answer(there: Connection, work: Any, arguments: tuple[Any, ...]) -> None:
+    try:
+        there.send(work(*arguments))
+    except CannotBuild as error:
+        there.send(f"refused: {error}")
+    except Exception as error:
+        there.send(f"failed: {type(error).__name__}: {error}")
+
+
+def make(name: str, folder: Path) -> str:
+    """Makes the checkpoint, and beside it what transformers says of the text."""
+    architecture, settings = FAMILIES[name]
+    make_checkpoint(folder, architecture, tokenizer=tokenizer(), vocab_size=VOCABULARY, **settings)
+    np.save(folder.with_name("expected.npy"), log_softmax(next(Transformers(folder).logits([ids()]))))
+    return ""
+
+
+def figure(format: str, work: Path) -> str:
+    toolchain, source = toolchains()[format], resolve(str(work / "model"))
+    if reason := toolchain.unavailable() or toolchain.refuses(source):
+        raise CannotBuild(reason)
+    folder = work / format
+    folder.mkdir()
+    toolchain.build(source, toolchain.precisions["f32"], folder, lambda stage, fraction: None)
+    got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()])))
+    expected = np.load(work / "expected.npy")
+    differences = np.abs(got[:, : expected.shape[1]] - expected).max(1)
+    found = f"{differences.max():.2g}, mostly {np.median(differences):.2g}"
+    return f"{found} ({converter(work / 'model')})" if format == "gguf" else found
+
+
+def converter(folder: Path) -> str:
+    from enginehouse.optimize.toolchains.gguf.checkpoint import decide
+    from enginehouse.optimize.toolchains.gguf.upstream import Upstream
+
+    return "llama.cpp's" if isinstance(decide(folder), Upstream) else "ours"
+
+
+def tokenizer() -> tokenizers.Tokenizer:
+    made = byte_level_tokenizer()
+    made.add_tokens([f"<extra {number}>" for number in range(VOCABULARY - made.get_vocab_size())])
+    return made
+
+
+def ids() -> list[int]:
+    found: list[int] = tokenizer().encode("".join(CORPUS)).ids
+    return found[:TOKENS]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runtimes", nargs="*", default=["llamacpp", "openvino", "onnx", "mlx"], dest="engines")
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), dest="names")
+    main(**vars(parser.parse_args()))
