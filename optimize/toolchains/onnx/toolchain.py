@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
 TOOLCHAIN = Toolchain(
     format="onnx",
     precisions={
-        "int4": "INT4_B32_H8",
+        "int4": "INT4_B32_MIXED",
         "int8": "INT8_B32",
         "16bit": "F16",
         "f16": "F16",

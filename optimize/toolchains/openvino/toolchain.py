@@ -44,7 +44,8 @@ INT4 = tuple(
     for group in (32, 64, 128)
     for method in ("", "_AWQ", "_AWQ_SE")
 )
-PRECISIONS = (*CONVERTED, "INT8_ASYM", "INT8_SYM", *INT4)
+MIXED = tuple(f"INT4_{mode}_G{group}_MIXED" for mode in ("ASYM", "SYM") for group in (32, 64, 128))
+PRECISIONS = (*CONVERTED, "INT8_ASYM", "INT8_SYM", *INT4, *MIXED)
 COMPRESSED = ('element_type="u4"', 'element_type="i4"', 'element_type="u8"', 'element_type="i8"')
 OVERHEAD_BYTES = 64 * 2**20  # tokenizers, and alignment
 RESIDENT_BYTES = 300 << 20  # of the process, without weights: torch
@@ -119,7 +120,7 @@ def needs_bytes(source: Source, precision: str) -> int:
     if precision in CONVERTED:
         return (source.bytes if precision == "F32" else weights * 2) + OVERHEAD_BYTES
     exported = source.bytes if source.kind == "checkpoint" else 0
-    bytes_each = 1.05 if precision.startswith("INT8") else 0.75  # embeddings stay in 8 bits
+    bytes_each = 1.05 if precision.startswith("INT8") or precision in MIXED else 0.75  # embeddings stay in 8 bits
     return int(weights * bytes_each) + exported + OVERHEAD_BYTES
 
 
@@ -144,7 +145,7 @@ def versions() -> dict[str, str]:
 TOOLCHAIN = Toolchain(
     format="openvino",
     precisions={
-        "int4": "INT4_ASYM_G64",
+        "int4": "INT4_ASYM_G32_MIXED",
         "int8": "INT8_ASYM",
         "16bit": "BF16",
         "bf16": "BF16",
