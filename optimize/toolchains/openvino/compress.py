@@ -57,7 +57,9 @@ def sensitive(model: Any) -> list[str]:
         if widening:
             layers.append(widening)
     if not layers:
-        raise CannotBuild("no feed-forward network is found in this graph to keep in 4 bits; take INT4_ASYM_G32 or int8")
+        raise CannotBuild(
+            "no feed-forward network is found in this graph to keep in 4 bits; take INT4_ASYM_G32 or int8"
+        )
     ends = len(layers) // 8
     return sorted(matrices.keys() - set().union(*layers[ends : len(layers) - ends]))
 
@@ -69,11 +71,7 @@ def is_matrix(node: Any) -> bool:
 
 def check_group(model: Any, precision: str, group: int) -> None:
     """NNCF would leave a matrix that does not divide in 8 bits, and say so in a log nobody reads."""
-    widths = {
-        node.input_value(1).get_partial_shape()[1].get_length()
-        for node in model.get_ops()
-        if is_matrix(node)
-    }
+    widths = {node.input_value(1).get_partial_shape()[1].get_length() for node in model.get_ops() if is_matrix(node)}
     odd = sorted(width for width in widths if width % group)
     if odd:
         fitting = [size for size in (128, 64, 32) if not any(width % size for width in widths)]

@@ -164,8 +164,7 @@ TOOLCHAIN = Toolchain(
     logits=logits,
     entry="",
     ladder={
-        "INT4_ASYM_G64": "half the divergence of symmetric 128 (pocket, our texts: 0.079, 0.139); 32 is not closer",
-        "INT4_ASYM_G64_AWQ_SE": "two thirds of it (0.053) on texts like those it is calibrated on; slow to build",
+        "INT4_ASYM_G32_MIXED": "four bits for gate and up but for the ends: a fifth of INT4_ASYM_G32's divergence (SmolLM2)",
         "INT8_ASYM": "one scale for a row; a fortieth of it (0.002)",
         "BF16": "the checkpoint itself, in the arithmetic of the CPU",
     },

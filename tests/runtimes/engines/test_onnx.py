@@ -128,7 +128,10 @@ def test_a_mixture_keeps_four_bits_for_what_loses_least(tiny: dict[str, Path]) -
     graph = onnx.load(tiny["INT4_B32_MIXED"] / "model.onnx", load_external_data=False).graph
     quantized = [node for node in graph.node if node.op_type == "MatMulNBits"]
     bits = {node.name: next(one.i for one in node.attribute if one.name == "bits") for node in quantized}
-    assert all(width == (4 if any(part in name for part in ("gate_proj", "up_proj", "o_proj")) else 8) for name, width in bits.items())
+    assert all(
+        width == (4 if any(part in name for part in ("gate_proj", "up_proj", "o_proj")) else 8)
+        for name, width in bits.items()
+    )
     assert set(bits.values()) == {4, 8}
 
 
