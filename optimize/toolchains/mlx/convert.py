@@ -13,6 +13,7 @@ from enginehouse.optimize.artifact import CannotBuild, Report, copy_companions
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.mlx.library import import_library, load_model
 
+WIDENING = ("gate_proj", "up_proj", "gate_up_proj", "fc1")  # the first matrices of a feed-forward network
 CHECKED_TOKENS = 2  # one from nothing, one from the cache; a processor takes seconds for each
 NAMED_LAYERS = 3
 
@@ -23,6 +24,7 @@ class Plan(msgspec.Struct, frozen=True):
     bits: int = 0  # 0: no quantization
     group: int = 64
     mixture: str | None = None  # mlx_lm's name for a choice of bits layer by layer
+    others: int = 0  # bits of all but the first matrices of a feed-forward network; 0: as of those
     dtype: str | None = None  # of what is not quantized; None: as the checkpoint has it, but never wider than 16 bits
 
 
@@ -84,11 +86,24 @@ def quantize(model: Any, config: dict[str, Any], plan: Plan) -> dict[str, Any]:
         why = f"groups of {plan.group} do not divide their width"
         print(f"{len(left)} of {len(able)} layers stay in 16 bits, {why}: {named}", file=sys.stderr, flush=True)
     try:
+        choose: Callable[..., Any] | None
         choose = mixed_quant_predicate_builder(plan.mixture, model, plan.group) if plan.mixture else None
     except ValueError as error:
         raise CannotBuild(f"'{plan.mixture}' does not fit this architecture: {error}") from error
+    if plan.others:
+        choose = feed_forward_narrower(plan)
     _, changed = quantize_model(model, copy.deepcopy(config), plan.group, plan.bits, quant_predicate=choose)
     return dict(changed)
+
+
+def feed_forward_narrower(plan: Plan) -> Callable[[str, Any], dict[str, Any]]:
+    """mlx_lm's question: how is the layer at this path packed?"""
+
+    def choose(path: str, module: Any) -> dict[str, Any]:
+        widening = any(part in WIDENING for part in path.split("."))
+        return {"group_size": plan.group, "bits": plan.bits if widening else plan.others, "mode": "affine"}
+
+    return choose
 
 
 def check(folder: Path, report: Report) -> None:

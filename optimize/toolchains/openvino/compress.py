@@ -8,7 +8,9 @@ from typing import Any
 from enginehouse.optimize.artifact import CannotBuild, Report
 
 WINDOWS, WINDOW_TOKENS = 16, 128  # of calibration text: what AWQ and scale estimation look at
-NAMED = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?")
+NAMED = re.compile(r"(INT[48])_(ASYM|SYM)(?:_G(\d+))?(_AWQ)?(_SE)?(_MIXED)?")
+# What stands between the first matrices of a feed-forward network and its last.
+BETWEEN = {"Convert", "Gelu", "Multiply", "Relu", "Sigmoid", "Slice", "Split", "Swish", "Tanh", "VariadicSplit"}
 
 
 def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, report: Report) -> None:
@@ -18,7 +20,7 @@ def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, r
     report("quantize", 0.0)
     match = NAMED.fullmatch(precision)
     assert match
-    bits, mode, group, awq, estimation = match.groups()
+    bits, mode, group, awq, estimation, mixed = match.groups()
     model = openvino.Core().read_model(model_file)
     options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[f"{bits}_{mode}"]}
     if group:
@@ -27,20 +29,49 @@ def compress(model_file: Path, output: Path, precision: str, checkpoint: Path, r
     if estimation:
         windows = list(calibration_windows(checkpoint))
         options |= {"scale_estimation": True, "dataset": nncf.Dataset(windows), "subset_size": len(windows)}
+    if mixed:
+        options["ignored_scope"] = nncf.IgnoredScope(names=sensitive(model))
     report("quantize", 0.1)
     compressed = nncf.compress_weights(model, **options)
+    if mixed:  # what is in 4 bits already stays so
+        compressed = nncf.compress_weights(compressed, mode=nncf.CompressWeightsMode.INT8_ASYM)
     report("quantize", 0.9)
     openvino.save_model(compressed, output, compress_to_fp16=False)
     report("quantize", 1.0)
 
 
+def sensitive(model: Any) -> list[str]:
+    """All matrices but those that widen (gate and up), and of the first and last eighth of the layers these too. An
+    export names them by number, so it goes by what they feed: another matrix, with only an activation between."""
+    matrices = {node.get_friendly_name(): node for node in model.get_ordered_ops() if is_matrix(node)}
+    layers: list[set[str]] = []
+    for node in matrices.values():
+        widening: set[str] = set()
+        behind = [node.input_value(0).get_node()]
+        while behind:
+            found = behind.pop()
+            if found.get_friendly_name() in matrices:
+                widening.add(found.get_friendly_name())
+            elif found.get_type_name() in BETWEEN:
+                behind += [value.get_node() for value in found.input_values()]
+        if widening:
+            layers.append(widening)
+    if not layers:
+        raise CannotBuild(
+            "no feed-forward network is found in this graph to keep in 4 bits; take INT4_ASYM_G32 or int8"
+        )
+    ends = len(layers) // 8
+    return sorted(matrices.keys() - set().union(*layers[ends : len(layers) - ends]))
+
+
+def is_matrix(node: Any) -> bool:
+    """A product with weights."""
+    return bool(node.get_type_name() == "MatMul" and node.input_value(1).get_partial_shape().is_static)
+
+
 def check_group(model: Any, precision: str, group: int) -> None:
     """NNCF would leave a matrix that does not divide in 8 bits, and say so in a log nobody reads."""
-    widths = {
-        node.input_value(1).get_partial_shape()[1].get_length()
-        for node in model.get_ops()
-        if node.get_type_name() == "MatMul" and node.input_value(1).get_partial_shape().is_static
-    }
+    widths = {node.input_value(1).get_partial_shape()[1].get_length() for node in model.get_ops() if is_matrix(node)}
     odd = sorted(width for width in widths if width % group)
     if odd:
         fitting = [size for size in (128, 64, 32) if not any(width % size for width in widths)]

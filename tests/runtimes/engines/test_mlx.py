@@ -200,7 +200,7 @@ def test_every_precision_is_built_and_packed_as_it_says(tmp_path: Path, precisio
     config = json.loads((folder / "config.json").read_text())
     packing = config.get("quantization", {})
     assert (packing.get("bits"), packing.get("group_size")) == ((plan.bits, plan.group) if plan.bits else (None, None))
-    assert any(isinstance(entry, dict) for entry in packing.values()) == bool(plan.mixture)
+    assert any(isinstance(entry, dict) for entry in packing.values()) == bool(plan.mixture or plan.others)
     assert all(file.is_file() for file in folder.iterdir())
     assert {"tokenizer.json", "chat_template.jinja", "generation_config.json"} <= {f.name for f in folder.iterdir()}
     assert resolve(str(folder)).kind == ("mlx" if plan.bits else "checkpoint")

@@ -101,7 +101,7 @@ def test_each_family_says_what_the_reference_implementation_says(
     assert generate(engine, prompts, 24) == continue_by_reference(checkpoint, prompts, 24)
 
 
-@pytest.mark.parametrize("precision", ["INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "F16"])
+@pytest.mark.parametrize("precision", ["INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "INT4_B32_MIXED", "F16"])
 @pytest.mark.parametrize("path", ["slots", "generator"])
 def test_every_kind_of_precision_runs_on_both_paths_alike(precision: str, path: str, tiny: dict[str, Path]) -> None:
     folder = tiny[precision]
@@ -118,8 +118,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("tiny-onnx")
     checkpoint = make(folder / "checkpoint", "Qwen3ForCausalLM", hidden_size=128)
     (checkpoint / "calibration.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    names = ("F32", "INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "F16")
+    names = ("F32", "INT8_B32", "INT4_B32_KQUANT_H8", "INT4_B32_GPTQ_H8", "INT4_B32_MIXED", "F16")
     return {name: build(checkpoint, name, folder / name) for name in names}
+
+
+def test_a_mixture_keeps_four_bits_for_what_loses_least(tiny: dict[str, Path]) -> None:
+    import onnx
+
+    graph = onnx.load(tiny["INT4_B32_MIXED"] / "model.onnx", load_external_data=False).graph
+    quantized = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    bits = {node.name: next(one.i for one in node.attribute if one.name == "bits") for node in quantized}
+    assert all(
+        width == (4 if any(part in name for part in ("gate_proj", "up_proj", "o_proj")) else 8)
+        for name, width in bits.items()
+    )
+    assert set(bits.values()) == {4, 8}
 
 
 def test_int8_shrinks_the_embedding_too(tiny: dict[str, Path]) -> None:

@@ -105,7 +105,9 @@ def test_every_family_says_what_the_reference_implementation_says(family: str, t
     engine.close()
 
 
-@pytest.mark.parametrize("precision", ["INT8_ASYM", "INT4_SYM_G32", "INT4_ASYM_G32_AWQ", "INT4_ASYM_G32_AWQ_SE"])
+@pytest.mark.parametrize(
+    "precision", ["INT8_ASYM", "INT4_SYM_G32", "INT4_ASYM_G32_AWQ", "INT4_ASYM_G32_AWQ_SE", "INT4_ASYM_G32_MIXED"]
+)
 def test_a_ready_made_ir_is_compressed_and_still_answers(ir: Path, precision: str, tmp_path: Path) -> None:
     small = build(ir, precision, tmp_path / "small")
     assert (small / "openvino_model.bin").stat().st_size < 0.5 * (ir / "openvino_model.bin").stat().st_size
@@ -114,6 +116,16 @@ def test_a_ready_made_ir_is_compressed_and_still_answers(ir: Path, precision: st
     assert len(answer(engine, "hello", Sampling(max_tokens=8, temperature=0, ignore_eos=True)).tokens[0]) == 8
     engine.close()
     assert "compressed already" in str(TOOLCHAIN.refuses(resolve(str(small))))
+
+
+def test_a_mixture_keeps_four_bits_for_the_matrices_that_widen(ir: Path, tmp_path: Path) -> None:
+    import openvino
+
+    layers = json.loads((ir / "config.json").read_text())["num_hidden_layers"]
+    graph = openvino.Core().read_model(build(ir, "INT4_ASYM_G32_MIXED", tmp_path / "small") / "openvino_model.xml")
+    kept = [node.get_element_type().get_type_name() for node in graph.get_ops() if node.get_type_name() == "Constant"]
+    assert kept.count("u4") == 2 * 2 * layers  # gate and up, weights and zero points
+    assert kept.count("u8") >= 2 * (5 * layers + 1)
 
 
 def test_a_group_that_does_not_divide_is_refused_with_one_that_does(ir: Path, tmp_path: Path) -> None:
