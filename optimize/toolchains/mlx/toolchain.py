@@ -99,7 +99,7 @@ TOOLCHAIN = Toolchain(
     logits=logits,
     entry="",
     ladder={
-        "mixed_4_6-g32": "six bits but for gate and up: a fifth of the divergence of 4bit-g32 (SmolLM2, reckoned: 0.073; 0.343)",
+        "mixed_4_6-g32": "six bits but for gate and up: SmolLM2 0.073 (reckoned), 4bit-g32 0.343",
         "6bit-g64": "a third of it (0.027) for 4 % more",
         "8bit-g64": "untouched by the outliers that destroy four bits (0.00005, tests/optimize/quality/test_gate.py)",
         "bf16": "the checkpoint itself",

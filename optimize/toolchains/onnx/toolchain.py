@@ -125,7 +125,7 @@ TOOLCHAIN = Toolchain(
     logits=logits,
     entry="",
     ladder={
-        "INT4_B32_MIXED": "four bits for gate, up and o, eight for the rest: SmolLM2 0.075, INT4_B32_H8 0.332",
+        "INT4_B32_MIXED": "four bits for gate, up and o, eight else: SmolLM2 0.075, INT4_B32_H8 0.332",
         "INT8_B32": "all in eight bits (0.004)",
         "F32": "the checkpoint itself, in the arithmetic of the graph",
     },

@@ -164,7 +164,7 @@ TOOLCHAIN = Toolchain(
     logits=logits,
     entry="",
     ladder={
-        "INT4_ASYM_G32_MIXED": "four bits for gate and up, eight for the rest: SmolLM2 0.064, INT4_ASYM_G32 0.335",
+        "INT4_ASYM_G32_MIXED": "four bits for gate and up, eight else: SmolLM2 0.064, INT4_ASYM_G32 0.335",
         "INT8_ASYM": "one scale for a row (0.008)",
         "BF16": "the checkpoint itself, in the arithmetic of the CPU",
     },
