@@ -207,7 +207,7 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
     weights.write_bytes(weights.read_bytes()[:-1000])
     alien = copy(checkpoint, tmp_path / "alien")
     (alien / "config.json").write_text(
-        (alien / "config.json").read_text().replace("Qwen3ForCausalLM", "MambaForCausalLM")
+        (alien / "config.json").read_text().replace("Qwen3ForCausalLM", "FromNextYearForCausalLM")
     )
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -217,7 +217,7 @@ def test_a_model_that_cannot_be_loaded_is_explained_in_one_sentence(tmp_path: Pa
         "missing": ({"source": str(tmp_path / "nowhere")}, "does not exist"),
         "empty": ({"source": str(empty)}, "no config.json"),
         "truncated": ({"source": str(truncated)}, "model.safetensors"),
-        "alien": ({"source": str(alien)}, "MambaForCausalLM"),
+        "alien": ({"source": str(alien)}, "FromNextYearForCausalLM"),
         "broken": ({"source": str(tmp_path / "broken.gguf")}, "truncated"),
         "text": ({"source": str(tmp_path / "text.gguf")}, "not a gguf"),
         "precision": ({"source": str(checkpoint), "precision": "int3"}, "unknown precision 'int3'; have: auto"),
