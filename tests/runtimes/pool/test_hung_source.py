@@ -66,4 +66,4 @@ def test_it_does_not_keep_a_server_from_ending(tmp_path: Path) -> None:
         with pytest.raises(httpx.ReadTimeout):
             ask(served, "hung", 1)
         served.process.send_signal(signal.SIGINT)
-        assert served.process.wait(20) == 130
+        assert served.process.wait(20) in (130, 0)  # 0 where SIGINT was ignored from the start, as behind nohup
