@@ -39,6 +39,29 @@ class Endless(jinja2.TemplateError):
     """A template did not come to its end."""
 
 
+class Alarm:
+    """SIGALRM's handler. It stays for good: an alarm that comes late would end the process."""
+
+    def __init__(self) -> None:
+        self._armed = False
+
+    def set(self) -> None:
+        signal.signal(signal.SIGALRM, self._ring)
+        self._armed = True
+        signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+
+    def stop(self) -> None:
+        self._armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _ring(self, number: int, frame: Any) -> None:
+        if self._armed:
+            raise Endless(f"it did not come to its end within {RENDER_SECONDS:g} s")
+
+
+ALARM = Alarm()
+
+
 @contextmanager
 def bounded() -> Iterator[None]:
     """Raises Endless after RENDER_SECONDS: loops are nested as a template likes, over messages that a client sends. In
@@ -46,20 +69,11 @@ def bounded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    running = True
-
-    def end(number: int, frame: Any) -> None:
-        if running:
-            raise Endless(f"it did not come to its end within {RENDER_SECONDS:g} s")
-
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    ALARM.set()
     try:
         yield
     finally:
-        running = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        ALARM.stop()
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
