@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,7 @@ def test_a_server_that_loads_while_artifacts_are_pruned_builds_anew_and_answers(
     def prune() -> None:
         while not ended.is_set():
             removed.extend(pruned(store))
+            time.sleep(0.02)  # else it takes the processor from what is built
 
     with serve(tmp_path, {"pocket": POCKET | {"keep_alive": "0s"}}) as served:
         expected = ask(served)
