@@ -57,7 +57,7 @@ MESSAGES_SECONDS = 0.005, 0.1  # at least and at most that messages are handled 
 PIECES_SECONDS = 0.005  # the same for pieces of long work
 PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
-STEPS_SHARE, STEPS_SECONDS = 1.5, 1.0  # of the time that both took, they wait for steps; so long at most
+STEPS_SHARE, STEPS_SECONDS = 2.0, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
 
@@ -161,9 +161,9 @@ class Loop:
             self._step(time.monotonic() - began)
 
     def _handle_messages(self) -> None:
-        """At least one, and more for as long as a step takes: the rest waits for the next turn."""
+        """At least one, and more for half as long as a step takes: the rest waits for the next turn."""
         least, most = MESSAGES_SECONDS
-        until = time.monotonic() + min(max(least, self._step_seconds), most)
+        until = time.monotonic() + min(max(least, self._step_seconds / 2), most)
         self._handle(self._inbox.get())
         while self._inbox.waiting() and time.monotonic() < until:
             self._handle(self._inbox.get())
