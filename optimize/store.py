@@ -1,5 +1,6 @@
 """The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -121,6 +122,19 @@ class Store:
         folder.rename(target)
         sync(self._artifacts)
         shutil.rmtree(replaced, ignore_errors=True)
+
+    def check_free(self, needed: int) -> None:
+        """Raises OSError where so many bytes are not free."""
+        if needed > (free := self.free_bytes()):
+            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+
+    def publish_checkpoint(self, folder: Path, target: Path) -> None:
+        """The same for a checkpoint, which has no manifest; made again it is the same, whatever the time."""
+        for path in folder.iterdir():
+            os.utime(path, (0, 0))
+        for path in (*folder.iterdir(), folder):
+            sync(path)
+        folder.rename(target)
 
     def _put_back(self, replaced: Path) -> None:
         """What a process that was killed between two renames had taken out of the way. Only with its lock."""

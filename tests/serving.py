@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import tempfile
@@ -108,9 +109,18 @@ def share_references(cache: Path) -> None:
         (cache / "references").symlink_to(REFERENCES.name)
 
 
-def free_port() -> int:
-    import socket
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the server closes, in whatever way."""
+    received = b""
+    try:
+        while piece := connection.recv(1 << 16):
+            received += piece
+    except ConnectionError:
+        pass
+    return received
 
+
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

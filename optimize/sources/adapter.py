@@ -1,10 +1,8 @@
 """A PEFT adapter, and the checkpoint that comes of merging one into a base."""
 
-import errno
 import hashlib
 import os
 import re
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.checks import is_finite
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.quantizations import already_quantized
-from enginehouse.optimize.sources.resolve import fingerprint, list_files
+from enginehouse.optimize.sources.resolve import copy_beside_weights, fingerprint, list_files
 from enginehouse.optimize.sources.safetensors import read_header
 from enginehouse.optimize.store import Store
 
@@ -85,14 +83,9 @@ def merge(base: Source, adapter: Adapter, cache: Path, report: Report) -> str:
     with store.building(target.name) as folder:
         if target.exists():
             return str(target)
-        if base.bytes > store.free_bytes():
-            raise OSError(errno.ENOSPC, f"{base.bytes >> 20} MiB are needed, {store.free_bytes() >> 20} MiB are free")
+        store.check_free(base.bytes)
         write(base, adapter, folder, report)
-        for file in folder.iterdir():
-            os.utime(file, (0, 0))  # when it was merged must not tell it from the same merged again
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        folder.rename(target)
+        store.publish_checkpoint(folder, target)
     return str(target)
 
 
@@ -113,9 +106,7 @@ def write(base: Source, adapter: Adapter, folder: Path, report: Report) -> None:
     model = merged(model, base, adapter, peft)
     report("convert", 0.5)
     model.save_pretrained(folder)
-    for name in list_files(Path(base.path)):
-        if "/" not in name and name.endswith((".json", ".jinja", ".model", ".txt", ".jsonl")) and "index" not in name:
-            shutil.copyfile(Path(base.path) / name, folder / name)  # over what transformers makes of them
+    copy_beside_weights(Path(base.path), folder)  # over what transformers makes of them
     made_of = {"base": base.fingerprint, "adapter": adapter.fingerprint, "peft": version("peft")}
     (folder / MERGED).write_bytes(msgspec.json.encode(made_of))
     report("convert", 1.0)

@@ -1,14 +1,9 @@
 """A checkpoint that was published with quantized weights, in 16 bits: made once, in the cache, for all engines."""
 
-import errno
 import hashlib
 import math
-import os
-import shutil
-import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -16,8 +11,8 @@ from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.floats import FLOATS, narrow
 from enginehouse.optimize.sources.quantizations import UNUSED, Weight, method_of, refusal, settings_of, weights
-from enginehouse.optimize.sources.resolve import list_files
-from enginehouse.optimize.sources.safetensors import INDEX, StoredTensor, list_tensors
+from enginehouse.optimize.sources.resolve import copy_beside_weights
+from enginehouse.optimize.sources.safetensors import INDEX, StoredTensor, header, list_tensors
 from enginehouse.optimize.store import KINDS, Store
 
 DEQUANTIZE_VERSION = "1"  # raise it with every change to the bytes of a dequantized checkpoint
@@ -56,16 +51,10 @@ def dequantize(source: Source, cache: Path, report: Report) -> str:
         if target.exists():
             return str(target)
         outputs = plan(Path(source.path))
-        needed = sum(output.bytes for output in outputs)
-        if needed > store.free_bytes():
-            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {store.free_bytes() >> 20} MiB are free")
+        store.check_free(sum(output.bytes for output in outputs))
         write(outputs, folder, report)
         copy_rest(source, folder)
-        for file in folder.iterdir():
-            os.utime(file, (0, 0))  # when it was made must not tell it from the same made again
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        folder.rename(target)
+        store.publish_checkpoint(folder, target)
     return str(target)
 
 
@@ -99,7 +88,7 @@ def write(outputs: list[Output], folder: Path, report: Report) -> None:
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         with (folder / name).open("wb") as stream:
-            stream.write(header(shard))
+            stream.write(header({output.name: (output.dtype, output.shape, output.bytes) for output in shard}))
             for output in shard:
                 index[output.name] = name
                 for piece in pieces(output):
@@ -116,17 +105,6 @@ def in_shards(outputs: list[Output]) -> list[list[Output]]:
             shards.append([])
         shards[-1].append(output)
     return shards
-
-
-def header(shard: list[Output]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for output in shard:
-        start, end = end, end + output.bytes
-        entries[output.name] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": (start, end)}
-    encoded = msgspec.json.encode(entries)
-    encoded += b" " * (-len(encoded) % 8)
-    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def pieces(output: Output) -> Iterator[bytes | memoryview]:
@@ -150,9 +128,7 @@ def pieces(output: Output) -> Iterator[bytes | memoryview]:
 
 def copy_rest(source: Source, folder: Path) -> None:
     origin = Path(source.path)
-    for name in list_files(origin):
-        if "/" not in name and name.endswith((".json", ".jinja", ".model", ".txt", ".jsonl")) and "index" not in name:
-            shutil.copyfile(origin / name, folder / name)
+    copy_beside_weights(origin, folder)
     config = read_json(origin / "config.json")
     for part in (config, config.get("text_config") or {}):
         part.pop("quantization_config", None)

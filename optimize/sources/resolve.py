@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def list_files(folder: Path) -> list[str]:
         found += [(here / file).as_posix() for file in files]
         folders[:] = [name for name in folders if not name.startswith(".") and len(here.parts) < DEPTH]
     return found
+
+
+def copy_beside_weights(origin: Path, folder: Path) -> None:
+    """Config, tokenizer, template and texts of a checkpoint."""
+    for name in list_files(origin):
+        if "/" not in name and name.endswith((".json", ".jinja", ".model", ".txt", ".jsonl")) and "index" not in name:
+            shutil.copyfile(origin / name, folder / name)
 
 
 def gguf_file(source: str, path: Path) -> Source:

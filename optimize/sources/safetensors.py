@@ -2,6 +2,7 @@
 
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,18 @@ class HeaderEntry(msgspec.Struct, frozen=True):
 
 class Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
+
+
+def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """What a file of these begins with: dtype, shape and bytes of each, which follow in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape, size) in tensors.items():
+        start, end = end, end + size
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": (start, end)}
+    encoded = msgspec.json.encode(entries)
+    encoded += b" " * (-len(encoded) % 8)
+    return struct.pack("<Q", len(encoded)) + encoded
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:

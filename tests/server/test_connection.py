@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from enginehouse.server import limits
-from tests.serving import Served, serve
+from tests.serving import Served, rest, serve
 
 ECHO: dict[str, Any] = {"echo": {"source": "builtin:echo"}}
 GET = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n"
@@ -51,17 +51,6 @@ def connect(served: Served, sent: bytes = b"") -> socket.socket:
     connection = socket.create_connection((host, int(port)), SECONDS)
     connection.sendall(sent)
     return connection
-
-
-def rest(connection: socket.socket) -> bytes:
-    """All that comes until the server closes; b"" where it closes the hard way."""
-    received = b""
-    try:
-        while piece := connection.recv(1 << 16):
-            received += piece
-    except ConnectionError:
-        pass
-    return received
 
 
 def until(words: bytes, connection: socket.socket) -> bytes:

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.serving import Served, serve
+from tests.serving import Served, rest, serve
 
 SECONDS = 60  # that anything here may take
 ECHO: dict[str, Any] = {
@@ -31,16 +31,6 @@ def unread(served: Served, letters: int, **fields: Any) -> socket.socket:
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return connection
-
-
-def read_all(connection: socket.socket) -> bytes:
-    received = b""
-    try:
-        while piece := connection.recv(1 << 16):
-            received += piece
-    except ConnectionError:
-        pass
-    return received
 
 
 def read_until_done(connection: socket.socket) -> bytes:
@@ -91,7 +81,7 @@ def test_a_connection_whose_client_reads_nothing_is_ended(tmp_path: Path, stream
         ask(served)
         with unread(served, LONG, stream=streamed) as connection:
             served.wait_for("has taken nothing", SECONDS)
-            assert b"[DONE]" not in read_all(connection)
+            assert b"[DONE]" not in rest(connection)
         wait_until_none_is_under_way(served)
         served.process.terminate()
         process.wait(SECONDS)
@@ -104,6 +94,6 @@ def test_what_is_left_of_an_answer_that_nobody_reads_is_not_made(tmp_path: Path)
         with unread(served, ENDLESS, stream=True) as connection:
             served.wait_for("has taken nothing", SECONDS)
             wait_until_none_is_under_way(served)
-            read_all(connection)
+            rest(connection)
         assert ask(served).status_code == 200
         assert not [line for line in served.log if f"{ENDLESS} tokens" in line]

@@ -1,6 +1,5 @@
 """A .gguf file back into a checkpoint of 16-bit weights, for the other toolchains: the converse of `convert`."""
 
-import errno
 import json
 import math
 import shutil
@@ -18,7 +17,8 @@ from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.floats import narrow
 from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, folder_of, read_config
 from enginehouse.optimize.sources.resolve import parts_of, resolve
-from enginehouse.optimize.store import Store, sync
+from enginehouse.optimize.sources.safetensors import header
+from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains.gguf.config import decode_config
 from enginehouse.optimize.toolchains.gguf.families import FAMILIES
 from enginehouse.optimize.toolchains.gguf.plan import Target, check_traits, targets
@@ -40,14 +40,10 @@ def checkpoint_of(source: Source, cache: Path, report: Report) -> Iterator[Sourc
     store, target = Store(cache, FOLDER), folder_of(source, cache)
     with store.building(target.name) as folder:
         if not whole(target):
-            if bytes_in_16_bits(source) > store.free_bytes():
-                needed, free = bytes_in_16_bits(source) >> 20, store.free_bytes() >> 20
-                raise OSError(errno.ENOSPC, f"{needed} MiB are needed, {free} MiB are free")
+            store.check_free(bytes_in_16_bits(source))
             write(source, folder, report)
-            for path in (*folder.iterdir(), folder):
-                sync(path)
             shutil.rmtree(target, ignore_errors=True)
-            folder.rename(target)
+            store.publish_checkpoint(folder, target)
         yield resolve(source.id, at=str(target))
 
 
@@ -110,19 +106,15 @@ def check_tensors(name: str, stored: dict[str, Stored], expected: dict[str, Targ
 
 def write_weights(file: Path, stored: dict[str, Stored], expected: dict[str, Target], report: Report) -> None:
     """A safetensors file, a block of a tensor in memory at a time."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, target in expected.items():
-        start, end = end, end + 2 * math.prod(target.shape)
-        header[name] = {"dtype": "BF16", "shape": target.shape, "data_offsets": (start, end)}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
+    sizes = {name: 2 * math.prod(target.shape) for name, target in expected.items()}
+    whole, done = sum(sizes.values()), 0
     with file.open("wb") as output:
-        output.write(len(encoded).to_bytes(8, "little") + encoded)
+        output.write(header({name: ("BF16", expected[name].shape, size) for name, size in sizes.items()}))
         for name, target in expected.items():
             for block in blocks(stored[target.name], target):
                 output.write(block)
-            report("convert", header[name]["data_offsets"][1] / end)
+            done += sizes[name]
+            report("convert", done / whole)
 
 
 def blocks(tensor: Stored, target: Target) -> Iterator[memoryview]:
