@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.sandbox
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Source
-from enginehouse.optimize.sources.chat_template import bounded, sandbox, template_of
+from enginehouse.optimize.sources.chat_template import Sandbox, bounded, sandbox, template_of
 from enginehouse.optimize.sources.files import read_json
 
 OURS = Path(__file__).parent / "quality.txt"
@@ -82,7 +81,7 @@ def chat_template(folder: Path) -> tuple[jinja2.Template, dict[str, str]]:
     return same_every_day().from_string(text), named_tokens(folder)
 
 
-def same_every_day() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def same_every_day() -> Sandbox:
     return sandbox(lambda form: "1 January 2026")
 
 

@@ -1,14 +1,16 @@
 """Chat templates: where a checkpoint keeps its own, and the sandbox whose settings Hugging Face's are written for."""
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.compiler
 import jinja2.sandbox
 
 RENDER_SECONDS = 2.0
@@ -24,56 +26,47 @@ def template_of(folder: Path, settings: dict[str, Any]) -> str:
     return str(template)
 
 
-def sandbox(now: Callable[[str], str]) -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+class Endless(jinja2.TemplateError):
+    """A template did not come to its end."""
+
+
+class TimedCode(jinja2.compiler.CodeGenerator):
+    """Looks at the time at the start of each body: of a loop's turn, of a macro's call."""
+
+    def blockvisit(self, nodes: Iterable[jinja2.nodes.Node], frame: jinja2.compiler.Frame) -> None:
+        self.writeline("environment.check_time()")
+        super().blockvisit(nodes, frame)
+
+
+class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    code_generator_class = TimedCode
+
+    @staticmethod
+    def check_time() -> None:
+        if time.monotonic() > DEADLINE.get():
+            raise Endless(f"it did not come to its end within {RENDER_SECONDS:g} s")
+
+
+def sandbox(now: Callable[[str], str]) -> Sandbox:
     """`now` is the time in a given form."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = now
     return environment
 
 
-class Endless(jinja2.TemplateError):
-    """A template did not come to its end."""
-
-
-class Alarm:
-    """SIGALRM's handler. It stays for good: an alarm that comes late would end the process."""
-
-    def __init__(self) -> None:
-        self._armed = False
-
-    def set(self) -> None:
-        signal.signal(signal.SIGALRM, self._ring)
-        self._armed = True
-        signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
-
-    def stop(self) -> None:
-        self._armed = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _ring(self, number: int, frame: Any) -> None:
-        if self._armed:
-            raise Endless(f"it did not come to its end within {RENDER_SECONDS:g} s")
-
-
-ALARM = Alarm()
+DEADLINE = ContextVar("DEADLINE", default=math.inf)
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Raises Endless after RENDER_SECONDS: loops are nested as a template likes, over messages that a client sends. In
-    the main thread of a process only; elsewhere nothing is bounded."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ALARM.set()
+    """Templates raise Endless after RENDER_SECONDS: their loops are nested as they like, over what a client sends."""
+    token = DEADLINE.set(time.monotonic() + RENDER_SECONDS)
     try:
         yield
     finally:
-        ALARM.stop()
+        DEADLINE.reset(token)
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 import jinja2
 import jinja2.meta
-import jinja2.sandbox
 import msgspec
 
-from enginehouse.optimize.sources.chat_template import bounded, sandbox
+from enginehouse.optimize.sources.chat_template import Sandbox, bounded, sandbox
 from enginehouse.runtimes.contract import (
     Chat,
     Constraint,
@@ -240,7 +239,7 @@ def compiled(source: str) -> jinja2.Template:
         raise Refused(f"the model's chat template is broken at line {error.lineno}: {error.message}") from error
 
 
-def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+def environment() -> Sandbox:
     return sandbox(lambda pattern: datetime.datetime.now().strftime(pattern))
 
 
