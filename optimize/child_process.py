@@ -3,6 +3,7 @@ back on its stdout, each a line of JSON. Stdin stays open for as long as the par
 
 import asyncio
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from enginehouse.optimize.artifact import CannotBuild, Report
 
 MESSAGE_LETTERS = 200  # of what a tool says of its failure
 LOOK_SECONDS, HELD_SECONDS = 5.0, 60.0
+BUSY = 0.1  # of a processor: who computes more is not waiting
 HELD = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP)
 
 
@@ -44,8 +46,10 @@ async def run(
     report: Report,
     name: str,
     environment: Mapping[str, str] | None = None,
+    patience: float = math.inf,
 ) -> Result:
-    """What `python -m module` makes of the order; `name`: the child's in messages, `environment`: if not ours.
+    """What `python -m module` makes of the order; `name`: the child's in messages, `environment`: if not ours,
+    `patience`: seconds that it may compute without getting any further.
 
     Raises the child's CannotBuild, and one where it cannot be started or dies on the way. Given up, it ends the child.
     """
@@ -66,20 +70,23 @@ async def run(
         raise CannotBuild(f"{name} cannot be started: {why}", environment=True) from error
     assert child.stdin and child.stdout
     last: Result | Failed | None = None
-    watching = asyncio.create_task(end_if_held(child.pid))
+    watch = Watch(child.pid, patience)
+    watching = asyncio.create_task(watch.end_if_stuck())
     try:
         with contextlib.suppress(ConnectionError):  # it has died already: its status says so below
             child.stdin.write(msgspec.json.encode(order) + b"\n")
             await child.stdin.drain()
         async for line in child.stdout:
             last = heard(line, result, report)
+            watch.note_progress()
     finally:
         child.stdin.close()  # the child ends at that, whatever it is doing
         status = await child.wait()
         watching.cancel()
     match last:
-        case None if watching.done() and not watching.cancelled() and watching.result():
-            raise CannotBuild(f"{name} stood still for {HELD_SECONDS:.0f} s and was ended", environment=True)
+        case None if watch.stuck:
+            did, of_environment = watch.stuck
+            raise CannotBuild(f"{name} {did} and was ended", of_environment)
         case None:
             reason = f"{name} ended with status {status} in the middle of its work; see the log"
             raise CannotBuild(reason, environment=status < 0)  # killed: not the fault of what it worked on
@@ -88,25 +95,45 @@ async def run(
     return last
 
 
-async def end_if_held(pid: int) -> bool:
-    """Kills a process and what it has started once one of them is stopped, or waits for a disk that does not answer;
-    whether that was so. One that waits for a lock or a network is left alone."""
-    held, before = 0.0, -1.0
-    while held < HELD_SECONDS:
-        await asyncio.sleep(LOOK_SECONDS)
-        try:
-            tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-            spent = sum(sum(process.cpu_times()[:2]) for process in tree)
-            still = any(process.status() in HELD for process in tree)
-        except psutil.NoSuchProcess:
-            if not psutil.pid_exists(pid):
-                return False
-            continue
-        held, before = (held + LOOK_SECONDS if still and spent == before else 0.0), spent
-    for process in tree:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    return True
+class Watch:
+    """Over a process and what it has started. One that waits for a lock or a network is left alone."""
+
+    def __init__(self, pid: int, patience: float) -> None:
+        self._pid, self._patience = pid, patience
+        self._idle_seconds = self._busy_seconds = 0.0  # since it was last seen to get further
+        self.stuck: tuple[str, bool] | None = None  # what it was ended for, and whether the environment is to blame
+
+    def note_progress(self) -> None:
+        self._busy_seconds = 0.0
+
+    async def end_if_stuck(self) -> None:
+        """Kills them once one of them is stopped, or waits for a disk that does not answer, or all their computing
+        leads nowhere."""
+        before = -1.0
+        while self.stuck is None:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                tree = [psutil.Process(self._pid), *psutil.Process(self._pid).children(recursive=True)]
+                spent = sum(sum(process.cpu_times()[:2]) for process in tree)
+                held = any(process.status() in HELD for process in tree)
+            except psutil.NoSuchProcess:
+                if not psutil.pid_exists(self._pid):
+                    return
+                continue
+            self._idle_seconds = self._idle_seconds + LOOK_SECONDS if held and spent == before else 0.0
+            self._busy_seconds += LOOK_SECONDS if spent - before > LOOK_SECONDS * BUSY else 0.0
+            self.stuck = self._verdict()
+            before = spent
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _verdict(self) -> tuple[str, bool] | None:
+        if self._idle_seconds >= HELD_SECONDS:
+            return f"stood still for {HELD_SECONDS:.0f} s", True
+        if self._busy_seconds >= self._patience:
+            return f"computed for {self._patience:.0f} s without getting any further", False
+        return None
 
 
 def run_blocking(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.config.schema import Optimize
-from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain, bits
+from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain, bits, bytes_in_16_bits
 from enginehouse.optimize.build import (
     Build,
     Built,
@@ -28,6 +28,8 @@ from enginehouse.optimize.store import Store
 
 log = logging.getLogger("enginehouse.optimize")
 DEFAULT_RULES = Optimize()
+# What a build may compute without a word; the longest step seen took 46 s for a quarter of a GiB, on a busy machine.
+PATIENCE_SECONDS, PATIENCE_SECONDS_PER_GIB = 900.0, 900.0
 InThread = Callable[..., Awaitable[Any]]  # as asyncio.to_thread: what looks at files, which may hang
 
 
@@ -65,7 +67,7 @@ async def in_16_bits(
             raise CannotBuild(f"source '{source.id}' is not brought to 16 bits yet", environment=True)
         log.info("bringing the quantized weights of '%s' to 16 bits (%s)", source.id, mebibytes(source.bytes))
         report("convert", 0.0)
-        await build_process(Dequantize(source, str(cache)), Dequantized, report)
+        await build_process(Dequantize(source, str(cache)), Dequantized, report, bytes_in_16_bits(source))
     found: Source = await in_thread(resolve, source.id, at=str(made))
     return found
 
@@ -87,7 +89,7 @@ async def adapt(
             raise CannotBuild(f"adapter '{name}' is not merged yet", environment=True)
         log.info("merging adapter '%s' into '%s'", name, base.id)
         report("convert", 0.0)
-        await build_process(Merge(base, adapter, str(cache)), Merged, report)
+        await build_process(Merge(base, adapter, str(cache)), Merged, report, bytes_in_16_bits(base))
     found: Source = await in_thread(resolve, f"{base.id} + {name}", at=str(merged))
     return found
 
@@ -122,7 +124,8 @@ async def prepare(
     log.info(begun, recipe.format, precision, source.id, mebibytes(source.bytes))
     try:
         bar = rules.limits(bits(precision)) if rules else None
-        built = await build_process(Build(source, recipe, str(cache), bar, anew), Built, report)
+        order = Build(source, recipe, str(cache), bar, anew)
+        built = await build_process(order, Built, report, bytes_in_16_bits(source))
     except BaseException:
         await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
         raise
@@ -135,5 +138,7 @@ def mebibytes(count: int) -> str:
     return f"{count / (1 << 20):.1f} MiB"
 
 
-async def build_process(order: Order, result: type[Result], report: Report) -> Result:
-    return await run("enginehouse.optimize.build", order, result, report, "the build process")
+async def build_process(order: Order, result: type[Result], report: Report, size: int = 0) -> Result:
+    """`size`: of what is worked on, in bytes."""
+    patience = PATIENCE_SECONDS + PATIENCE_SECONDS_PER_GIB * size / 2**30
+    return await run("enginehouse.optimize.build", order, result, report, "the build process", patience=patience)

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import msgspec
 
@@ -34,6 +37,14 @@ def work(order: Order, report: Report) -> Result:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        case "loop":
+            subprocess.run([sys.executable, "-c", "while True: pass"])
+        case "slow":
+            for step in range(60):
+                report("convert", step / 60)
+                until = time.monotonic() + 0.03
+                while time.monotonic() < until:
+                    pass
         case "linger":
             report(str(os.getpid()), 1.0)
             signal.pause()

@@ -62,6 +62,19 @@ def test_a_child_that_is_stopped_is_ended_and_named(do: Run, monkeypatch: pytest
     assert caught.value.environment
 
 
+def test_a_child_that_computes_without_end_is_ended_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "LOOK_SECONDS", 0.1)
+    with pytest.raises(CannotBuild, match="the child computed for 1 s without getting any further") as caught:
+        asyncio.run(run("tests.optimize.child", Order("loop"), Result, quiet, "the child", patience=1))
+    assert not caught.value.environment
+    assert not any("while True: pass" in process.cmdline() for process in psutil.Process().children(recursive=True))
+
+
+def test_a_child_that_gets_further_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "LOOK_SECONDS", 0.1)
+    assert asyncio.run(run("tests.optimize.child", Order("slow"), Result, quiet, "the child", patience=1)).pid
+
+
 def test_what_the_child_refuses_is_raised_here(do: Run) -> None:
     with pytest.raises(CannotBuild, match=r"^this cannot be$") as caught:
         do(Order("refuse"), quiet)
