@@ -89,3 +89,8 @@ def lowest(ladder: Sequence[str], failures: Mapping[str, str]) -> str | None:
 def passed_over(ladder: Sequence[str], precision: str, failures: Mapping[str, str]) -> list[str]:
     """A sentence for every rung below this one."""
     return [f"{rung} {failures[rung]}" for rung in ladder[: ladder.index(precision)]]
+
+
+def in_twice_the_bits(ladder: Sequence[str], precision: str, failures: Mapping[str, str]) -> str | None:
+    """The lowest rung that may be quicker for being simpler to compute with."""
+    return next((rung for rung in ladder if bits(rung) >= 2 * bits(precision) and rung not in failures), None)

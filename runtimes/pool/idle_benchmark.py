@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
-from enginehouse.optimize.artifact import Artifact
+from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.decisions import Decisions
@@ -59,27 +59,37 @@ class IdleBenchmark:
             self._measuring = asyncio.create_task(self._measure_untried())
 
     async def _measure_untried(self) -> None:
-        """Every candidate of the models in use that has no figures yet, where there is more than one to choose from."""
+        """What the models in use could run on and has no figures yet, where there is more than one to choose from."""
         for name in sorted(self._in_use):
-            decided = await self._decisions.of(name)
-            if len(decided.decision.ranked) < 2:
-                continue
-            for ranked in decided.decision.ranked:
-                if (
-                    ranked.figures is None
-                    and self._loader.building_bytes(decided.source, ranked.candidate) > host.free_memory()
-                ):
-                    log.info("'%s' is not measured on %s: building may not fit in memory", name, ranked.candidate.key)
-                elif ranked.figures is None:
-                    log.info("measuring '%s' on %s while nobody asks", name, ranked.candidate.key)
-                    try:
-                        await self._built(name, ranked)
-                        await self._measure(name, ranked)
-                    except asyncio.CancelledError:
-                        log.info("measuring '%s' on %s ends: a request came", name, ranked.candidate.key)
-                        raise
-                    except (Unavailable, EngineFailed) as error:
-                        log.warning("measuring '%s' on %s: %s", name, ranked.candidate.key, error)
+            tried: set[str] = set()
+            while untried := await self._untried(name, tried):
+                source, ranked = untried
+                key = ranked.candidate.key
+                tried.add(key)
+                if self._loader.building_bytes(source, ranked.candidate) > host.free_memory():
+                    log.info("'%s' is not measured on %s: building may not fit in memory", name, key)
+                    continue
+                log.info("measuring '%s' on %s while nobody asks", name, key)
+                try:
+                    await self._built(name, ranked)
+                    await self._measure(name, ranked)
+                except asyncio.CancelledError:
+                    log.info("measuring '%s' on %s ends: a request came", name, key)
+                    raise
+                except (Unavailable, EngineFailed) as error:
+                    log.warning("measuring '%s' on %s: %s", name, key, error)
+
+    async def _untried(self, name: str, tried: Collection[str]) -> tuple[Source, Ranked] | None:
+        """All engines first, then the best of them in more bits."""
+        decided = await self._decisions.of(name)
+        decision = decided.decision
+        more = (decision.unmeasured,) if decision.unmeasured else ()
+        if len(decision.ranked) + len(more) < 2:
+            return None
+        for ranked in (*decision.ranked, *more):
+            if ranked.figures is None and ranked.candidate.key not in tried:
+                return decided.source, ranked
+        return None
 
     async def _built(self, name: str, ranked: Ranked) -> None:
         """One build at a time, and to its end: a request stops the wait for it, not the build,

@@ -24,6 +24,7 @@ PRIOR: dict[str, tuple[str, ...]] = {
 }
 DEVICES = ("gpu", "cpu", "npu")  # of one runtime, the first that is there; an NPU only when nothing else is
 AS_IS = "as-is"  # in a candidate's key, where the source is loaded itself
+WORTH = 0.95  # of the cost: what twice the bits must save to be taken for their speed
 # The request that latencies are worked out for.
 PROMPT_TOKENS, ANSWER_TOKENS = 512, 128
 
@@ -107,6 +108,7 @@ class Decision(msgspec.Struct, frozen=True):
     ranked: tuple[Ranked, ...]
     rejected: tuple[Rejected, ...]
     unquantized: tuple[Ranked, ...] = ()  # of the same runtimes: what may stand in while one of `ranked` is built
+    unmeasured: Ranked | None = None  # the first of `ranked` in twice the bits, if that may be quicker
 
 
 def decide(
@@ -139,13 +141,16 @@ def decide(
                 waiting.append((verdict, offer))
             else:
                 candidates.append((verdict, offer))
+    quicker, slower, unmeasured = in_more_bits(model, candidates, figures, parked, objective)
+    candidates, rejected = candidates + quicker, rejected + slower
     if candidates:
         rejected += [Rejected(c.runtime, c.device, parked[c.key].in_full) for c, _ in waiting]
         ranked = rank(model, candidates, figures, objective, host)
     else:  # better one that failed before than none
         ranked = tuple(Ranked(c, f"nothing else is left; {parked[c.key].why}", o.features) for c, o in waiting)
-    exact = tuple(unquantized(source, c, o) for c, o in candidates)
-    return Decision(name, objective, host, ranked, tuple(rejected), exact)
+    exact = tuple(unquantized(source, c, o) for c, o in candidates if (c, o) not in quicker)
+    first = ranked[0].candidate.key if ranked else ""
+    return Decision(name, objective, host, ranked, tuple(rejected), exact, unmeasured.get(first))
 
 
 def preference(prior: Sequence[str], source: Source, offer: Offer) -> tuple[bool, int, str]:
@@ -193,6 +198,34 @@ def judge(
     if enforce and precision in offer.below:
         return no(f"{precision} {offer.below[precision]}, and optimize.quality is 'enforce'; set precision: auto")
     return Candidate(offer.runtime, device.kind, offer.format, precision)
+
+
+def in_more_bits(
+    model: Model,
+    candidates: Sequence[tuple[Candidate, Offer]],
+    figures: Mapping[str, Figures],
+    parked: Mapping[str, Parked],
+    objective: Objective,
+) -> tuple[list[tuple[Candidate, Offer]], list[Rejected], dict[str, Ranked]]:
+    """On some hosts the smaller artifact is the slower one. What was measured to be worth twice the bits, what was not,
+    and what nobody has measured yet, by the key of the candidate that it may beat."""
+    worth, not_worth, unmeasured = list[tuple[Candidate, Offer]](), list[Rejected](), dict[str, Ranked]()
+    for candidate, offer in candidates if model.precision == "auto" else ():
+        precision = candidate.precision in offer.ladder and ladder.in_twice_the_bits(
+            offer.ladder, candidate.precision, offer.below
+        )
+        if not precision:
+            continue
+        twice = msgspec.structs.replace(candidate, precision=precision)
+        both = [figures[one.key].cost(objective) for one in (candidate, twice) if one.key in figures]
+        if len(both) < 2 and twice.key not in parked:
+            unmeasured[candidate.key] = Ranked(twice, "may be quicker", offer.features)
+        elif len(both) == 2 and both[1] < WORTH * both[0] and twice.key not in parked:
+            worth.append((twice, offer))
+        elif len(both) == 2:
+            why = f"{precision} costs {both[1]:.2f} ({objective}), {candidate.precision} {both[0]:.2f}"
+            not_worth.append(Rejected(twice.runtime, twice.device, why))
+    return worth, not_worth, unmeasured
 
 
 def unquantized(source: Source, candidate: Candidate, offer: Offer) -> Ranked:

@@ -54,6 +54,9 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
             with progress(as_json) as bar:
                 for candidate in ranked:
                     await timed(pool, name, candidate, bar, errors)
+                unmeasured = (await pool.decision(name)).unmeasured
+                if unmeasured and (not only or unmeasured.candidate.runtime in only):
+                    await timed(pool, name, unmeasured, bar, errors)
             explained.append(await pool.explain(name))
     if as_json:
         print(to_json({"explained": explained, "errors": errors}))

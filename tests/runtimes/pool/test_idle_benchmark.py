@@ -23,7 +23,7 @@ class House:
         self.builds: list[str] = []
         self.measured: list[str] = []
         self.ended = 0
-        decided = SimpleNamespace(decision=SimpleNamespace(ranked=(SLOW, OTHER)), source=None)
+        decided = SimpleNamespace(decision=SimpleNamespace(ranked=(SLOW, OTHER), unmeasured=None), source=None)
         decisions: Any = SimpleNamespace(of=lambda name: asyncio.sleep(0, decided))
         loader: Any = SimpleNamespace(building_bytes=lambda source, candidate: 0)
         self.idle = IdleBenchmark(decisions, loader, self.prepare, self.measure)

@@ -193,6 +193,28 @@ def test_a_lone_measurement_of_the_second_choice_does_not_displace_the_first() -
     assert keys(decided(figures=both)) == ["onnx/cpu/INT4", "llamacpp/cpu/Q4_K_M", "openvino/cpu/INT4"]
 
 
+def test_more_bits_serve_where_they_were_measured_to_be_quicker_by_more_than_noise() -> None:
+    slow = {"llamacpp/cpu/Q4_K_M": QUICK}
+    offers = [LLAMACPP]
+    assert [asked.candidate.key for asked in (decided(figures=slow, offers=offers).unmeasured,) if asked] == [
+        "llamacpp/cpu/Q8_0"
+    ]
+    for decode, first, rejected in ((100, "Q8_0", []), (51, "Q4_K_M", ["Q8_0 costs 4.58 (balanced), Q4_K_M 4.63"])):
+        both = slow | {"llamacpp/cpu/Q8_0": msgspec.structs.replace(QUICK, decode=decode)}
+        decision = decided(figures=both, offers=offers)
+        assert keys(decision)[0] == f"llamacpp/cpu/{first}"
+        assert [r.reason for r in decision.rejected] == rejected
+        assert decision.unmeasured is None
+
+
+def test_more_bits_are_not_measured_where_a_precision_is_pinned_or_they_failed_the_gate() -> None:
+    slow = {"llamacpp/cpu/Q4_K_M": QUICK}
+    assert decided(Model("m", precision="int4"), offers=[LLAMACPP], figures=slow).unmeasured is None
+    below = msgspec.structs.replace(LLAMACPP, below={"Q8_0": MISS})
+    wider = decided(offers=[below], figures=slow).unmeasured
+    assert wider and wider.candidate.precision == "BF16"
+
+
 def test_a_parked_candidate_is_passed_over_unless_there_is_no_other() -> None:
     parked = {"llamacpp/cpu/Q4_K_M": Parked("parked until 12:00:00: died 3 times", "/home/me")}
     decision = decided(parked=parked)
