@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 LARGEST_PORT = 65535
-DEFAULT_CONTEXT = 8192  # tokens; the most a model gets without asking
+DEFAULT_CONTEXT = 8192  # tokens, of a model that does not say what it was made for
 DURATION = re.compile(r"^(\d+(?:\.\d+)?)(s|m|h)$")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -32,7 +32,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     runtime: str = "auto"  # or the name of a file in runtimes/engines/
     adapter: str | None = None  # folder with a LoRA adapter as PEFT writes it, or a hub id; merged into the source
     precision: str = "auto"  # auto | int4 | int8 | 16bit | bf16 | f16 | f32, or a toolchain's own name (Q4_K_M)
-    context: Positive | None = None  # tokens a request may use; unset = the model's own, at most DEFAULT_CONTEXT
+    context: Positive | None = None  # tokens a request may use; unset = the model's own, as far as memory allows
     slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # sequences decoded together
     keep_alive: Duration = "10m"  # an idle model is unloaded after it
     aliases: tuple[str, ...] = ()  # further names it answers to

@@ -222,6 +222,7 @@ class Facts(msgspec.Struct, frozen=True):
     features: tuple[str, ...]  # names of the Sampling fields it honours, of constraints by tag, and of FURTHER
     longest_token: int = 0  # bytes of text that one token stands for, at most; 0: not known
     special_tokens: tuple[str, ...] = ()  # texts that become one token wherever they stand in a prompt
+    token_bytes: int = 0  # that the KV cache takes for a token
 
 
 # What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed();
@@ -241,6 +242,7 @@ class Load(msgspec.Struct, frozen=True):
     free_bytes: int  # memory that may be taken, 0 where the host does not say
     options: dict[str, Any] = {}
     device: str = "cpu"  # the kind of one that the runtime reports
+    fit: bool = False  # `context` may be lowered to what the memory holds
 
 
 WAITING = True  # what a piece yields that only looked whether something is done elsewhere; others yield nothing

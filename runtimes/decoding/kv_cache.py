@@ -1,7 +1,29 @@
 """What engines decide alike about KV caches: how many tokens they hold, whether they fit, what two prompts share."""
 
+import sys
+
+from enginehouse.runtimes.contract import Load
+
 DEFAULT_TOKENS = 16384  # for all slots together, where one context needs no more
 MOST_OF_FREE = 0.9  # of the memory that is free; the rest is the engine's own to work in
+FITTED_OF_FREE = 0.5  # the same where nobody has asked for so much: other models want memory too
+LEAST_CONTEXT = 512  # tokens; a model that can have no more is not loaded
+
+
+def context_of(load: Load, own: int, kv_tokens: int | None, token_bytes: float, fixed_bytes: int = 0) -> int:
+    """Tokens that one request may use: what is asked for, at most the model's own, and where that may be lowered
+    (`load.fit`) what the memory holds. `kv_tokens`: what the operator sets for all slots."""
+    context = min(load.context, own or load.context)
+    if not load.fit:
+        return context
+    fitting = min(context, kv_tokens or context, room(load, token_bytes, fixed_bytes))
+    return max(fitting, min(context, LEAST_CONTEXT))
+
+
+def room(load: Load, token_bytes: float, fixed_bytes: int = 0) -> int:
+    """Tokens that fit into memory without crowding out others."""
+    free = FITTED_OF_FREE * load.free_bytes - fixed_bytes
+    return max(0, int(free / token_bytes)) if load.free_bytes and token_bytes else sys.maxsize
 
 
 def cells(asked: int | None, context: int, slots: int) -> int:
@@ -12,12 +34,12 @@ def cells(asked: int | None, context: int, slots: int) -> int:
     return count
 
 
-def check_room(runtime: str, tokens: int, needed: int, free: int) -> None:
+def check_room(runtime: str, tokens: int, needed: float, free: int) -> None:
     """Raises ValueError for a cache that is `needed` bytes where `free` are free (0: unknown): engines do not ask, and
     the kernel kills the process instead."""
     if free and needed > MOST_OF_FREE * free:
         raise ValueError(
-            f"a KV cache of {tokens} tokens takes {needed >> 20} MiB where {free >> 20} MiB of memory are free; "
+            f"a KV cache of {tokens} tokens takes {int(needed) >> 20} MiB where {free >> 20} MiB of memory are free; "
             f"lower 'context', 'slots' or options.{runtime}.kv_tokens"
         )
 

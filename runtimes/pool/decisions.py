@@ -251,8 +251,8 @@ class Decisions:
 
 
 def context_length(model: Model, source: Source) -> int:
-    """Tokens that a request may use."""
-    return model.context or min(source.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    """Tokens that a request may use at most; an engine may find memory for fewer."""
+    return model.context or source.context_length or DEFAULT_CONTEXT
 
 
 def log_decision(decision: Decision) -> None:

@@ -35,6 +35,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="
     precision: str
     device: str
     context_length: int
+    kv_bytes_per_token: int
     slots: int
     memory_bytes: int
 

@@ -199,6 +199,7 @@ class Loader:
             host.free_memory(),
             model.options.get(runtime.name, {}),
             candidate.device,
+            fit=model.context is None,
         )
         worker = Worker(name)
         try:

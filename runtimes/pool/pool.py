@@ -259,6 +259,7 @@ class Pool:
             precision=first.assigned.precision,
             device=first.assigned.device,
             context_length=first.worker.facts.context_length,
+            kv_bytes_per_token=first.worker.facts.token_bytes,
             slots=first.worker.facts.slots,
             memory_bytes=self.memory(name),
         )

@@ -40,6 +40,7 @@ WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SPECIAL_TOKENS = 256  # in a text tokenized at once: llama.cpp's time grows with the square of their number
+FIRST_CELLS = 4096  # of the KV cache of all slots
 LEAST_CELLS = 512  # of the KV cache for scores
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
@@ -69,12 +70,15 @@ class LlamaCpp:
         self._model = self._load_model(load.path, options, report)
         self._vocab = llama_cpp.llama_model_get_vocab(self._model)
         vocabulary = llama_cpp.llama_vocab_n_tokens(self._vocab)
-        context = min(load.context, llama_cpp.llama_model_n_ctx_train(self._model))
+        own, token_bytes = llama_cpp.llama_model_n_ctx_train(self._model), self._token_bytes(options.kv_precision)
+        context = kv_cache.context_of(load, own, options.kv_tokens, token_bytes)
         cells = kv_cache.cells(options.kv_tokens, context, load.slots)
-        self._check_memory(cells, options.kv_precision, load.free_bytes)
+        kv_cache.check_room("llamacpp", cells, cells * token_bytes, load.free_bytes)
         self._threads, rows = load.threads, options.prefill_chunk + load.slots
-        self._options = options
-        self.context = self._new_context(cells, load.slots, rows)
+        self._options, self._rows = options, rows
+        self._most_cells = options.kv_tokens or max(cells, min(context * load.slots, kv_cache.room(load, token_bytes)))
+        self._cells = options.kv_tokens or min(cells, FIRST_CELLS)  # grows as it is used
+        self.context = self._new_context(self._cells, load.slots, rows)
         recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         self.shares: bool = not recurrent
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
@@ -89,7 +93,7 @@ class LlamaCpp:
         self._scoring: Any = None  # the same for scores
         rules = self._metadata("enginehouse.text")
         self._text_rules = msgspec.json.decode(rules, type=TextRules) if rules else None
-        self.facts = self._facts(context, load.slots, vocabulary)
+        self.facts = self._facts(context, load.slots, vocabulary, int(token_bytes))
         lib = llama_cpp
         self._closes_text = bool(lib.llama_vocab_get_add_eos(self._vocab) or lib.llama_vocab_get_add_sep(self._vocab))
 
@@ -130,11 +134,40 @@ class LlamaCpp:
             if chunk.sampled:
                 rows.append(row)
         code = self.lib.llama_decode(self.context, self._batch.struct)
-        if code == 1:  # no room in the KV cache; nothing was changed
-            raise CacheFull
+        while code == 1:  # no room in the KV cache; nothing was changed
+            if not self._grow():
+                raise CacheFull
+            code = self.lib.llama_decode(self.context, self._batch.struct)
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}: {self._log.reason}")
         return rows
+
+    def _grow(self) -> bool:
+        """Moves every sequence into a larger KV cache; False where none can be had."""
+        lib, slots = self.lib, range(self.facts.slots)
+        held = sum(
+            1 + lib.llama_memory_seq_pos_max(self._memory, slot) for slot in slots
+        )  # what was shared is not then
+        cells = min(max(2 * self._cells, held + self._rows), self._most_cells)
+        if cells <= self._cells or held + self._rows > cells:
+            return False
+        try:
+            context = self._new_context(cells, self.facts.slots, self._rows)
+        except ValueError:
+            self._most_cells = self._cells  # there is no memory for more
+            return False
+        for slot in slots:
+            if lib.llama_memory_seq_pos_max(self._memory, slot) < 0:
+                continue
+            size = lib.llama_state_seq_get_size(self.context, slot)
+            state = (ctypes.c_uint8 * size)()
+            lib.llama_state_seq_get_data(self.context, state, size, slot)
+            if not lib.llama_state_seq_set_data(context, state, size, slot):
+                lib.llama_free(context)
+                return False
+        lib.llama_free(self.context)
+        self.context, self._memory, self._cells = context, lib.llama_get_memory(context), cells
+        return True
 
     def reusable(self, slot: int, length: int) -> bool:
         oldest: int = self.lib.llama_memory_seq_pos_min(self._memory, slot)  # position that all layers still know
@@ -153,8 +186,7 @@ class LlamaCpp:
     def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         import numpy as np
 
-        if self._embedding is None:
-            self._embedding = self._embedding_context()
+        self._fit_embedding(len(ids))
         width, hidden = self.lib.llama_model_n_embd(self._model), []
         for _, rows in self._outputs(self._embedding, ids, EMBEDDING_ROWS, self.lib.llama_get_embeddings, width):
             hidden.append(rows)
@@ -203,10 +235,27 @@ class LlamaCpp:
 
     # --- embeddings and scores ---
 
-    def _embedding_context(self) -> Any:
+    def _fit_embedding(self, tokens: int) -> None:
+        """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""
+        if cells := self._too_small(self._embedding, tokens):
+            self._embedding = self._embedding_context(cells)
+
+    def _fit_scoring(self, tokens: int) -> None:
+        if cells := self._too_small(self._scoring, tokens):
+            self._scoring = self._new_context(cells, 1, SCORED_ROWS)
+
+    def _too_small(self, context: Any, tokens: int) -> int:
+        """The size of the context to be made instead of this one, which is freed then; 0 where it will do."""
+        if context and self.lib.llama_n_ctx(context) >= tokens:
+            return 0
+        if context:
+            self.lib.llama_free(context)
+        return min(max(LEAST_CELLS, 1 << (tokens - 1).bit_length()), self.facts.context_length)
+
+    def _embedding_context(self, cells: int) -> Any:
         params = self.lib.llama_context_default_params()
-        params.n_ctx = self.facts.context_length
-        params.n_batch = params.n_ubatch = min(EMBEDDING_ROWS, self.facts.context_length)
+        params.n_ctx = cells
+        params.n_batch = params.n_ubatch = min(EMBEDDING_ROWS, cells)
         params.n_threads = params.n_threads_batch = self._threads
         params.embeddings = True
         params.pooling_type = self.lib.LLAMA_POOLING_TYPE_NONE
@@ -215,15 +264,6 @@ class LlamaCpp:
         if not context:
             raise RuntimeError(f"llama.cpp cannot make a context for embeddings: {self._log.reason}")
         return context
-
-    def _fit_scoring(self, tokens: int) -> None:
-        """Makes its context as large as the longest text so far wanted it: most are short, and it is kept."""
-        if self._scoring and self.lib.llama_n_ctx(self._scoring) >= tokens:
-            return
-        if self._scoring:
-            self.lib.llama_free(self._scoring)
-        cells = max(LEAST_CELLS, 1 << (tokens - 1).bit_length())
-        self._scoring = self._new_context(min(cells, self.facts.context_length), 1, SCORED_ROWS)
 
     def _outputs(
         self, context: Any, ids: Sequence[int], rows: int, output: Callable[[Any], Any], width: int
@@ -261,8 +301,8 @@ class LlamaCpp:
             raise ValueError(f"llama.cpp cannot load '{path}': {self._log.reason}")
         return model
 
-    def _check_memory(self, cells: int, precision: str, free: int) -> None:
-        """llama.cpp does not ask whether the KV cache fits: the kernel kills the process instead."""
+    def _token_bytes(self, precision: str) -> float:
+        """Of the KV cache, for a token."""
         layers = self.lib.llama_model_n_layer(self._model)
         heads = max(1, self.lib.llama_model_n_head(self._model))  # a recurrent model may have none
         width = self.lib.llama_model_n_embd(self._model) // heads
@@ -270,8 +310,7 @@ class LlamaCpp:
         key = int(self._metadata(f"{architecture}.attention.key_length") or width)
         value = int(self._metadata(f"{architecture}.attention.value_length") or width)
         bytes_each = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}[precision]
-        needed = int(cells * layers * self.lib.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
-        kv_cache.check_room("llamacpp", cells, needed, free)
+        return float(layers * self.lib.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
 
     def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
         params = self.lib.llama_context_default_params()
@@ -293,7 +332,7 @@ class LlamaCpp:
         own = (t for t in range(vocabulary) if self.lib.llama_vocab_is_eog(self._vocab, t))
         return sorted({*own, *json.loads(self._metadata("enginehouse.eos_token_ids") or "[]")})
 
-    def _facts(self, context: int, slots: int, vocabulary: int) -> Facts:
+    def _facts(self, context: int, slots: int, vocabulary: int, token_bytes: int) -> Facts:
         lib, texts = self.lib, [self._token_text(token) for token in range(vocabulary)]
         parsed = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         special = [token for token in range(vocabulary) if lib.llama_vocab_get_attr(self._vocab, token) & parsed]
@@ -311,6 +350,7 @@ class LlamaCpp:
             # What stands for a blank or a byte in these texts is no shorter than that.
             longest_token=max(len(text.encode()) for text in texts),
             special_tokens=tuple(texts[token] for token in special if texts[token]),
+            token_bytes=token_bytes,
         )
 
     def _token_text(self, token: int) -> str:

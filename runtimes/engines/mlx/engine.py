@@ -68,9 +68,11 @@ class Mlx:
         self._model = load_model(folder)
         # What is below the head; hidden states cannot be had where a family keeps it elsewhere.
         self._body = getattr(getattr(self._model, "language_model", self._model), "model", None)
-        context = min(load.context, self._vocabulary.context_length or load.context)
-        self._cells = kv_cache.cells(options.kv_tokens, context, load.slots)
         size = measure(self._model)
+        fixed = size.slot_bytes * load.slots + weight_bytes(self._model)
+        own = self._vocabulary.context_length
+        context = kv_cache.context_of(load, own, options.kv_tokens, size.token_bytes, fixed)
+        self._cells = kv_cache.cells(options.kv_tokens, context, load.slots)
         kv_bytes = size.token_bytes * self._cells + size.slot_bytes * load.slots
         check_memory(self._model, self._cells, kv_bytes, load.free_bytes)
         self._window = size.window
@@ -97,6 +99,7 @@ class Mlx:
             features=EVERYTHING if self._body else tuple(name for name in EVERYTHING if name != "embeddings"),
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
+            token_bytes=size.token_bytes,
         )
         self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
         self.make_ready = self._jobs.make_ready
@@ -336,12 +339,17 @@ def measure(model: Any) -> Size:
     return Size(logits.shape[-1], token_bytes, slot_bytes, window)
 
 
+def weight_bytes(model: Any) -> int:
+    from mlx.utils import tree_flatten
+
+    return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+
+
 def check_memory(model: Any, cells: int, kv_bytes: int, free: int) -> None:
     """MLX does not fail where memory ends: the process dies of it."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    weights = weight_bytes(model)
     limits = [free, int(mx.device_info().get("max_recommended_working_set_size", 0))]
     limit = min((known for known in limits if known), default=0)
     if limit and weights + kv_bytes > 0.9 * limit:

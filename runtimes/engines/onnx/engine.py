@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "npu"}  # of the providers
 FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
+GENERATOR_CONTEXT = 8192  # tokens, where more is not asked for: a Generator takes the memory of all of them at once
 SCORED_ROWS = 64  # tokens read at a time where each gives logits
 
 
@@ -38,6 +39,7 @@ class Sequences(Protocol):
     """The model with a number of sequences in its KV cache, as Model wants it."""
 
     slots: int
+    context: int  # tokens of one
     shares: bool
 
     def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]": ...
@@ -52,28 +54,30 @@ class Onnx:
         options, folder = msgspec.convert(load.options, Options), Path(load.path)
         graph = read_graph(folder)
         self._vocabulary = Vocabulary(folder)
-        context = min(load.context, self._vocabulary.context_length or graph.context)
-        cells = kv_cache.cells(options.kv_tokens, context, load.slots)
-        self._sequences: Sequences = load_sequences(load, options, folder, graph, context, cells)
+        each, own = token_bytes(graph), self._vocabulary.context_length or graph.context
+        context = kv_cache.context_of(load, own, options.kv_tokens, each)
+        self._sequences: Sequences = load_sequences(load, options, folder, graph, context)
         report(1.0)
         self._scoring: Slots | None = None  # one more session, of a graph with all logits, made for the first prompt
         self._folder, self._graph, self._threads = folder, graph, load.threads
         self.encode = self._vocabulary.encode
         self.ends: Sequence[int] = self._vocabulary.ends
-        own = self._sequences
-        self.shares: bool = own.shares
-        self.forward, self.reusable, self.truncate, self.copy = own.forward, own.reusable, own.truncate, own.copy
+        sequences = self._sequences
+        self.shares: bool = sequences.shares
+        self.forward, self.reusable = sequences.forward, sequences.reusable
+        self.truncate, self.copy = sequences.truncate, sequences.copy
         self.facts = Facts(
-            context_length=context,
-            slots=own.slots,
+            context_length=sequences.context,
+            slots=sequences.slots,
             vocabulary=graph.vocabulary,
             chat_template=self._vocabulary.chat_template,
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=DEVICES[options.provider],
-            features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(own)),
+            features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(sequences)),
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
+            token_bytes=each,
         )
 
     def text(self, token: int) -> bytes:
@@ -108,7 +112,7 @@ class Onnx:
             self._scoring.close()
 
 
-def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, context: int, cells: int) -> Sequences:
+def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, context: int) -> Sequences:
     """By slots of our own where provider and graph allow it."""
     if options.provider != "cpu":
         refusal: str | None = f"slots are not served on '{options.provider}'"
@@ -118,13 +122,15 @@ def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, con
         session = open_session(str(folder / graph.file), load.threads, folder)
         refusal = slots_refusal(session, graph)
         if not refusal:
-            check_memory(cells, graph, load.free_bytes)
+            cells = kv_cache.cells(options.kv_tokens, context, load.slots)
+            kv_cache.check_room("onnx", cells, cells * token_bytes(graph), load.free_bytes)
             return Slots(session, graph, load.slots, context, cells)
         del session
     if options.path == "slots":
         raise ValueError(f"options.onnx.path 'slots' cannot be had: {refusal}; take 'auto'")
-    slots = max(1, min(load.slots, cells // context))  # a Generator takes its whole context at once
-    check_memory(slots * context, graph, load.free_bytes)
+    context = min(context, GENERATOR_CONTEXT) if load.fit else context
+    slots = max(1, min(load.slots, kv_cache.cells(options.kv_tokens, context, load.slots) // context))
+    kv_cache.check_room("onnx", slots * context, slots * context * token_bytes(graph), load.free_bytes)
     return Generators(folder, options.provider, load.threads, slots, context)
 
 
@@ -147,10 +153,9 @@ def open_session(model: str | bytes, threads: int, folder: Path) -> Any:
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 
-def check_memory(cells: int, graph: Graph, free: int) -> None:
-    """The kernel would kill the process when the KV cache fills up, long after the load."""
-    needed = cells * graph.layers * 2 * graph.heads * graph.width * 4
-    kv_cache.check_room("onnx", cells, needed, free)
+def token_bytes(graph: Graph) -> int:
+    """Of the KV cache."""
+    return graph.layers * 2 * graph.heads * graph.width * 4
 
 
 def unavailable() -> str | None:

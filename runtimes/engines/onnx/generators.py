@@ -20,7 +20,7 @@ class Generators:
         import onnxruntime_genai
 
         self._lib: Any = onnxruntime_genai
-        self.slots, self._context = slots, context
+        self.slots, self.context = slots, context
         config = onnxruntime_genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
         config.clear_providers()
@@ -40,7 +40,7 @@ class Generators:
         generator = self._generators.get(slot)
         if generator is None:
             parameters = self._lib.GeneratorParams(self._model)
-            parameters.set_search_options(max_length=self._context, do_sample=False)
+            parameters.set_search_options(max_length=self.context, do_sample=False)
             generator = self._generators[slot] = self._lib.Generator(self._model, parameters)
         generator.append_tokens(np.asarray(tokens, np.int32))
         logits: np.ndarray[Any, Any] = np.array(generator.get_logits()[0, -1], np.float32)

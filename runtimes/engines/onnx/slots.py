@@ -59,7 +59,7 @@ class Slots:
         import numpy as np
 
         self._session, self._graph = session, graph
-        self.slots, self._cells = slots, cells
+        self.slots, self.context, self._cells = slots, context, cells
         inputs = {value.name: value for value in session.get_inputs()}
         self._positions = "position_ids" in inputs
         self._element = np.dtype(ELEMENTS[inputs[f"{PAST}0.key"].type])

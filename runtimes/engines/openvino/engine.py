@@ -97,11 +97,13 @@ class OpenVino:
         self._device = options.device or load.device.upper()
         self._properties = self._properties_for(folder, options, load.threads)
         self._vocabulary = Vocabulary(folder)
-        context = min(load.context, self._vocabulary.context_length or load.context)
-        tokens = kv_cache.cells(options.kv_tokens, context, load.slots)
         self._model_file = folder / MODEL
         model = self._read_model()
-        check_memory(model, tokens, self._properties, load.free_bytes)
+        each = token_bytes(model, self._properties)
+        context = kv_cache.context_of(load, self._vocabulary.context_length, options.kv_tokens, each)
+        tokens = kv_cache.cells(options.kv_tokens, context, load.slots)
+        # OpenVINO compares the KV cache with the machine's whole memory, not with what is free.
+        kv_cache.check_room("openvino", tokens, tokens * each, load.free_bytes)
         width = model.output("logits").get_partial_shape()[2].get_length()
         self._pieces = self._vocabulary.pieces_for(width)
         report(0.1)
@@ -126,6 +128,7 @@ class OpenVino:
             features=FEATURES,
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
+            token_bytes=int(each),
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
         self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)
@@ -416,14 +419,13 @@ def check_folder(folder: Path) -> None:
             raise ValueError(f"'{folder}' has no {name}; {remedy}")
 
 
-def check_memory(model: Any, tokens: int, properties: dict[str, Any], free: int) -> None:
-    """OpenVINO compares the KV cache with the machine's whole memory, not with what is free."""
+def token_bytes(model: Any, properties: dict[str, Any]) -> float:
+    """Of the KV cache."""
     values = 0  # of one token
     for variable in model.get_variables():
         shape = variable.get_info().data_shape
         values += math.prod(size.get_length() for size in islice(shape, 1, None) if size.is_static)
-    needed = int(tokens * values * KV_BYTES[properties["KV_CACHE_PRECISION"]])
-    kv_cache.check_room("openvino", tokens, needed, free)
+    return float(values * KV_BYTES[properties["KV_CACHE_PRECISION"]])
 
 
 def unavailable() -> str | None:

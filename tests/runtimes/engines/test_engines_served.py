@@ -17,6 +17,7 @@ import pytest
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.routing import PRIOR
+from tests.checkpoints import make_checkpoint
 from tests.conftest import BUILT
 from tests.serving import Served, serve
 
@@ -53,6 +54,27 @@ def test_a_pinned_runtime_answers_the_openai_client_and_gives_its_memory_back(fo
         served.wait_for("unloading 'pocket'")
         psutil.wait_procs(served.children(), timeout=10)
         assert not served.children()
+
+
+@pytest.mark.parametrize("runtime", BUILT)
+def test_a_prompt_of_ten_thousand_tokens_needs_no_word_in_the_config_and_is_read_once(
+    tmp_path: Path, runtime: str
+) -> None:
+    """A coding agent's, which comes again with each turn."""
+    if reason := missing(runtime):
+        pytest.skip(reason)
+    source = make_checkpoint(tmp_path / "long", max_position_embeddings=40_960)
+    prompt = [3 + at * at % 101 for at in range(10_000)]
+    with serve(tmp_path, {"long": {"source": str(source), "runtime": runtime, "precision": "16bit"}}) as served:
+        client = served.client.with_options(timeout=300)
+        for turn in (prompt, [*prompt, 5, 6, 7]):
+            usage = client.completions.create(model="long", prompt=turn, max_tokens=2, temperature=0).usage
+            assert usage and usage.prompt_tokens == len(turn) and usage.prompt_tokens_details
+            cached = usage.prompt_tokens_details.cached_tokens or 0
+        assert cached > 9_000
+        status = httpx.get(f"{served.root}/v1/models/long").json()["status"]
+        assert status["context_length"] == 40_960
+        assert status["kv_bytes_per_token"] > 0
 
 
 # --- one engine broken on purpose ---

@@ -11,6 +11,7 @@ import pytest
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN
 from enginehouse.runtimes.contract import Engine, Load, Sampling, Token
+from enginehouse.runtimes.engines.llamacpp import engine as engine_module
 from enginehouse.runtimes.engines.llamacpp.engine import RUNTIME, load
 from tests.checkpoints import make_checkpoint, sentencepiece_tokenizer
 
@@ -122,7 +123,7 @@ def lfm2(file: Path, tokenizer: Path) -> Path:
 
 
 @pytest.fixture(scope="module", params=["gemma3", "mamba", "lfm2"])
-def start(request: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Engine]:
+def start(request: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Engine]:
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "gemma3":  # a window of 16 tokens
         source = make_checkpoint(folder / "source", "Gemma3ForCausalLM", tokenizer=sentencepiece_tokenizer("never"))
@@ -131,7 +132,11 @@ def start(request: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         maker = {"mamba": mamba, "lfm2": lfm2}[request.param]
         file = maker(folder / "model.gguf", build(checkpoint, folder / "artifact"))
     exact = {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32, "kv_tokens": 512}
-    return lambda slots: load(Load("llamacpp", str(file), CONTEXT, slots, 1, 0, exact), lambda fraction: None)
+
+    def load_with(slots: int, **more: Any) -> Engine:
+        return load(Load("llamacpp", str(file), CONTEXT, slots, 1, 0, exact | more), lambda fraction: None)
+
+    return load_with
 
 
 def run(engine: Engine, jobs: list[tuple[list[int], int]]) -> list[list[Token]]:
@@ -151,7 +156,7 @@ def generated(tokens: list[Token]) -> list[int]:
     return [token.id for token in tokens]
 
 
-def test_what_is_reused_of_other_prompts_changes_no_answer(start: Callable[[int], Engine]) -> None:
+def test_what_is_reused_of_other_prompts_changes_no_answer(start: Callable[..., Engine]) -> None:
     """Conversations that go on, part and begin anew, up to three at once, in a cache that they fill."""
     chance, engine = random.Random(1), start(3)
     texts = [[chance.randrange(3, 250) for _ in range(150)] for _ in range(3)]
@@ -173,7 +178,24 @@ def test_what_is_reused_of_other_prompts_changes_no_answer(start: Callable[[int]
     assert cached > 100
 
 
-def test_a_conversation_that_goes_on_is_not_read_again(start: Callable[[int], Engine]) -> None:
+def test_a_cache_that_grows_under_running_jobs_changes_no_answer_and_forgets_nothing(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chance, jobs = random.Random(2), []
+    for length in (100, 60, 140):
+        jobs.append(([chance.randrange(3, 250) for _ in range(length)], 40))
+    alone = start(1)
+    expected = [generated(run(alone, [job])[0]) for job in jobs]
+    alone.close()
+    monkeypatch.setattr(engine_module, "FIRST_CELLS", 64)
+    grown = start(3, kv_tokens=None)
+    assert [generated(tokens) for tokens in run(grown, jobs)] == expected
+    longer = [*jobs[2][0], *expected[2], 9, 8, 7]
+    assert run(grown, [(longer, 4)])[0][0].cached == len(jobs[2][0]) + len(expected[2]) - 1
+    grown.close()
+
+
+def test_a_conversation_that_goes_on_is_not_read_again(start: Callable[..., Engine]) -> None:
     engine, prompt = start(2), list(range(40, 100))
     said = generated(run(engine, [(prompt, 12)])[0])
     (again,) = run(engine, [([*prompt, *said, 9, 8, 7], 4)])
