@@ -1,6 +1,7 @@
 """Continuous batching for engines that give the arithmetic alone: slots, chunked prefill, prefix reuse, preemption."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence, Sized
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -14,6 +15,14 @@ from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
 R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken
+
+
+# Of a sequence that cannot be cut where one likes (a recurrent state, a sliding window) the state is kept at some
+# lengths: the next turn of a chat parts from this one where the answer began, or just before.
+KEEP_BEFORE_END = 16  # tokens of the prompt: templates end it with the beginning of an answer, not always the same
+KEEP_EVERY = 4096  # tokens
+KEEP_MOST = 8  # of one sequence
+KEPT_BYTES = 1 << 30  # of all
 
 
 class CacheFull(Exception):
@@ -47,6 +56,7 @@ class Model(Protocol[R]):
     facts: Facts
     ends: Sequence[int]  # ids that end an answer
     shares: bool  # a sequence, a busy one too, can be copied into another
+    forgets: bool  # there are lengths that a sequence can go back to only by what was kept of it then
 
     def encode(self, text: str) -> list[int]: ...
     def text(self, token: int) -> bytes: ...
@@ -70,9 +80,20 @@ class Model(Protocol[R]):
     def copy(self, source: int, target: int, length: int) -> int:
         """Makes an empty sequence begin as another does; how many tokens it holds then."""
 
+    def keep(self, slot: int) -> Sized:
+        """What it takes to go back to where a sequence is now, in bytes. Only where the model `forgets`."""
+
+    def go_back(self, slot: int, length: int, state: Sized) -> None:
+        """To that length, at which `state` was kept."""
+
     def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]: ...
     def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]: ...
     def close(self) -> None: ...
+
+
+class Kept(msgspec.Struct, frozen=True):
+    length: int  # tokens that the sequence held
+    state: Sized
 
 
 class Slot(Generic[R]):
@@ -81,6 +102,7 @@ class Slot(Generic[R]):
     def __init__(self, index: int) -> None:
         self.index = index
         self.kv: list[int] = []  # the tokens whose keys and values the cache holds
+        self.kept: list[Kept] = []  # shortest first
         self.running: Running[Sampler[R]] | None = None
         self.last_used = 0
 
@@ -133,7 +155,8 @@ class BatchedEngine(Generic[R]):
             if unread == 1:
                 answering.append(Chunk(slot.index, start, running.tokens[-1:], True))
             elif room:
-                tokens = running.tokens[start : start + room]
+                end = min([start + room, *self._to_keep(running, start + 1)])
+                tokens = running.tokens[start:end]
                 reading.append(Chunk(slot.index, start, tokens, len(tokens) == unread))
                 room -= len(tokens)
         return answering + reading
@@ -143,8 +166,10 @@ class BatchedEngine(Generic[R]):
         for chunk in chunks:
             slot = self._slots[chunk.slot]
             slot.kv += chunk.tokens
+            assert slot.running
+            if len(slot.kv) in self._to_keep(slot.running, len(slot.kv)):
+                self._keep(slot)
             if chunk.sampled:
-                assert slot.running
                 tokens.append(self._next(slot.running, next(rows)))
         return tokens
 
@@ -195,8 +220,11 @@ class BatchedEngine(Generic[R]):
         """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
         givers = self._slots if self._model.shares else free
         common = {slot.index: self._common(slot, tokens) for slot in givers}
-        source = max(givers, key=lambda slot: (common[slot.index], slot in free))
-        keep = common[source.index]
+        source = max(givers, key=lambda slot: (common[slot.index][0], slot in free))
+        keep, kept = common[source.index]
+        if kept:
+            self._go_back(source, kept)
+            return source
         # Overwrite what is least worth keeping, unless a free slot already holds the best beginning and little else.
         target = min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
         if keep and source in free and (not self._model.shares or 2 * keep >= len(source.kv)):
@@ -206,14 +234,46 @@ class BatchedEngine(Generic[R]):
             target.kv = tokens[: self._model.copy(source.index, target.index, keep)]
         return target
 
-    def _common(self, slot: Slot[R], tokens: list[int]) -> int:
-        """How many tokens of a prompt the slot can give. The last one is always computed: it gives the logits."""
+    def _common(self, slot: Slot[R], tokens: list[int]) -> tuple[int, Kept | None]:
+        """How many tokens of a prompt the slot can give, and what it takes to go back there. The last one is always
+        computed: it gives the logits."""
         length = min(kv_cache.common_prefix(slot.kv, tokens), len(tokens) - 1)
-        return length if length and self._model.reusable(slot.index, length) else 0
+        if length and self._model.reusable(slot.index, length):
+            return length, None
+        kept = [kept for kept in slot.kept if kept.length <= length and not slot.running]
+        return (kept[-1].length, kept[-1]) if kept else (0, None)
 
     def _truncate(self, slot: Slot[R], length: int, expected: int = 0) -> None:
         if length < len(slot.kv):
             slot.kv = slot.kv[: self._model.truncate(slot.index, length, expected)]
+            self._drop_longer(slot)
+
+    # --- what is kept of sequences that forget ---
+
+    def _to_keep(self, running: Running[Sampler[R]], least: int) -> list[int]:
+        """The next lengths, from this one on, at which the state of the prompt is to be kept."""
+        if not self._model.forgets:
+            return []
+        lengths = running.prompt - KEEP_BEFORE_END, -(-least // KEEP_EVERY) * KEEP_EVERY
+        return [length for length in lengths if least <= length <= lengths[0]]
+
+    def _keep(self, slot: Slot[R]) -> None:
+        slot.kept.append(Kept(len(slot.kv), self._model.keep(slot.index)))
+        if len(slot.kept) > KEEP_MOST:  # of two that are close to each other the shorter one is worth the least
+            lengths = [kept.length for kept in slot.kept]
+            gaps = [after - before for before, after in itertools.pairwise(lengths)]
+            del slot.kept[gaps.index(min(gaps))]
+        for oldest in sorted(self._slots, key=lambda slot: (slot.running is not None, slot.last_used)):
+            while oldest.kept and sum(len(kept.state) for slot in self._slots for kept in slot.kept) > KEPT_BYTES:
+                del oldest.kept[0]
+
+    def _go_back(self, slot: Slot[R], kept: Kept) -> None:
+        self._model.go_back(slot.index, kept.length, kept.state)
+        slot.kv = slot.kv[: kept.length]
+        self._drop_longer(slot)
+
+    def _drop_longer(self, slot: Slot[R]) -> None:
+        slot.kept = [kept for kept in slot.kept if kept.length <= len(slot.kv)]
 
     def _make_room(self) -> None:
         """Drops the idle KV used longest ago, else sends the youngest job back to wait, to be read again."""

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -82,6 +82,7 @@ class LlamaCpp:
         recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         self.shares: bool = not recurrent
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
+        self.forgets: bool = recurrent or self._window > 1
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = Batch(llama_cpp, np, rows)
         template = llama_cpp.llama_model_chat_template(self._model, None)
@@ -182,6 +183,20 @@ class LlamaCpp:
     def copy(self, source: int, target: int, length: int) -> int:
         self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return length
+
+    def keep(self, slot: int) -> Sized:
+        """The recurrent state and what is in the window: not the KV of layers that see everything."""
+        part = self.lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        size = self.lib.llama_state_seq_get_size_ext(self.context, slot, part)
+        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
+        self.lib.llama_state_seq_get_data_ext(self.context, state, size, slot, part)
+        return state
+
+    def go_back(self, slot: int, length: int, state: Sized) -> None:
+        part = self.lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        taken = self.lib.llama_state_seq_set_data_ext(self.context, state, len(state), slot, part)
+        if not taken or not self.lib.llama_memory_seq_rm(self._memory, slot, length, -1):
+            raise RuntimeError(f"llama.cpp does not take back a state that it gave: {self._log.reason}")
 
     def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         import numpy as np
@@ -319,6 +334,7 @@ class LlamaCpp:
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = True  # every sequence may use every cell, and a prefix is shared without copying
+        params.swa_full = False  # layers with a window hold no more than it
         params.flash_attn_type = FLASH[self._options.flash_attention]
         params.type_k = params.type_v = TYPES[self._options.kv_precision]
         params.no_perf = True

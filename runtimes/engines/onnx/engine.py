@@ -1,7 +1,7 @@
 """ONNX Runtime: continuous batching over our own KV slots, or GenAI's Generators in turn where the graph wants them."""
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -64,6 +64,7 @@ class Onnx:
         self.ends: Sequence[int] = self._vocabulary.ends
         sequences = self._sequences
         self.shares: bool = sequences.shares
+        self.forgets = False
         self.forward, self.reusable = sequences.forward, sequences.reusable
         self.truncate, self.copy = sequences.truncate, sequences.copy
         self.facts = Facts(
@@ -79,6 +80,12 @@ class Onnx:
             special_tokens=self._vocabulary.special_texts,
             token_bytes=each,
         )
+
+    def keep(self, slot: int) -> Sized:
+        raise NotImplementedError("these caches can be cut anywhere")
+
+    def go_back(self, slot: int, length: int, state: Sized) -> None:
+        raise NotImplementedError("these caches can be cut anywhere")
 
     def text(self, token: int) -> bytes:
         return self._vocabulary.pieces[token]

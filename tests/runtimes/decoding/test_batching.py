@@ -1,7 +1,7 @@
 """The scheduler over a model that is arithmetic alone: whatever comes, goes and is sent back, each job's answer is what
 it would be by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pieces, Pooling, Sampling, Token
+from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
@@ -40,6 +41,7 @@ class Toy:
     def __init__(self, kind: Kind = "shared", slots: int = 3, cells: int = 4 * CONTEXT, prefill_chunk: int = 8) -> None:
         self.kind, self.cells, self.prefill_chunk = kind, cells, prefill_chunk
         self.shares = kind not in ("alone", "recurrent")
+        self.forgets = kind in ("recurrent", "window")
         self.ends: Sequence[int] = (END,)
         self.facts = Facts(CONTEXT, slots, VOCABULARY, None, "", "", "cpu", ())
         self.sequences: list[list[Cell]] = [[] for _ in range(slots)]
@@ -97,6 +99,15 @@ class Toy:
         self.oldest[target] = self.oldest[source]
         self.most = max(self.most, self.taken())
         return length
+
+    def keep(self, slot: int) -> list[Cell]:
+        assert self.forgets
+        return list(self.sequences[slot])
+
+    def go_back(self, slot: int, length: int, state: Sized) -> None:
+        assert isinstance(state, list) and len(state) == length
+        assert [cell.token for cell in self.sequences[slot][:length]] == [cell.token for cell in state]
+        self.sequences[slot], self.oldest[slot] = state[:], max(0, length - WINDOW)
 
     def sampler(
         self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
@@ -191,6 +202,13 @@ class Watched:
         assert self.model.samplers == 0
 
 
+@pytest.fixture(autouse=True)
+def keep_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are short here."""
+    for name, value in {"KEEP_BEFORE_END": 2, "KEEP_EVERY": 5, "KEEP_MOST": 3, "KEPT_BYTES": 60}.items():
+        monkeypatch.setattr(batching, name, value)
+
+
 def alone(ids: list[int], sampling: Sampling) -> list[Token]:
     watched = Watched(Toy(slots=1, cells=CONTEXT, prefill_chunk=CONTEXT))
     watched.add(0, ids, sampling)
@@ -277,7 +295,10 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_those_who_answer_wait_for_no_more_than_a_chunk_of_a_long_prompt(kind: Kind) -> None:
+def test_those_who_answer_wait_for_no_more_than_a_chunk_of_a_long_prompt(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "KEEP_BEFORE_END", CONTEXT)  # nothing is kept: that cuts chunks shorter
     watched = Watched(Toy(kind, prefill_chunk=4))
     watched.add(0, [1, 2], GREEDY)
     watched.step()
@@ -305,8 +326,8 @@ def test_jobs_beyond_the_slots_wait_for_their_turn_in_order() -> None:
         ("shared", 19, 26, 15, 19),
         ("copied", 19, 26, 15, 19),
         ("alone", 19, 26, 15, 0),  # nothing can be had of a sequence that is busy
-        ("recurrent", 0, 26, 0, 0),  # all that was read, or nothing
-        ("window", 0, 26, 0, 0),  # its beginning is out of sight
+        ("recurrent", 18, 26, 10, 0),  # all that was read, or what was kept on the way: at 5, 10 and 18 tokens
+        ("window", 18, 26, 10, 0),  # its beginning is out of sight
     ],
 )
 def test_as_much_of_a_prompt_is_reused_as_the_cache_allows(
@@ -325,6 +346,20 @@ def test_as_much_of_a_prompt_is_reused_as_the_cache_allows(
     assert cached([]) == continued
     assert cached([*TEXTS[0][:15], 1, 1, 1]) == parted
     assert cached(TEXTS[0][:20], busy=True) == beside
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "window"])
+def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(kind: Kind) -> None:
+    """Each turn parts from the one before at the end of its prompt; what is kept stays within its bounds."""
+    watched, prompt = Watched(Toy(kind, slots=2)), TEXTS[0][:8]
+    for turn in range(4):
+        watched.add(turn, prompt, Sampling(max_tokens=6, temperature=0, ignore_eos=True))
+        watched.finish()
+        assert shown(watched.tokens[turn]) == shown(alone(prompt, watched.samplings[turn]))
+        assert not turn or watched.tokens[turn][0].cached == len(prompt) - 8
+        prompt = [*prompt, *TEXTS[1][turn : turn + 6]]
+        kept = [one for slot in watched.engine._slots for one in slot.kept]
+        assert len(kept) <= 2 * batching.KEEP_MOST and sum(len(one.state) for one in kept) <= batching.KEPT_BYTES
 
 
 def test_the_prefix_that_was_used_longest_ago_makes_room() -> None:

@@ -11,6 +11,7 @@ import pytest
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN
 from enginehouse.runtimes.contract import Engine, Load, Sampling, Token
+from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.engines.llamacpp import engine as engine_module
 from enginehouse.runtimes.engines.llamacpp.engine import RUNTIME, load
 from tests.checkpoints import make_checkpoint, sentencepiece_tokenizer
@@ -156,8 +157,11 @@ def generated(tokens: list[Token]) -> list[int]:
     return [token.id for token in tokens]
 
 
-def test_what_is_reused_of_other_prompts_changes_no_answer(start: Callable[..., Engine]) -> None:
+def test_what_is_reused_of_other_prompts_changes_no_answer(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Conversations that go on, part and begin anew, up to three at once, in a cache that they fill."""
+    monkeypatch.setattr(batching, "KEEP_EVERY", 32)
     chance, engine = random.Random(1), start(3)
     texts = [[chance.randrange(3, 250) for _ in range(150)] for _ in range(3)]
     conversations, cached = list(texts), 0
@@ -193,6 +197,18 @@ def test_a_cache_that_grows_under_running_jobs_changes_no_answer_and_forgets_not
     longer = [*jobs[2][0], *expected[2], 9, 8, 7]
     assert run(grown, [(longer, 4)])[0][0].cached == len(jobs[2][0]) + len(expected[2]) - 1
     grown.close()
+
+
+def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(start: Callable[..., Engine]) -> None:
+    chance, engine = random.Random(3), start(2)
+    prompt, after = ([chance.randrange(3, 250) for _ in range(length)] for length in (150, 40))
+    run(engine, [(prompt, 30)])
+    (again,) = run(engine, [([*prompt, *after], 12)])
+    engine.close()
+    alone = start(1)
+    assert generated(again) == generated(run(alone, [([*prompt, *after], 12)])[0])
+    alone.close()
+    assert len(prompt) - batching.KEEP_BEFORE_END <= again[0].cached <= len(prompt)
 
 
 def test_a_conversation_that_goes_on_is_not_read_again(start: Callable[..., Engine]) -> None:
