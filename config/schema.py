@@ -23,6 +23,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_open: bool = False  # without keys, listen on more than loopback all the same
     max_queue: Positive = 256  # waiting requests per model; beyond it 429
     load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
+    drop_attribution: bool = True  # lines at the head of a prompt by which clients are billed reach no model
     send_timeout: Duration = "60s"  # a connection whose client takes nothing of an answer for so long is ended
 
 

@@ -20,6 +20,7 @@ from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pool
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
 from enginehouse.runtimes.pool import records
+from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, Stage, Status, Unloaded
@@ -103,6 +104,7 @@ class Pool:
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Assigned, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
         name = self.resolve(job.model)
+        job = msgspec.structs.replace(job, prompt=self._stable(job.prompt))
         with ExitStack() as request:
             request.enter_context(self._request(name))
             if isinstance(job.prompt, Chat):
@@ -120,10 +122,14 @@ class Pool:
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[Assigned, list[int]]:
         """The token ids of a prompt, rendered as for an answer."""
-        return await self._ask(model, [], lambda worker: worker.tokenize(prompt))
+        stable = self._stable(prompt)
+        return await self._ask(model, [], lambda worker: worker.tokenize(stable))
 
     async def detokenize(self, model: str, ids: list[int]) -> tuple[Assigned, str]:
         return await self._ask(model, [], lambda worker: worker.detokenize(ids))
+
+    def _stable(self, prompt: Prompt) -> Prompt:
+        return without_attribution(prompt) if self.config.server.drop_attribution else prompt
 
     async def _ask(
         self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]

@@ -159,6 +159,19 @@ class Person(pydantic.BaseModel):
     city: str
 
 
+def test_the_line_by_which_a_client_is_billed_reaches_no_model(client: anthropic.Anthropic) -> None:
+    """Claude Code's, at the head of the system prompt, another one each time."""
+    rules = "You are a helpful assistant. Answer the user's questions. " * 8
+    plain = ask(client, system=rules).usage
+    tokens = plain.input_tokens + plain.cache_read_input_tokens
+    for turn in range(2):
+        line = f"x-anthropic-billing-header: cc_version=2.1.{turn}; cc_entrypoint=cli; cch={turn};"
+        for system in (f"{line}\n{rules}", [{"type": "text", "text": line}, {"type": "text", "text": rules}]):
+            usage = ask(client, system=system).usage
+            assert usage.input_tokens + usage.cache_read_input_tokens == tokens
+            assert usage.cache_read_input_tokens > 50
+
+
 def test_a_schema_is_kept_to_and_parsed_by_the_client(client: anthropic.Anthropic) -> None:
     question = "Make JSON from this: Tom lives in Oslo and is 28 years old."
     reply = client.messages.parse(**fields(question), output_format=Person)
