@@ -2,6 +2,7 @@
 
 import sys
 
+from enginehouse.optimize.memory import free_memory as free_memory
 from enginehouse.runtimes.contract import Load
 
 DEFAULT_TOKENS = 16384  # for all slots together, where one context needs no more

@@ -153,9 +153,11 @@ class LlamaCpp:
         if cells <= self._cells or held + self._rows > cells:
             return False
         try:
+            kv_cache.check_room("llamacpp", cells, cells * self.facts.token_bytes, kv_cache.free_memory())
             context = self._new_context(cells, self.facts.slots, self._rows)
-        except ValueError:
-            self._most_cells = self._cells  # there is no memory for more
+        except ValueError as error:
+            print(f"the KV cache stays as it is: {error}", file=sys.stderr, flush=True)
+            self._most_cells = self._cells
             return False
         for slot in slots:
             if lib.llama_memory_seq_pos_max(self._memory, slot) < 0:
