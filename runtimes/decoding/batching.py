@@ -1,6 +1,7 @@
 """Continuous batching for engines that give the arithmetic alone: slots, chunked prefill, prefix reuse, preemption."""
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence, Sized
 from typing import Generic, Protocol, TypeVar
 
@@ -9,6 +10,7 @@ import msgspec
 from enginehouse.runtimes.contract import Facts, Logprob, Pieces, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
+from enginehouse.runtimes.decoding.pace import Pace
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.errors import ConstraintFailed
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
@@ -16,6 +18,9 @@ from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken
 
+
+STRETCH = 2.0  # times that reading a prompt may make those who answer wait for their next token
+OLDEST_SHARE = 4  # one part in so many of what a step reads is the oldest job's
 
 # Of a sequence that cannot be cut where one likes (a recurrent state, a sliding window) the state is kept at some
 # lengths: the next turn of a chat parts from this one where the answer began, or just before.
@@ -96,6 +101,10 @@ class Kept(msgspec.Struct, frozen=True):
     state: Sized
 
 
+def unread(slot: "Slot[R]", running: Running[Sampler[R]]) -> int:
+    return len(running.tokens) - len(slot.kv)
+
+
 class Slot(Generic[R]):
     """One sequence. Its KV outlives its job, for the next prompt that begins alike."""
 
@@ -110,8 +119,8 @@ class Slot(Generic[R]):
 class BatchedEngine(Generic[R]):
     """An engine over a model: admits, plans a step, runs it, chooses."""
 
-    def __init__(self, model: Model[R], prefill_chunk: int) -> None:
-        self._model, self._prefill_chunk = model, prefill_chunk
+    def __init__(self, model: Model[R], prefill_chunk: int, prefill_stretch: float = STRETCH) -> None:
+        self._model, self._pace = model, Pace(prefill_chunk, prefill_stretch)
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
         self._jobs = Jobs(model.facts, model.text, model.grammar_compiler, self._sampler)
@@ -125,13 +134,18 @@ class BatchedEngine(Generic[R]):
     def step(self) -> list[Token]:
         self._admit()
         self._clock += 1
-        while chunks := self._plan():
+        while any(chunks := self._plan()):
+            answering, reading = chunks
+            began = time.perf_counter()
             try:
-                rows = self._model.forward(chunks)
+                rows = self._model.forward(answering + reading)
             except CacheFull:
                 self._make_room()
                 continue
-            return self._advance(chunks, iter(rows))
+            tokens = self._advance(answering + reading, iter(rows))
+            read = sum(len(chunk.tokens) for chunk in reading)
+            self._pace.note(len(answering), read, time.perf_counter() - began)
+            return tokens
         return []
 
     def remove(self, job: int) -> None:
@@ -146,20 +160,27 @@ class BatchedEngine(Generic[R]):
 
     # --- one step ---
 
-    def _plan(self) -> list[Chunk]:
-        """A token for everyone who answers, then chunks of the prompts, oldest job first, up to the chunk size."""
-        answering, reading, room = list[Chunk](), list[Chunk](), self._prefill_chunk
-        for slot, running in sorted(self._busy(), key=lambda pair: pair[1].order):
+    def _plan(self) -> tuple[list[Chunk], list[Chunk]]:
+        """A token for everyone who answers, and as much of the prompts as the pace allows: of the one with the least
+        left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
+        busy = sorted(self._busy(), key=lambda pair: pair[1].order)
+        readers = [(slot, running) for slot, running in busy if unread(slot, running) > 1]
+        answering = [
+            Chunk(slot.index, len(slot.kv), running.tokens[-1:], True)
+            for slot, running in busy
+            if unread(slot, running) == 1
+        ]
+        reading, room = list[Chunk](), self._pace.tokens(len(answering))
+        kept_free = room // OLDEST_SHARE
+        for slot, running in sorted(readers, key=lambda pair: unread(*pair)):
+            if running is readers[0][1]:
+                kept_free = 0
             start = len(slot.kv)
-            unread = len(running.tokens) - start
-            if unread == 1:
-                answering.append(Chunk(slot.index, start, running.tokens[-1:], True))
-            elif room:
-                end = min([start + room, *self._to_keep(running, start + 1)])
-                tokens = running.tokens[start:end]
-                reading.append(Chunk(slot.index, start, tokens, len(tokens) == unread))
+            end = min([start + room - kept_free, *self._to_keep(running, start + 1)])
+            if tokens := running.tokens[start:end]:
+                reading.append(Chunk(slot.index, start, tokens, end >= len(running.tokens)))
                 room -= len(tokens)
-        return answering + reading
+        return answering, reading
 
     def _advance(self, chunks: list[Chunk], rows: Iterator[R]) -> list[Token]:
         tokens = []

@@ -24,7 +24,7 @@ from enginehouse.runtimes.contract import (
     Sampling,
 )
 from enginehouse.runtimes.decoding import kv_cache
-from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
+from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
 from enginehouse.runtimes.decoding.special_tokens import parts
@@ -53,6 +53,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_precision: Literal["f16", "f32", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = (
+        STRETCH  # of the time between tokens, where prompts are read
+    )
 
 
 class LlamaCpp:
@@ -529,7 +532,8 @@ def devices() -> list[Device]:
 
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
-    return BatchedEngine(LlamaCpp(load, report), msgspec.convert(load.options, Options).prefill_chunk)
+    options = msgspec.convert(load.options, Options)
+    return BatchedEngine(LlamaCpp(load, report), options.prefill_chunk, options.prefill_stretch)
 
 
 RUNTIME = Local(

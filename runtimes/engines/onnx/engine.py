@@ -10,7 +10,7 @@ import msgspec
 from enginehouse.optimize.toolchains.onnx.logits import BESIDE, whole_graph
 from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pieces, Pooling, Sampling
 from enginehouse.runtimes.decoding import kv_cache
-from enginehouse.runtimes.decoding.batching import BatchedEngine, Chunk
+from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, Chunk
 from enginehouse.runtimes.decoding.sampling import Sampler, scored
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.onnx.generators import Generators
@@ -33,6 +33,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Literal["auto", "slots", "generator"] = "auto"  # auto: slots where the graph fits
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells for all slots together
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = (
+        STRETCH  # of the time between tokens, where prompts are read
+    )
 
 
 class Sequences(Protocol):
@@ -174,7 +177,8 @@ def unavailable() -> str | None:
 
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
-    return BatchedEngine(Onnx(load, report), msgspec.convert(load.options, Options).prefill_chunk)
+    options = msgspec.convert(load.options, Options)
+    return BatchedEngine(Onnx(load, report), options.prefill_chunk, options.prefill_stretch)
 
 
 RUNTIME = Local(

@@ -1,0 +1,38 @@
+"""How many tokens of prompts a step may read beside those who answer: reading a long one stretches the time between
+their tokens, and is bounded by that."""
+
+import math
+
+RECENT = 0.3  # the weight of the last step among all before
+LEAST_TOKENS = 8  # of a prompt, however slow the host: it must end some day
+
+
+class Pace:
+    def __init__(self, chunk: int, stretch: float) -> None:
+        """`chunk`: tokens that a step reads at most. `stretch`: times that a step of answers alone takes, which one
+        that reads beside them may take."""
+        self._chunk, self._stretch = chunk, stretch
+        self._answers = self._token = math.nan  # seconds of a step of answers alone, and of a token read
+
+    def tokens(self, answering: int) -> int:
+        """To be read in a step beside so many who answer; none where a step of answers alone is still to be timed."""
+        if not answering:
+            return self._chunk
+        if math.isnan(self._answers):
+            return 0
+        if math.isnan(self._token):
+            return min(self._chunk, LEAST_TOKENS)
+        fitting = (self._stretch - 1) * self._answers / self._token
+        return max(min(self._chunk, LEAST_TOKENS), min(self._chunk, int(fitting)))
+
+    def note(self, answering: int, read: int, seconds: float) -> None:
+        """What a step took."""
+        if not read:
+            self._answers = mixed(self._answers, seconds)
+        elif not answering or not math.isnan(self._answers):
+            beside = self._answers if answering else 0.0
+            self._token = mixed(self._token, max(seconds - beside, 1e-9) / read)
+
+
+def mixed(before: float, now: float) -> float:
+    return now if math.isnan(before) else before + RECENT * (now - before)
