@@ -9,22 +9,28 @@ in a process of its own: some die.
 import argparse
 import multiprocessing
 import tempfile
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tokenizers
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.child_process import MESSAGE_LETTERS
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool.host import processor
+from tests.bench.family_results import Computed, Refused, read, write
 from tests.checkpoints import CORPUS, byte_level_tokenizer, make_checkpoint
 
 TOKENS = 200
+PATIENCE_SECONDS = 300
 VOCABULARY = 480  # the tokenizer has as many tokens: some families pad to a multiple of 8, others cut what is beyond
 HEAD = {"head_dim": 32}
 MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": True}
@@ -115,58 +121,88 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main(names: list[str], engines: list[str]) -> None:
-    print(f"| family | {' | '.join(engines)} |\n|---|{'---|' * len(engines)}", flush=True)
+    results = read()
+    results.processor = processor()
+    results.reference = {name: version(name) for name in ("transformers", "torch")}
     for name in names:
         with tempfile.TemporaryDirectory() as work:
             made = apart(make, name, Path(work) / "model")
-            formats = [runtimes()[engine].format for engine in engines]
-            cells = [made or apart(figure, format, Path(work)) for format in formats]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+            if isinstance(made, Failure):
+                print(f"{name}: no checkpoint: {made.sentence}", flush=True)
+                continue
+            for engine in engines:
+                toolchain = toolchains()[runtimes()[engine].format]
+                proven = toolchain.proven(resolve(str(Path(work) / "model")))
+                found = apart(compare, toolchain.format, Path(work))
+                if isinstance(found, Failure):
+                    outcome: Computed | Refused = Refused(found.sentence.replace(f"{work}/", ""), proven)
+                else:
+                    outcome = Computed(proven=proven, **found)
+                print(f"{name}, {engine}: {outcome}", flush=True)
+                results.tools[engine] = toolchain.versions()
+                results.families.setdefault(name, {})[engine] = outcome
+                write(results)
 
 
-def apart(work: Any, *arguments: Any) -> str:
-    """What `work` gives or why it failed, from a process of its own."""
+class Failure(msgspec.Struct, frozen=True):
+    sentence: str
+
+
+def apart(work: Any, *arguments: Any) -> Any:
+    """What `work` gives or a Failure, from a process of its own."""
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=answer, args=(there, work, arguments))
     process.start()
     there.close()
+    found: Any
     try:
-        found = str(here.recv())
+        found = here.recv() if here.poll(PATIENCE_SECONDS) else Failure(f"did not end within {PATIENCE_SECONDS} s")
     except EOFError:
-        found = "died"
+        process.join()
+        found = Failure(f"its process died with status {process.exitcode}")
+    if process.is_alive():
+        process.kill()
     process.join()
-    return found.replace("\n", " ").replace("|", "\\|")[:300]
+    return found
 
 
 def answer(there: Connection, work: Any, arguments: tuple[Any, ...]) -> None:
     try:
         there.send(work(*arguments))
     except CannotBuild as error:
-        there.send(f"refused: {error}")
-    except Exception as error:
-        there.send(f"failed: {type(error).__name__}: {error}")
+        there.send(Failure(str(error)))
+    except Exception as error:  # as a build says it
+        first = next(iter(str(error).strip().splitlines()), "")
+        there.send(Failure(f"{type(error).__name__}: {first[:MESSAGE_LETTERS]}"))
 
 
-def make(name: str, folder: Path) -> str:
+def make(name: str, folder: Path) -> None:
     """Makes the checkpoint, and beside it what transformers says of the text."""
     architecture, settings = FAMILIES[name]
     make_checkpoint(folder, architecture, tokenizer=tokenizer(), vocab_size=VOCABULARY, **settings)
     np.save(folder.with_name("expected.npy"), log_softmax(next(Transformers(folder).logits([ids()]))))
-    return ""
 
 
-def figure(format: str, work: Path) -> str:
+def compare(format: str, work: Path) -> dict[str, Any]:
+    """The figures of Computed."""
     toolchain, source = toolchains()[format], resolve(str(work / "model"))
     if reason := toolchain.unavailable() or toolchain.refuses(source):
         raise CannotBuild(reason)
     folder = work / format
     folder.mkdir()
     toolchain.build(source, toolchain.precisions["f32"], folder, lambda stage, fraction: None)
-    got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()])))
     expected = np.load(work / "expected.npy")
-    differences = np.abs(got[:, : expected.shape[1]] - expected).max(1)
-    found = f"{differences.max():.2g}, mostly {np.median(differences):.2g}"
-    return f"{found} ({converter(work / 'model')})" if format == "gguf" else found
+    got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()]))[:, : expected.shape[1]])
+    if not np.isfinite(got).all():
+        raise CannotBuild("does not compute numbers")
+    differences = np.abs(got - expected).max(1)
+    figures = {
+        "largest": differences.max(),
+        "median": np.median(differences),
+        "divergence": max(0.0, (np.exp(expected) * (expected - got)).sum(1).mean()),  # rounding may go below
+    }
+    rounded = {name: float(f"{figure:.2g}") for name, figure in figures.items()}
+    return rounded | ({"converter": converter(work / "model")} if format == "gguf" else {})
 
 
 def converter(folder: Path) -> str:
