@@ -1,9 +1,8 @@
 """Small random checkpoints of many families, each through every engine: who converts it and how far what the engine
-computes is from transformers in 32 bits, or the sentence that refuses it. Prints a Markdown table.
+computes is from transformers in 32 bits, or the sentence that refuses it. Keeps what it finds in docs/families.json.
 
-`python -m tests.bench.families [--runtimes llamacpp ...] [--families NAME ...]`. The figures are the largest difference
-of a log-probability over a text of 200 tokens, and the median over its places of what is largest there. Each pair runs
-in a process of its own: some die.
+`python -m tests.bench.families [--runtimes NAME ...] [--families NAME ...]`, then with `--page` for docs/families.md.
+Each pair runs in a process of its own: some die, and some never end.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.pool.host import processor
-from tests.bench.family_results import Computed, Refused, read, write
+from tests.bench.family_results import Computed, Refused, read, write, write_page
 from tests.checkpoints import CORPUS, byte_level_tokenizer, make_checkpoint
 
 TOKENS = 200
@@ -227,4 +226,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtimes", nargs="*", default=["llamacpp", "openvino", "onnx", "mlx"], dest="engines")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), dest="names")
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+    else:
+        main(arguments.names, arguments.engines)

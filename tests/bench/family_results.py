@@ -6,6 +6,7 @@ import msgspec
 
 FILE = Path(__file__).parents[2] / "docs" / "families.json"
 PAGE = FILE.with_suffix(".md")
+BEGIN, END = "<!-- made of families.json by the command above -->\n", "<!-- end -->\n"
 LARGEST, MEDIAN = 0.05, 0.01  # of what is right; argued in DECISIONS.md
 
 
@@ -42,3 +43,54 @@ def read() -> Results:
 
 def write(results: Results) -> None:
     FILE.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+
+
+def tables(results: Results) -> str:
+    """The generated part of the page."""
+    engines = sorted(results.tools)
+    rows = [["family", *engines], ["---"] * (1 + len(engines))]
+    for name, found in results.families.items():
+        rows.append([name, *(cell(found.get(engine)) for engine in engines)])
+    for title, counts in (("right", is_right), ("wrong", is_wrong), ("refused", is_refused)):
+        numbers = [str(sum(counts(found.get(engine)) for found in results.families.values())) for engine in engines]
+        rows.append([f"**{title}** of {len(results.families)}", *numbers])
+    sentences = [["engine", "family", "why it is refused"], ["---"] * 3]
+    for engine in engines:
+        for name, found in results.families.items():
+            if isinstance(outcome := found.get(engine), Refused):
+                sentences.append([engine, name, outcome.sentence.replace("|", "\\|").replace("<", "\\<")])
+    used = {f"{name} {version}" for tools in results.tools.values() for name, version in tools.items()}
+    versions = f"With {', '.join(sorted(used))}; on {results.processor}."
+    return "\n\n".join([table(rows), table(sentences), versions]) + "\n"
+
+
+def table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cell(outcome: Computed | Refused | None) -> str:
+    match outcome:
+        case None:
+            return "not run"
+        case Refused():
+            return "refused"
+        case Computed():
+            found = "right" if outcome.right else f"wrong {outcome.largest:.2g}"
+            return found if outcome.proven else f"tried: {found}"
+
+
+def is_right(outcome: Computed | Refused | None) -> bool:
+    return isinstance(outcome, Computed) and outcome.right
+
+
+def is_wrong(outcome: Computed | Refused | None) -> bool:
+    return isinstance(outcome, Computed) and not outcome.right
+
+
+def is_refused(outcome: Computed | Refused | None) -> bool:
+    return isinstance(outcome, Refused)
+
+
+def write_page() -> None:
+    before, _, after = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}{tables(read())}{END}{after.partition(END)[2]}")

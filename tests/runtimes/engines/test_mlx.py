@@ -191,6 +191,14 @@ def test_what_mlx_lm_would_compute_otherwise_is_refused(
 # --- precisions ---
 
 
+def test_what_mlx_lm_says_of_a_layout_it_does_not_know_is_one_short_sentence(tmp_path: Path) -> None:
+    from tests.checkpoints import make_checkpoint
+
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "Llama4ForCausalLM", num_hidden_layers=4, num_local_experts=4)
+    with pytest.raises(CannotBuild, match=r"^mlx_lm cannot read the checkpoint: [^\n]{1,200}$"):
+        convert(checkpoint, tmp_path / "mlx")
+
+
 @pytest.mark.parametrize("precision", PLANS)
 def test_every_precision_is_built_and_packed_as_it_says(tmp_path: Path, precision: str) -> None:
     folder = convert("builtin:pocket", tmp_path / "artifact", precision)
