@@ -120,6 +120,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main(names: list[str], engines: list[str]) -> None:
+    multiprocessing.set_forkserver_preload(["tests.bench.families"])  # torch takes seconds each time
     results = read()
     results.processor = processor()
     results.reference = {name: version(name) for name in ("transformers", "torch")}
@@ -150,7 +151,7 @@ class Failure(msgspec.Struct, frozen=True):
 def apart(work: Any, *arguments: Any) -> Any:
     """What `work` gives or a Failure, from a process of its own."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=answer, args=(there, work, arguments))
+    process = multiprocessing.get_context("forkserver").Process(target=answer, args=(there, work, arguments))
     process.start()
     there.close()
     found: Any
