@@ -25,7 +25,7 @@ from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.pool.host import processor
-from tests.bench.family_results import Computed, Refused, read, write, write_page
+from tests.bench.family_results import LARGE, Computed, Refused, read, write, write_page
 from tests.checkpoints import CORPUS, byte_level_tokenizer, make_checkpoint
 
 TOKENS = 200
@@ -67,7 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**HEAD, "num_hidden_layers": 6, "hidden_size_per_layer_input": 32, "sliding_window": 64,
          "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 64},
     ),
-    "Phi-3": ("Phi3ForCausalLM", {}),
+    "Phi-3": ("Phi3ForCausalLM", {"original_max_position_embeddings": 256}),
     "gpt-oss without YaRN": (
         "GptOssForCausalLM",
         {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64,
@@ -201,7 +201,8 @@ def compare(format: str, work: Path) -> dict[str, Any]:
         "median": np.median(differences),
         "divergence": max(0.0, (np.exp(expected) * (expected - got)).sum(1).mean()),  # rounding may go below
     }
-    rounded = {name: float(f"{figure:.2g}") for name, figure in figures.items()}
+    rounded: dict[str, Any] = {name: float(f"{figure:.2g}") for name, figure in figures.items()}
+    rounded["outliers"] = int((differences >= LARGE).sum())
     return rounded | ({"converter": converter(work / "model")} if format == "gguf" else {})
 
 

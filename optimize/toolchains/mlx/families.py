@@ -104,7 +104,9 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
         return keywords
     if config.get("model_type") == "gemma3_text":
         return keywords | translate_gemma3(config, given)
-    if "full_attention" in given or "rope_theta" not in given:
+    if len({kind.get("rope_theta") for kind in ropes(config)}) == 1:  # OLMo 3's windows have the same rotation
+        given = given.get("full_attention", given)
+    if "rope_theta" not in given:
         return keywords
     keywords |= {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given}
     return keywords | scaling(given)
@@ -121,4 +123,4 @@ def translate_gemma3(config: dict[str, Any], given: dict[str, Any]) -> dict[str,
 
 def scaling(given: dict[str, Any]) -> dict[str, Any]:
     kind = given.get("rope_type", "default")
-    return {} if kind == "default" else {"rope_scaling": given | {"type": kind}}
+    return {"rope_scaling": None if kind == "default" else given | {"type": kind}}  # some want to hear of it

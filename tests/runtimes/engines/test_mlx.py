@@ -46,6 +46,14 @@ GEMMA_LINEAR = {
     }
 }
 HEADS = {"head_dim": 16}
+GLM4_MOE = HEADS | {
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": True,
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen3ForCausalLM", {}),
     ("Qwen3ForCausalLM", YARN),
@@ -66,6 +74,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SmolLM3ForCausalLM", {"tie_word_embeddings": False} | PLAIN),
     ("StableLmForCausalLM", PLAIN),
     ("Glm4ForCausalLM", HEADS | PLAIN),
+    ("Glm4MoeForCausalLM", GLM4_MOE),
+    ("Olmo3ForCausalLM", {"num_hidden_layers": 4, "sliding_window": 128}),
 ]
 
 

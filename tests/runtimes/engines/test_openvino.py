@@ -140,6 +140,17 @@ def test_a_ready_made_ir_is_never_moved_nor_converted(ir: Path, tmp_path: Path) 
     assert (ir / "openvino_model.bin").exists()
 
 
+def test_a_family_without_the_attention_that_is_exported_is_one_sentence(tmp_path: Path) -> None:
+    from tests.checkpoints import make_checkpoint
+
+    source = make_checkpoint(tmp_path / "model", "Gemma2ForCausalLM", head_dim=32)
+    sentence = (
+        r"^transformers cannot make '.*' ready for OpenVINO: Gemma2ForCausalLM does not support an attention .* yet$"
+    )
+    with pytest.raises(CannotBuild, match=sentence):
+        build(source, "F32", tmp_path / "ir")
+
+
 def test_a_family_that_was_not_proven_is_on_trial(checkpoint: Path, tmp_path: Path) -> None:
     other = shutil.copytree(checkpoint, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
