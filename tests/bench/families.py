@@ -97,7 +97,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
          "num_key_value_heads": 4},
     ),
-    "LFM2": ("Lfm2ForCausalLM", {**FOUR, "layer_types": ["conv", "conv", "full_attention", "conv"]}),
+    "LFM2": ("Lfm2ForCausalLM", {**FOUR, "layer_types": ["conv", "conv", "full_attention", "conv"], "block_dim": 64}),
     "Nemotron-H": (
         "NemotronHForCausalLM",
         {**FOUR, **HEAD, "layers_block_type": ["mamba", "mlp", "attention", "mlp"], "ssm_state_size": 16,
@@ -109,7 +109,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Cohere": ("CohereForCausalLM", {"logit_scale": 0.5}),
     "Command R7B": ("Cohere2ForCausalLM", {**FOUR, "head_dim": 16, "sliding_window": 64, "logit_scale": 0.5}),
     "ERNIE 4.5": ("Ernie4_5ForCausalLM", {"head_dim": 16}),
-    "EXAONE 4": ("Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "EXAONE 4": ("Exaone4ForCausalLM", {"head_dim": 16, "sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "Hunyuan": ("HunYuanDenseV1ForCausalLM", HEAD),
     "Mamba": ("MambaForCausalLM", {"state_size": 16, "intermediate_size": 128}),
     "Mamba 2": (
@@ -141,6 +141,7 @@ def main(names: list[str], engines: list[str]) -> None:
                 print(f"{name}, {engine}: {outcome}", flush=True)
                 results.tools[engine] = toolchain.versions()
                 results.families.setdefault(name, {})[engine] = outcome
+                results.families = {known: results.families[known] for known in FAMILIES if known in results.families}
                 write(results)
 
 

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import msgspec
 
+from enginehouse.config.schema import Optimize
+
 FILE = Path(__file__).parents[2] / "docs" / "families.json"
 PAGE = FILE.with_suffix(".md")
 BEGIN, END = "<!-- made of families.json by the command above -->\n", "<!-- end -->\n"
 MEDIAN, LARGE, OUTLIERS = 0.01, 0.05, 2  # of what is right; argued in DECISIONS.md
+TRIAL = Optimize().bf16.divergence  # what a family on no list may have
 
 
 class Computed(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="outcome", tag="computed"):
@@ -52,9 +55,9 @@ def tables(results: Results) -> str:
     rows = [["family", *engines], ["---"] * (1 + len(engines))]
     for name, found in results.families.items():
         rows.append([name, *(cell(found.get(engine)) for engine in engines)])
-    for title, counts in (("right", is_right), ("wrong", is_wrong), ("refused", is_refused)):
-        numbers = [str(sum(counts(found.get(engine)) for found in results.families.values())) for engine in engines]
-        rows.append([f"**{title}** of {len(results.families)}", *numbers])
+    for word in ("right", "wrong", "refused"):
+        numbers = [sum(verdict(found.get(engine)) == word for found in results.families.values()) for engine in engines]
+        rows.append([f"**{word}**, of {len(results.families)}", *map(str, numbers)])
     sentences = [["engine", "family", "why it is refused"], ["---"] * 3]
     for engine in engines:
         for name, found in results.families.items():
@@ -70,26 +73,23 @@ def table(rows: list[list[str]]) -> str:
 
 
 def cell(outcome: Computed | Refused | None) -> str:
+    found = verdict(outcome)
+    if not isinstance(outcome, Computed):
+        return found
+    figure = "" if outcome.right else f" {outcome.largest:.2g}"
+    return f"{'' if outcome.proven else 'tried: '}{found}{figure}"
+
+
+def verdict(outcome: Computed | Refused | None) -> str:
     match outcome:
         case None:
             return "not run"
         case Refused():
             return "refused"
+        case Computed(right=True):
+            return "right"
         case Computed():
-            found = "right" if outcome.right else f"wrong {outcome.largest:.2g}"
-            return found if outcome.proven else f"tried: {found}"
-
-
-def is_right(outcome: Computed | Refused | None) -> bool:
-    return isinstance(outcome, Computed) and outcome.right
-
-
-def is_wrong(outcome: Computed | Refused | None) -> bool:
-    return isinstance(outcome, Computed) and not outcome.right
-
-
-def is_refused(outcome: Computed | Refused | None) -> bool:
-    return isinstance(outcome, Refused)
+            return "wrong" if outcome.proven or outcome.divergence <= TRIAL else "refused"
 
 
 def write_page() -> None:

@@ -36,6 +36,10 @@ FAMILIES = {
     "glm4": Family(ropes=("default",), partial=True),
 }
 YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
+OLDER_KINDS = {
+    "linear_attention": "mamba",
+    "full_attention": "attention",
+}  # of layers: transformers 5's words -> before
 GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 
@@ -99,6 +103,8 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
     keywords = {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
     if "num_local_experts" in config:
         keywords["num_experts"] = config["num_local_experts"]
+    if config.get("model_type") == "granitemoehybrid":
+        keywords["layer_types"] = [OLDER_KINDS.get(kind, kind) for kind in config["layer_types"]]
     given = config.get("rope_parameters")
     if not given:
         return keywords

@@ -160,6 +160,13 @@ def test_a_family_answers_as_transformers_does(tmp_path: Path, architecture: str
     assert other[0].cached == (0 if passed else 40)  # a window that moved on cannot go back
 
 
+def test_a_hybrid_in_the_words_of_transformers_5_computes_what_it_does(tmp_path: Path) -> None:
+    from tests.bench.families import compare, make
+
+    make("Granite 4", tmp_path / "model")
+    assert compare("mlx", tmp_path)["largest"] < 0.001
+
+
 def changed(**entries: Any) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         file = folder / "config.json"
