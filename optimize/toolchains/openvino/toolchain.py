@@ -45,7 +45,8 @@ FAMILIES = (
 )  # fmt: skip
 # Their frequencies depend on the length of the text, which the export freezes.
 FROZEN_ROPE = ("dynamic", "longrope")
-LINEAR_ATTENTION = "linear_attention"  # Qwen3-Next's: a tiny one was not exported after 300 s
+# GenAI stops at Granite 4's; of Qwen3-Next's a tiny model was not exported after 300 s.
+LINEAR_ATTENTION = "linear_attention"
 CONVERTED = ("F32", "BF16", "F16")
 # A mode, a group size, and how the scales are found: AWQ without data, or AWQ and scale estimation on calibration text.
 INT4 = tuple(
@@ -121,7 +122,9 @@ def refuses(source: Source) -> str | None:
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"
     if LINEAR_ATTENTION in ((config.get("text_config") or config).get("layer_types") or ()):
-        return f"'{source.id}' has layers of linear attention, with which the OpenVINO exporter comes to no end"
+        return (
+            f"'{source.id}' has layers of '{LINEAR_ATTENTION}', which OpenVINO GenAI does not run as they are exported"
+        )
     return already_quantized(config)
 
 
