@@ -45,7 +45,7 @@ FAMILIES = (
 )  # fmt: skip
 # Their frequencies depend on the length of the text, which the export freezes.
 FROZEN_ROPE = ("dynamic", "longrope")
-# GenAI stops at Granite 4's; of Qwen3-Next's a tiny model was not exported after 300 s.
+# GenAI stops at Granite 4; tiny models of Qwen3-Next and Qwen3.5 were not exported after 300 s.
 LINEAR_ATTENTION = "linear_attention"
 CONVERTED = ("F32", "BF16", "F16")
 # A mode, a group size, and how the scales are found: AWQ without data, or AWQ and scale estimation on calibration text.
