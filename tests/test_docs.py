@@ -23,6 +23,7 @@ from enginehouse.server.api.rerank import RerankRequest
 from enginehouse.server.api.responses import protocol as responses_request
 from enginehouse.server.api.tokenize import TokenizeRequest
 from enginehouse.server.cli.main import parser
+from tests.bench.family_results import BEGIN, END, PAGE, read, tables
 from tests.serving import Served
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +79,11 @@ def test_the_feature_matrix_is_what_the_engines_say_of_themselves() -> None:
         cells = ["yes" if feature in runtime.features else "**no**" for runtime in engines.values()]
         rows.append(f"| `{feature}` | {' | '.join(cells)} |")
     assert "\n".join(rows) in ENGINES, "the matrix should be:\n" + "\n".join(rows)
+
+
+def test_the_page_of_families_is_what_was_measured() -> None:
+    remedy = "python -m tests.bench.families --page"
+    assert f"{BEGIN}{tables(read())}{END}" in PAGE.read_text(), remedy
 
 
 def test_every_command_is_named() -> None:

@@ -1,30 +1,35 @@
 """Small random checkpoints of many families, each through every engine: who converts it and how far what the engine
-computes is from transformers in 32 bits, or the sentence that refuses it. Prints a Markdown table.
+computes is from transformers in 32 bits, or the sentence that refuses it. Keeps what it finds in docs/families.json.
 
-`python -m tests.bench.families [--runtimes llamacpp ...] [--families NAME ...]`. The figures are the largest difference
-of a log-probability over a text of 200 tokens, and the median over its places of what is largest there. Each pair runs
-in a process of its own: some die.
+`python -m tests.bench.families [--runtimes NAME ...] [--families NAME ...]`, then with `--page` for docs/families.md.
+Each pair runs in a process of its own: some die, and some never end.
 """
 
 import argparse
 import multiprocessing
 import tempfile
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import tokenizers
 
 from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.child_process import MESSAGE_LETTERS
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.runtimes.pool.host import processor
+from tests.bench.family_results import LARGE, Computed, Refused, read, write, write_page
 from tests.checkpoints import CORPUS, byte_level_tokenizer, make_checkpoint
 
 TOKENS = 200
+PATIENCE_SECONDS = 300
 VOCABULARY = 480  # the tokenizer has as many tokens: some families pad to a multiple of 8, others cut what is beyond
 HEAD = {"head_dim": 32}
 MOE = {"moe_intermediate_size": 32, "num_experts_per_tok": 2, "norm_topk_prob": True}
@@ -62,7 +67,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**HEAD, "num_hidden_layers": 6, "hidden_size_per_layer_input": 32, "sliding_window": 64,
          "vocab_size_per_layer_input": VOCABULARY, "global_head_dim": 64},
     ),
-    "Phi-3": ("Phi3ForCausalLM", {}),
+    "Phi-3": ("Phi3ForCausalLM", {"original_max_position_embeddings": 256}),
     "gpt-oss without YaRN": (
         "GptOssForCausalLM",
         {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64,
@@ -92,7 +97,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
          "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
          "num_key_value_heads": 4},
     ),
-    "LFM2": ("Lfm2ForCausalLM", {**FOUR, "layer_types": ["conv", "conv", "full_attention", "conv"]}),
+    "LFM2": ("Lfm2ForCausalLM", {**FOUR, "layer_types": ["conv", "conv", "full_attention", "conv"], "block_dim": 64}),
     "Nemotron-H": (
         "NemotronHForCausalLM",
         {**FOUR, **HEAD, "layers_block_type": ["mamba", "mlp", "attention", "mlp"], "ssm_state_size": 16,
@@ -104,7 +109,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "Cohere": ("CohereForCausalLM", {"logit_scale": 0.5}),
     "Command R7B": ("Cohere2ForCausalLM", {**FOUR, "head_dim": 16, "sliding_window": 64, "logit_scale": 0.5}),
     "ERNIE 4.5": ("Ernie4_5ForCausalLM", {"head_dim": 16}),
-    "EXAONE 4": ("Exaone4ForCausalLM", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "EXAONE 4": ("Exaone4ForCausalLM", {"head_dim": 16, "sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "Hunyuan": ("HunYuanDenseV1ForCausalLM", HEAD),
     "Mamba": ("MambaForCausalLM", {"state_size": 16, "intermediate_size": 128}),
     "Mamba 2": (
@@ -115,58 +120,91 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main(names: list[str], engines: list[str]) -> None:
-    print(f"| family | {' | '.join(engines)} |\n|---|{'---|' * len(engines)}", flush=True)
+    multiprocessing.set_forkserver_preload(["tests.bench.families"])  # torch takes seconds each time
+    results = read()
+    results.processor = processor()
+    results.reference = {name: version(name) for name in ("transformers", "torch")}
     for name in names:
         with tempfile.TemporaryDirectory() as work:
             made = apart(make, name, Path(work) / "model")
-            formats = [runtimes()[engine].format for engine in engines]
-            cells = [made or apart(figure, format, Path(work)) for format in formats]
-            print(f"| {name} | {' | '.join(cells)} |", flush=True)
+            if isinstance(made, Failure):
+                print(f"{name}: no checkpoint: {made.sentence}", flush=True)
+                continue
+            for engine in engines:
+                toolchain = toolchains()[runtimes()[engine].format]
+                proven = toolchain.proven(resolve(str(Path(work) / "model")))
+                found = apart(compare, toolchain.format, Path(work))
+                if isinstance(found, Failure):
+                    outcome: Computed | Refused = Refused(found.sentence.replace(f"{work}/", ""), proven)
+                else:
+                    outcome = Computed(proven=proven, **found)
+                print(f"{name}, {engine}: {outcome}", flush=True)
+                results.tools[engine] = toolchain.versions()
+                results.families.setdefault(name, {})[engine] = outcome
+                results.families = {known: results.families[known] for known in FAMILIES if known in results.families}
+                write(results)
 
 
-def apart(work: Any, *arguments: Any) -> str:
-    """What `work` gives or why it failed, from a process of its own."""
+class Failure(msgspec.Struct, frozen=True):
+    sentence: str
+
+
+def apart(work: Any, *arguments: Any) -> Any:
+    """What `work` gives or a Failure, from a process of its own."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=answer, args=(there, work, arguments))
+    process = multiprocessing.get_context("forkserver").Process(target=answer, args=(there, work, arguments))
     process.start()
     there.close()
+    found: Any
     try:
-        found = str(here.recv())
+        found = here.recv() if here.poll(PATIENCE_SECONDS) else Failure(f"did not end within {PATIENCE_SECONDS} s")
     except EOFError:
-        found = "died"
+        process.join()
+        found = Failure(f"its process died with status {process.exitcode}")
+    if process.is_alive():
+        process.kill()
     process.join()
-    return found.replace("\n", " ").replace("|", "\\|")[:300]
+    return found
 
 
 def answer(there: Connection, work: Any, arguments: tuple[Any, ...]) -> None:
     try:
         there.send(work(*arguments))
     except CannotBuild as error:
-        there.send(f"refused: {error}")
-    except Exception as error:
-        there.send(f"failed: {type(error).__name__}: {error}")
+        there.send(Failure(str(error)))
+    except Exception as error:  # as a build says it
+        first = next(iter(str(error).strip().splitlines()), "")
+        there.send(Failure(f"{type(error).__name__}: {first[:MESSAGE_LETTERS]}"))
 
 
-def make(name: str, folder: Path) -> str:
+def make(name: str, folder: Path) -> None:
     """Makes the checkpoint, and beside it what transformers says of the text."""
     architecture, settings = FAMILIES[name]
     make_checkpoint(folder, architecture, tokenizer=tokenizer(), vocab_size=VOCABULARY, **settings)
     np.save(folder.with_name("expected.npy"), log_softmax(next(Transformers(folder).logits([ids()]))))
-    return ""
 
 
-def figure(format: str, work: Path) -> str:
+def compare(format: str, work: Path) -> dict[str, Any]:
+    """The figures of Computed."""
     toolchain, source = toolchains()[format], resolve(str(work / "model"))
     if reason := toolchain.unavailable() or toolchain.refuses(source):
         raise CannotBuild(reason)
     folder = work / format
     folder.mkdir()
     toolchain.build(source, toolchain.precisions["f32"], folder, lambda stage, fraction: None)
-    got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()])))
     expected = np.load(work / "expected.npy")
-    differences = np.abs(got[:, : expected.shape[1]] - expected).max(1)
-    found = f"{differences.max():.2g}, mostly {np.median(differences):.2g}"
-    return f"{found} ({converter(work / 'model')})" if format == "gguf" else found
+    got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()]))[:, : expected.shape[1]])
+    if not np.isfinite(got).all():
+        raise CannotBuild("does not compute numbers")
+    differences = np.abs(got - expected).max(1)
+    figures = {
+        "largest": differences.max(),
+        "median": np.median(differences),
+        "divergence": max(0.0, (np.exp(expected) * (expected - got)).sum(1).mean()),  # rounding may go below
+    }
+    rounded: dict[str, Any] = {name: float(f"{figure:.2g}") for name, figure in figures.items()}
+    rounded["outliers"] = int((differences >= LARGE).sum())
+    return rounded | ({"converter": converter(work / "model")} if format == "gguf" else {})
 
 
 def converter(folder: Path) -> str:
@@ -191,4 +229,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runtimes", nargs="*", default=["llamacpp", "openvino", "onnx", "mlx"], dest="engines")
     parser.add_argument("--families", nargs="*", default=list(FAMILIES), dest="names")
-    main(**vars(parser.parse_args()))
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    arguments = parser.parse_args()
+    if arguments.page:
+        write_page()
+    else:
+        main(arguments.names, arguments.engines)

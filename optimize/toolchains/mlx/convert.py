@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Report, copy_companions
+from enginehouse.optimize.child_process import MESSAGE_LETTERS
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.mlx.library import import_library, load_model
 
@@ -39,7 +40,8 @@ def convert(checkpoint: Path, plan: Plan, folder: Path, report: Report) -> None:
     try:
         model = load_model(checkpoint)
     except (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError) as error:
-        raise CannotBuild(f"mlx_lm cannot read the checkpoint: {error}") from error
+        reason = " ".join(str(error).split())[:MESSAGE_LETTERS]
+        raise CannotBuild(f"mlx_lm cannot read the checkpoint: {reason}") from error
     cast(model, plan.dtype)
     config = read_json(checkpoint / "config.json")
     if plan.bits:

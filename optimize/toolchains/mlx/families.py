@@ -36,6 +36,10 @@ FAMILIES = {
     "glm4": Family(ropes=("default",), partial=True),
 }
 YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
+OLDER_KINDS = {
+    "linear_attention": "mamba",
+    "full_attention": "attention",
+}  # of layers: transformers 5's words -> before
 GEMMA3_PATTERN = 6  # every sixth layer sees all tokens
 
 
@@ -99,12 +103,16 @@ def translate(config: dict[str, Any]) -> dict[str, Any]:
     keywords = {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
     if "num_local_experts" in config:
         keywords["num_experts"] = config["num_local_experts"]
+    if config.get("model_type") == "granitemoehybrid":
+        keywords["layer_types"] = [OLDER_KINDS.get(kind, kind) for kind in config["layer_types"]]
     given = config.get("rope_parameters")
     if not given:
         return keywords
     if config.get("model_type") == "gemma3_text":
         return keywords | translate_gemma3(config, given)
-    if "full_attention" in given or "rope_theta" not in given:
+    if len({kind.get("rope_theta") for kind in ropes(config)}) == 1:  # OLMo 3's windows have the same rotation
+        given = given.get("full_attention", given)
+    if "rope_theta" not in given:
         return keywords
     keywords |= {name: given[name] for name in ("rope_theta", "partial_rotary_factor") if name in given}
     return keywords | scaling(given)
@@ -121,4 +129,4 @@ def translate_gemma3(config: dict[str, Any], given: dict[str, Any]) -> dict[str,
 
 def scaling(given: dict[str, Any]) -> dict[str, Any]:
     kind = given.get("rope_type", "default")
-    return {} if kind == "default" else {"rope_scaling": given | {"type": kind}}
+    return {"rope_scaling": None if kind == "default" else given | {"type": kind}}  # some want to hear of it

@@ -9,6 +9,7 @@ import msgspec
 
 from enginehouse.optimize.artifact import CannotBuild, Report
 from enginehouse.optimize.child_process import carry_out, run_blocking
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
 
 # Olive's telemetry has a heartbeat that only CI stops; the two others obey their own variable.
@@ -68,11 +69,17 @@ def run_here(checkpoint: Path, precision: str, work: Path, report: Report) -> Pa
     output = work / "out"
     if passes.failures:
         reason = passes.failures.pop()
+        if isinstance(reason, NotImplementedError):  # it names the folder
+            raise CannotBuild(f"ONNX Runtime GenAI's model builder has no '{architecture(checkpoint)}'") from reason
         raise CannotBuild(f"the model builder cannot make '{precision}' of '{checkpoint}': {reason!r}") from reason
     if result is None or not result.has_output_model() or not (output / "genai_config.json").exists():
         raise CannotBuild(f"Olive made no '{precision}' of '{checkpoint}'; the log says why")
     (output / "model_config.json").unlink(missing_ok=True)  # Olive's own
     return output
+
+
+def architecture(checkpoint: Path) -> str:
+    return str((read_json(checkpoint / "config.json").get("architectures") or ["?"])[0])
 
 
 def workflow(checkpoint: Path, precision: str, work: Path) -> dict[str, Any]:

@@ -27,9 +27,12 @@ def export(checkpoint: Path, output: Path, precision: str | None, report: Report
     report("convert", 0.0)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=dtype(checkpoint, precision), attn_implementation="sdpa", trust_remote_code=False
-    ).eval()
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=dtype(checkpoint, precision), attn_implementation="sdpa", trust_remote_code=False
+        ).eval()
+    except ValueError as error:  # of a family without that attention, the only one the exporter takes
+        raise CannotBuild(f"transformers cannot make '{checkpoint}' ready for OpenVINO: {sentence(error)}") from error
     report("convert", 0.2)
     cache = transformers.DynamicCache(config=model.config)
     tokens = torch.arange(1, 1 + SEQUENCES * (PAST + NEW)).reshape(SEQUENCES, PAST + NEW) % model.config.vocab_size
@@ -75,6 +78,10 @@ def save_tokenizer(checkpoint: Path, folder: Path) -> None:
         return
     openvino.save_model(encoder, folder / "openvino_tokenizer.xml")
     openvino.save_model(decoder, folder / "openvino_detokenizer.xml")
+
+
+def sentence(error: Exception) -> str:
+    return first_line(error).partition(". ")[0]
 
 
 def first_line(error: Exception) -> str:

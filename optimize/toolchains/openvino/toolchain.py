@@ -45,6 +45,8 @@ FAMILIES = (
 )  # fmt: skip
 # Their frequencies depend on the length of the text, which the export freezes.
 FROZEN_ROPE = ("dynamic", "longrope")
+# GenAI stops at Granite 4; tiny models of Qwen3-Next and Qwen3.5 were not exported after 300 s.
+LINEAR_ATTENTION = "linear_attention"
 CONVERTED = ("F32", "BF16", "F16")
 # A mode, a group size, and how the scales are found: AWQ without data, or AWQ and scale estimation on calibration text.
 INT4 = tuple(
@@ -119,9 +121,11 @@ def refuses(source: Source) -> str | None:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if (kind := rope.get("rope_type", rope.get("type"))) in FROZEN_ROPE:
         return f"'{source.id}' has '{kind}' position embeddings, which the OpenVINO exporter does not carry over"
-    if reason := already_quantized(config):
-        return reason
-    return None
+    if LINEAR_ATTENTION in ((config.get("text_config") or config).get("layer_types") or ()):
+        return (
+            f"'{source.id}' has layers of '{LINEAR_ATTENTION}', which OpenVINO GenAI does not run as they are exported"
+        )
+    return already_quantized(config)
 
 
 def proven(source: Source) -> bool:

@@ -17,7 +17,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.gguf import upstream
 from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN
-from tests.bench.families import FAMILIES, VOCABULARY, figure, make, tokenizer
+from tests.bench.families import FAMILIES, VOCABULARY, compare, make, tokenizer
 from tests.checkpoints import SMALL, make_checkpoint, save_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -78,7 +78,7 @@ def build(folder: Path, output: Path, precision: str = "F32", report: Any = lamb
 def test_a_mixture_and_a_hybrid_compute_what_transformers_does(tmp_path: Path, mixtral: Path) -> None:
     make("Granite 4", tmp_path / "model")
     for folder in (mixtral.parent, tmp_path):
-        assert float(figure("gguf", folder).split(",")[0]) < 0.02
+        assert compare("gguf", folder)["largest"] < 0.02
 
 
 def test_the_text_half_of_a_multimodal_checkpoint_is_converted(tmp_path: Path) -> None:

@@ -46,6 +46,14 @@ GEMMA_LINEAR = {
     }
 }
 HEADS = {"head_dim": 16}
+GLM4_MOE = HEADS | {
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": True,
+}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("Qwen3ForCausalLM", {}),
     ("Qwen3ForCausalLM", YARN),
@@ -66,6 +74,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("SmolLM3ForCausalLM", {"tie_word_embeddings": False} | PLAIN),
     ("StableLmForCausalLM", PLAIN),
     ("Glm4ForCausalLM", HEADS | PLAIN),
+    ("Glm4MoeForCausalLM", GLM4_MOE),
+    ("Olmo3ForCausalLM", {"num_hidden_layers": 4, "sliding_window": 128}),
 ]
 
 
@@ -150,6 +160,13 @@ def test_a_family_answers_as_transformers_does(tmp_path: Path, architecture: str
     assert other[0].cached == (0 if passed else 40)  # a window that moved on cannot go back
 
 
+def test_a_hybrid_in_the_words_of_transformers_5_computes_what_it_does(tmp_path: Path) -> None:
+    from tests.bench.families import compare, make
+
+    make("Granite 4", tmp_path / "model")
+    assert compare("mlx", tmp_path)["largest"] < 0.001
+
+
 def changed(**entries: Any) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         file = folder / "config.json"
@@ -189,6 +206,14 @@ def test_what_mlx_lm_would_compute_otherwise_is_refused(
 
 
 # --- precisions ---
+
+
+def test_what_mlx_lm_says_of_a_layout_it_does_not_know_is_one_short_sentence(tmp_path: Path) -> None:
+    from tests.checkpoints import make_checkpoint
+
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", "Llama4ForCausalLM", num_hidden_layers=4, num_local_experts=4)
+    with pytest.raises(CannotBuild, match=r"^mlx_lm cannot read the checkpoint: [^\n]{1,200}$"):
+        convert(checkpoint, tmp_path / "mlx")
 
 
 @pytest.mark.parametrize("precision", PLANS)

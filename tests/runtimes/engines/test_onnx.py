@@ -238,6 +238,20 @@ def test_a_checkpoint_that_breaks_in_the_builder_is_refused_in_one_sentence(chec
         TOOLCHAIN.build(source, "F32", tmp_path / "artifact", silent)
 
 
+def test_a_family_that_the_builder_does_not_have_is_named(tmp_path: Path) -> None:
+    source = resolve(str(make_checkpoint(tmp_path / "model", "Olmo2ForCausalLM")))
+    (tmp_path / "artifact").mkdir()
+    with pytest.raises(CannotBuild, match=r"^ONNX Runtime GenAI's model builder has no 'Olmo2ForCausalLM'$"):
+        TOOLCHAIN.build(source, "F32", tmp_path / "artifact", silent)
+
+
+def test_one_that_the_builder_breaks_at_is_on_trial(tmp_path: Path) -> None:
+    """Its layers without rotation, every fourth."""
+    source = resolve(str(make_checkpoint(tmp_path / "model", "SmolLM3ForCausalLM", num_hidden_layers=4)))
+    assert not TOOLCHAIN.proven(source)
+    assert TOOLCHAIN.refuses(source) is None
+
+
 BUILD_AND_SERVE = """
 import sys
 from pathlib import Path

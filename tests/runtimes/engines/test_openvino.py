@@ -140,6 +140,17 @@ def test_a_ready_made_ir_is_never_moved_nor_converted(ir: Path, tmp_path: Path) 
     assert (ir / "openvino_model.bin").exists()
 
 
+def test_a_family_without_the_attention_that_is_exported_is_one_sentence(tmp_path: Path) -> None:
+    from tests.checkpoints import make_checkpoint
+
+    source = make_checkpoint(tmp_path / "model", "Gemma2ForCausalLM", head_dim=32)
+    sentence = (
+        r"^transformers cannot make '.*' ready for OpenVINO: Gemma2ForCausalLM does not support an attention .* yet$"
+    )
+    with pytest.raises(CannotBuild, match=sentence):
+        build(source, "F32", tmp_path / "ir")
+
+
 def test_a_family_that_was_not_proven_is_on_trial(checkpoint: Path, tmp_path: Path) -> None:
     other = shutil.copytree(checkpoint, tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
@@ -154,6 +165,16 @@ def test_position_embeddings_that_depend_on_the_length_are_refused(checkpoint: P
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"rope_parameters": {"rope_type": "longrope"}}))
     assert "'longrope' position embeddings" in str(TOOLCHAIN.refuses(resolve(str(other))))
+
+
+@pytest.mark.parametrize("part", ["", "text_config"])
+def test_linear_attention_is_refused_before_the_exporter_begins(part: str, checkpoint: Path, tmp_path: Path) -> None:
+    """It may come to no end."""
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    layers = {"layer_types": ["linear_attention", "full_attention"]}
+    (other / "config.json").write_text(json.dumps(config | ({part: layers} if part else layers)))
+    assert "layers of 'linear_attention'" in str(TOOLCHAIN.refuses(resolve(str(other))))
 
 
 def test_a_checkpoint_without_a_fast_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
