@@ -1,4 +1,4 @@
-"""Ways to damage a Llama checkpoint, and ways to rewrite it that change nothing: what the quality gate is tried with."""
+"""Ways to damage a Llama checkpoint, and ways to rewrite it that change nothing: for gate_trial.py."""
 
 import json
 import shutil

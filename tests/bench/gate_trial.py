@@ -1,20 +1,21 @@
-"""The quality gate on trial: `python -m tests.bench.gate_trial [SOURCE] --folder F` judges artifacts of checkpoints that
-were damaged, or rewritten without a change, against the whole one, and holds each verdict against a larger measure.
+"""The quality gate on trial: `python -m tests.bench.gate_trial [SOURCE] --folder F` judges artifacts of checkpoints
+that were damaged, or rewritten without a change, by the whole one, and holds each verdict against a larger measure.
 
 That measure is what the gate does not read: answers of the whole model to other questions, every token of the
 vocabulary, to the end; beside it prose, and the end of a long text. An artifact is bad if it misses the bar of its
-precision there. Rows are kept in the folder, and not measured again.
+precision there; reading ends early only where it is bad beyond doubt. Rows are kept in the folder, and not measured
+again.
 """
 
 import argparse
 import asyncio
-import json
 import math
 import multiprocessing
 import os
 import pydoc_data.topics
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -51,7 +52,8 @@ TOPICS = ("volcanoes", "the French Revolution", "prime numbers", "a lost dog", "
 LONG, COMPARED = 1024, 256  # tokens of the long text, and those at its end that are compared
 TOPIC = "customization"  # of Python's own manual
 CLOSE = 1.5  # times its bar, or a part of it: what chance may decide
-EIGHT = {"gguf": "Q8_0", "openvino": "INT8_ASYM", "onnx": "INT8_B32", "mlx": "8bit-g64"}
+BEYOND, FEWEST = 3, 10  # times its bar, after so many answers: bad beyond doubt
+STRIDE = 11  # answers are read in this order, so that the first are of all kinds
 WHOLE = (
     "gguf:BF16 gguf:Q8_0 gguf:Q6_K gguf:Q5_K_M gguf:Q4_K_M gguf:Q4_0 openvino:INT8_ASYM openvino:INT4_ASYM_G32_MIXED "
     "openvino:INT4_ASYM_G64 onnx:INT8_B32 onnx:INT4_B32_MIXED mlx:8bit-g64 mlx:mixed_4_6-g32"
@@ -89,6 +91,14 @@ class Figures(msgspec.Struct, frozen=True):
     perplexity: float
     places: int
 
+    def excess(self, limits: Limits) -> float:
+        """How many times what the bar allows it is off: above one it is bad."""
+        return max(
+            self.divergence / limits.divergence,
+            (1 - self.agreement) / (1 - limits.agreement),
+            math.log(self.perplexity) / math.log(limits.perplexity),
+        )
+
 
 class Row(msgspec.Struct, frozen=True):
     damage: str
@@ -97,15 +107,6 @@ class Row(msgspec.Struct, frozen=True):
     quality: Quality | None = None
     truth: dict[str, Figures] = {}
     seconds: float = 0.0  # of the gate, with its reference made before
-
-    def excess(self, limits: Limits) -> float:
-        """How many times what the bar allows it is off, by the larger measure: above one it is bad."""
-        answers = self.truth["answers"]
-        return max(
-            answers.divergence / limits.divergence,
-            (1 - answers.agreement) / (1 - limits.agreement),
-            math.log(answers.perplexity) / math.log(limits.perplexity),
-        )
 
 
 def main() -> None:
@@ -168,7 +169,7 @@ def tried(damage: str, artifact: str, whole: Source, folder: Path) -> Row:
         seconds = time.monotonic() - began
     except CannotBuild as error:
         return Row(damage, artifact, str(error))
-    truth = in_process(measured, kind, built.path, folder)
+    truth = in_process(measured, kind, built.path, folder, bar)
     shutil.rmtree(cache / "artifacts" / built.key)
     return Row(damage, artifact, shortfall(quality, precision, Optimize()) or "", quality, truth, round(seconds, 1))
 
@@ -204,18 +205,28 @@ def read_source(checkpoint: str, folder: Path) -> None:
     np.save(folder / "truth.npy", np.concatenate(rows))
 
 
-def measured(kind: str, path: str, folder: Path) -> dict[str, Figures]:
+def measured(kind: str, path: str, folder: Path, bar: Limits) -> dict[str, Figures]:
     """What the artifact's own engine computes, held against what the source said."""
     import numpy as np
 
     texts = msgspec.json.decode((folder / "texts.json").read_bytes(), type=list[Text])
-    truth, at = np.load(folder / "truth.npy", mmap_mode="r"), 0
-    parts: dict[str, list[Any]] = {}
-    for text, logits in zip(texts, toolchains()[kind].logits(Path(path), [text.ids for text in texts]), strict=True):
-        known = np.array(truth[at : (at := at + len(text.ids) - text.first)])
-        own = log_softmax(logits[text.first - 1 : -1, : known.shape[1]])
-        parts.setdefault(text.kind, []).append(compared(known, own, np.array(text.ids[text.first :])))
-    return {name: figures(*(np.concatenate(column) for column in zip(*part))) for name, part in parts.items()}
+    ends = np.cumsum([len(text.ids) - text.first for text in texts])
+    truth, parts = np.load(folder / "truth.npy", mmap_mode="r"), dict[str, list[Any]]()
+    answers = [at for at, text in enumerate(texts) if text.kind == "answers"]
+    order = [answers[at * STRIDE % len(answers)] for at in range(len(answers))]
+    order += range(len(answers), len(texts))
+    for at, logits in zip(order, toolchains()[kind].logits(Path(path), [texts[at].ids for at in order]), strict=True):
+        text, following = texts[at], np.array(texts[at].ids[texts[at].first :])
+        known = np.array(truth[ends[at] - len(following) : ends[at]])
+        found = log_softmax(logits[text.first - 1 : -1, : known.shape[1]])
+        parts.setdefault(text.kind, []).append(compared(known, found, following))
+        if (
+            text.kind == "answers"
+            and len(parts["answers"]) % FEWEST == 0
+            and together(parts["answers"]).excess(bar) > BEYOND
+        ):
+            break
+    return {name: together(texts_of_kind) for name, texts_of_kind in parts.items()}
 
 
 def log_softmax(logits: Any) -> Any:
@@ -237,9 +248,10 @@ def compared(known: Any, own: Any, following: Any) -> tuple[Any, ...]:
     return divergence.numpy(), sure.numpy(), (source.argmax(1) == artifact.argmax(1)).numpy(), lost.numpy()
 
 
-def figures(divergence: Any, sure: Any, agrees: Any, lost: Any) -> Figures:
+def together(texts: list[Any]) -> Figures:
     import numpy as np
 
+    divergence, sure, agrees, lost = (np.concatenate(column) for column in zip(*texts, strict=True))
     return Figures(
         float(divergence.mean()),
         float(np.quantile(divergence, 0.99)),
@@ -254,18 +266,25 @@ def figures(divergence: Any, sure: Any, agrees: Any, lost: Any) -> Figures:
 # --- the table ---
 
 
+HEAD = (
+    "| damage | artifact | times the bar | true KL, 99th, agreement, perplexity | the gate's | places above a nat "
+    "| prose / long | gate | verdict | texts | s |\n|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
 def line(row: Row) -> str:
     if not row.quality:
         return f"| {row.damage} | {row.artifact} | not built: {row.said} |"
-    answers, prose, long, gate = *(row.truth[kind] for kind in ("answers", "prose", "long")), row.quality
+    answers, gate = row.truth["answers"], row.quality
+    others = [f"{row.truth[kind].divergence:.3f}" if kind in row.truth else "" for kind in ("prose", "long")]
     cells = (
         row.damage,
         row.artifact,
-        f"{row.excess(bar_of(row)):.2f}",
+        f"{answers.excess(bar_of(row)):.2f}",
         f"{answers.divergence:.4f} {answers.divergence_99:.2f} {answers.agreement:.3f} {answers.perplexity:.3f}",
         f"{gate.divergence:.4f} {gate.divergence_99:.2f} {gate.agreement:.3f} {gate.perplexity:.3f}",
         f"{answers.far:.4f}",
-        f"{prose.divergence:.3f} / {long.divergence:.3f}",
+        " / ".join(others),
         "refused" if row.said else "passes",
         verdict(row),
         f"{gate.texts} of {gate.of_texts}",
@@ -279,26 +298,24 @@ def bar_of(row: Row) -> Limits:
 
 
 def verdict(row: Row) -> str:
-    excess = row.excess(bar_of(row))
+    excess = row.truth["answers"].excess(bar_of(row))
     right = (excess > 1) == bool(row.said)
     close = 1 / CLOSE < excess < CLOSE
     return "right" if right else f"{'close: ' if close else ''}false {'refusal' if row.said else 'pass'}"
 
 
 def table(rows: list[Row]) -> None:
-    print("\n| damage | artifact | times the bar | true KL, 99th, agreement, perplexity | the gate's | places above 1 nat "
-          "| prose / long | gate | verdict | texts | s |\n|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(f"\n{HEAD}")
     for row in rows:
         print(line(row))
-    judged = [row for row in rows if row.quality and row.damage not in TOKENIZER]
-    counts: dict[str, int] = {}
-    for row in judged:
-        counts[verdict(row)] = counts.get(verdict(row), 0) + 1
-    read = [row.quality.texts for row in judged if row.quality]
-    seconds = sorted(row.seconds for row in judged)
-    print(f"\n{len(judged)} judged: {json.dumps(counts)}; texts read: {sum(read) / len(read):.1f} of "
-          f"{judged[0].quality.of_texts if judged[0].quality else 0} on average, all of them {read.count(max(read))} times; "
-          f"comparing took {seconds[len(seconds) // 2]:.1f} s in the middle, {seconds[-1]:.1f} s at most")  # fmt: skip
+    judged = [(row, row.quality) for row in rows if row.quality and row.damage not in TOKENIZER]
+    texts, seconds = [quality.texts for _, quality in judged], sorted(row.seconds for row, _ in judged)
+    print(
+        f"\n{len(judged)} judged: {dict(Counter(verdict(row) for row, _ in judged))}; texts read: "
+        f"{sum(texts) / len(texts):.1f} of {judged[0][1].of_texts} on average, all of them "
+        f"{sum(quality.texts == quality.of_texts for _, quality in judged)} times; comparing took "
+        f"{seconds[len(seconds) // 2]:.1f} s in the middle, {seconds[-1]:.1f} s at most"
+    )
 
 
 if __name__ == "__main__":
