@@ -53,6 +53,7 @@ LONG, COMPARED = 1024, 256  # tokens of the long text, and those at its end that
 TOPIC = "customization"  # of Python's own manual
 CLOSE = 1.5  # times its bar, or a part of it: what chance may decide
 BEYOND, FEWEST = 3, 10  # times its bar, after so many answers: bad beyond doubt
+ALL_KINDS = ("untouched", "rope", "token", "word", "digit")  # damage that answers may not show: prose is read too
 STRIDE = 11  # answers are read in this order, so that the first are of all kinds
 WHOLE = (
     "gguf:BF16 gguf:Q8_0 gguf:Q6_K gguf:Q5_K_M gguf:Q4_K_M gguf:Q4_0 openvino:INT8_ASYM openvino:INT4_ASYM_G32_MIXED "
@@ -169,7 +170,8 @@ def tried(damage: str, artifact: str, whole: Source, folder: Path) -> Row:
         seconds = time.monotonic() - began
     except CannotBuild as error:
         return Row(damage, artifact, str(error))
-    truth = in_process(measured, kind, built.path, folder, bar)
+    kinds = ("answers", "prose", "long") if any(word in damage for word in ALL_KINDS) else ("answers",)
+    truth = in_process(measured, kind, built.path, folder, bar, kinds)
     shutil.rmtree(cache / "artifacts" / built.key)
     return Row(damage, artifact, shortfall(quality, precision, Optimize()) or "", quality, truth, round(seconds, 1))
 
@@ -205,7 +207,7 @@ def read_source(checkpoint: str, folder: Path) -> None:
     np.save(folder / "truth.npy", np.concatenate(rows))
 
 
-def measured(kind: str, path: str, folder: Path, bar: Limits) -> dict[str, Figures]:
+def measured(kind: str, path: str, folder: Path, bar: Limits, kinds: tuple[str, ...]) -> dict[str, Figures]:
     """What the artifact's own engine computes, held against what the source said."""
     import numpy as np
 
@@ -214,7 +216,7 @@ def measured(kind: str, path: str, folder: Path, bar: Limits) -> dict[str, Figur
     truth, parts = np.load(folder / "truth.npy", mmap_mode="r"), dict[str, list[Any]]()
     answers = [at for at, text in enumerate(texts) if text.kind == "answers"]
     order = [answers[at * STRIDE % len(answers)] for at in range(len(answers))]
-    order += range(len(answers), len(texts))
+    order += [at for at, text in enumerate(texts) if text.kind in kinds and text.kind != "answers"]
     for at, logits in zip(order, toolchains()[kind].logits(Path(path), [texts[at].ids for at in order]), strict=True):
         text, following = texts[at], np.array(texts[at].ids[texts[at].first :])
         known = np.array(truth[ends[at] - len(following) : ends[at]])
