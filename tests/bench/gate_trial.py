@@ -171,7 +171,7 @@ def tried(damage: str, artifact: str, whole: Source, folder: Path) -> Row:
     except CannotBuild as error:
         return Row(damage, artifact, str(error))
     kinds = ("answers", "prose", "long") if any(word in damage for word in ALL_KINDS) else ("answers",)
-    truth = in_process(measured, kind, built.path, folder, bar, kinds)
+    truth = {} if damage in TOKENIZER else in_process(measured, kind, built.path, folder, bar, kinds)
     shutil.rmtree(cache / "artifacts" / built.key)
     return Row(damage, artifact, shortfall(quality, precision, Optimize()) or "", quality, truth, round(seconds, 1))
 
@@ -277,6 +277,8 @@ HEAD = (
 def line(row: Row) -> str:
     if not row.quality:
         return f"| {row.damage} | {row.artifact} | not built: {row.said} |"
+    if not row.truth:  # the weights are the source's
+        return f"| {row.damage} | {row.artifact} | the gate: {row.said or 'passes'} |"
     answers, gate = row.truth["answers"], row.quality
     others = [f"{row.truth[kind].divergence:.3f}" if kind in row.truth else "" for kind in ("prose", "long")]
     cells = (
@@ -310,7 +312,7 @@ def table(rows: list[Row]) -> None:
     print(f"\n{HEAD}")
     for row in rows:
         print(line(row))
-    judged = [(row, row.quality) for row in rows if row.quality and row.damage not in TOKENIZER]
+    judged = [(row, row.quality) for row in rows if row.quality and row.truth]
     texts, seconds = [quality.texts for _, quality in judged], sorted(row.seconds for row, _ in judged)
     print(
         f"\n{len(judged)} judged: {dict(Counter(verdict(row) for row, _ in judged))}; texts read: "
