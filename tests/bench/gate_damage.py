@@ -258,6 +258,7 @@ DAMAGE: dict[str, Change] = {
     "eps 1e-6": configured(rms_norm_eps=1e-6),
     "digits swapped": embedding(swap_digits),
     "two words forgotten": forget("Ġbut", "Ġwhich"),
+    "a word forgotten": forget("Ġcan"),
     "rare tokens forgotten": forget_from(40000),
     "last layer dropped": drop_last_layer,
     "a head dropped": drop_head,

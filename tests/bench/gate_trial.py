@@ -71,6 +71,9 @@ ELSEWHERE = (
     ("digits swapped", "openvino:INT8_ASYM"),
     ("rare tokens forgotten", "gguf:Q4_K_M"),
     ("all norms 5 % off", "mlx:8bit-g64"),
+    ("two words forgotten", "gguf:Q6_K"),
+    ("a word forgotten", "gguf:Q6_K"),
+    ("digits swapped", "gguf:Q6_K"),
 )
 CHANGES = SAME | DAMAGE | TOKENIZER
 
