@@ -93,10 +93,14 @@ def embedding(change_rows: Callable[[torch.Tensor, dict[str, int]], None]) -> Ch
     return change
 
 
-def swap_digits(rows: torch.Tensor, vocabulary: dict[str, int]) -> None:
+def swap_digits(first: int) -> Change:
     """7 is 8, and so on."""
-    ids = [vocabulary[str(digit)] for digit in range(10)]
-    rows[ids] = rows[ids[1:] + ids[:1]]
+
+    def change_rows(rows: torch.Tensor, vocabulary: dict[str, int]) -> None:
+        ids = [vocabulary[str(digit)] for digit in range(first, 10)]
+        rows[ids] = rows[ids[1:] + ids[:1]]
+
+    return embedding(change_rows)
 
 
 def forget(*words: str) -> Change:
@@ -256,7 +260,8 @@ DAMAGE: dict[str, Change] = {
     "rope of Llama 3": rope(**LLAMA3),
     "eps 1e-3": configured(rms_norm_eps=1e-3),
     "eps 1e-6": configured(rms_norm_eps=1e-6),
-    "digits swapped": embedding(swap_digits),
+    "digits swapped": swap_digits(0),
+    "digits from 5 on swapped": swap_digits(5),
     "two words forgotten": forget("Ġbut", "Ġwhich"),
     "a word forgotten": forget("Ġcan"),
     "rare tokens forgotten": forget_from(40000),

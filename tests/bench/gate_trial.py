@@ -74,6 +74,7 @@ ELSEWHERE = (
     ("two words forgotten", "gguf:Q6_K"),
     ("a word forgotten", "gguf:Q6_K"),
     ("digits swapped", "gguf:Q6_K"),
+    ("digits from 5 on swapped", "gguf:Q6_K"),
 )
 CHANGES = SAME | DAMAGE | TOKENIZER
 
