@@ -54,17 +54,20 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)]  # at least
     perplexity: Annotated[float, msgspec.Meta(gt=0)]  # at most
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.95  # at least; where the model has an eval.jsonl
-    divergence_99: Annotated[float, msgspec.Meta(gt=0)] = (
-        1.0  # at most, at 99 places of 100: rare errors that are grave
-    )
+    divergence_99: Annotated[float, msgspec.Meta(gt=0)] | None = None  # at most, at 99 places of 100; see `worst`
+
+    @property
+    def worst(self) -> float:
+        """What the divergence may be at 99 places of 100: for errors that are rare and grave."""
+        return self.divergence_99 or 10 * self.divergence
 
 
 class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_load: Literal["serve-now", "wait"] = "serve-now"  # answer from the quickest artifact while a better is built
     quality: Literal["warn", "enforce"] = "warn"  # a pinned precision below the bar is served with a warning, or not
     int4: Limits = Limits(0.10, 0.93, 1.10)  # below 8 bits
-    int8: Limits = Limits(0.02, 0.98, 1.02, divergence_99=0.2)
-    bf16: Limits = Limits(0.005, 0.99, 1.01, divergence_99=0.05)  # 16 and 32 bits
+    int8: Limits = Limits(0.02, 0.98, 1.02)
+    bf16: Limits = Limits(0.005, 0.99, 1.01)  # 16 and 32 bits
 
     def limits(self, bits: int) -> Limits:
         return self.int4 if bits < 8 else self.int8 if bits < 16 else self.bf16

@@ -32,9 +32,9 @@ def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
             (
                 "worst divergence in a hundred",
                 quality.divergence_99,
-                limits.divergence_99,
+                limits.worst,
                 "above",
-                quality.divergence_99 > limits.divergence_99,
+                quality.divergence_99 > limits.worst,
             ),
             ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
             ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),

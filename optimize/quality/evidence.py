@@ -71,7 +71,7 @@ class Evidence:
                 1 - bar.agreement,
             ),
             ([float(text.lost.sum()) for text in texts], places, math.log(bar.perplexity)),
-            ([float((text.divergence > bar.divergence_99).sum()) for text in texts], places, 1 - WORST),
+            ([float((text.divergence > bar.worst).sum()) for text in texts], places, 1 - WORST),
         ]
         if self._has_answers:
             right = [float(text.source_right.all()) for text in texts]

@@ -42,7 +42,7 @@ def build(source: Source, kind: str, precision: str, cache: Path, gate: bool = T
 def holds(quality: Quality, limits: Limits) -> bool:
     return (
         quality.divergence <= limits.divergence
-        and quality.divergence_99 <= limits.divergence_99
+        and quality.divergence_99 <= limits.worst
         and quality.agreement >= limits.agreement
         and quality.perplexity <= limits.perplexity
         and (quality.accuracy is None or quality.accuracy >= limits.accuracy)
