@@ -55,6 +55,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: Annotated[float, msgspec.Meta(ge=0, le=1)]  # at least
     perplexity: Annotated[float, msgspec.Meta(gt=0)]  # at most
     accuracy: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.95  # at least; where the model has an eval.jsonl
+    divergence_99: Annotated[float, msgspec.Meta(gt=0)] | None = None  # at most, at 99 places of 100; see `worst`
+
+    @property
+    def worst(self) -> float:
+        """What the divergence may be at 99 places of 100: for errors that are rare and grave."""
+        return self.divergence_99 or 10 * self.divergence
 
 
 class Optimize(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -71,7 +71,7 @@ class Quality(msgspec.Struct, frozen=True):
     perplexity: float  # the artifact's over the source's
     accuracy: float | None  # answers of eval.jsonl that it gives right, over those that the source does; None without
     tokens: int  # places compared
-    texts: int  # read until the verdict was clear
+    texts: int  # read: all, unless it was bad beyond doubt before
     of_texts: int  # that there are
     reference: str  # what ran the source: "transformers", "llamacpp"
 

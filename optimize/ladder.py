@@ -29,6 +29,13 @@ def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
         f"{name} {value:.3g} is {side} {limit:g}"
         for name, value, limit, side, missed in (
             ("divergence", quality.divergence, limits.divergence, "above", quality.divergence > limits.divergence),
+            (
+                "worst divergence in a hundred",
+                quality.divergence_99,
+                limits.worst,
+                "above",
+                quality.divergence_99 > limits.worst,
+            ),
             ("agreement", quality.agreement, limits.agreement, "below", quality.agreement < limits.agreement),
             ("perplexity", quality.perplexity, limits.perplexity, "above", quality.perplexity > limits.perplexity),
             ("accuracy", accuracy, limits.accuracy, "below", accuracy < limits.accuracy),

@@ -1,4 +1,4 @@
-"""What the gate has seen of an artifact so far, and whether its verdict is clear. numpy only."""
+"""What the gate has seen of an artifact so far, and whether that is enough to refuse it. numpy only."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FEWEST = 8  # texts; what is judged by fewer is luck
+WORST = 0.99  # of the places diverge no more than this one does: the worst of a hundred
 WIDTH = 2.6  # standard errors to both sides: one in a hundred lies outside, were it looked at once
 
 
@@ -34,23 +35,21 @@ class Evidence:
     def add(self, text: Places) -> None:
         self._texts.append(text)
 
-    def is_clear(self) -> bool:
-        """Every figure keeps within the bar, or one misses it, by more than chance would explain."""
-        if len(self._texts) < FEWEST:
-            return False
-        verdicts = [self._side(*figure) for figure in self._figures()]
-        return -1 in verdicts or all(verdicts)
+    def is_bad(self) -> bool:
+        """A figure misses the bar by more than chance would explain. That an artifact is good only all texts can show:
+        what is seldom wrong is wrong in few of them."""
+        return len(self._texts) >= FEWEST and any(self._misses(*figure) for figure in self._figures())
 
     def quality(self, of_texts: int, reference: str) -> Quality:
         import numpy as np
 
-        divergence, agreement, perplexity, *accuracy = (
+        divergence, agreement, perplexity, _, *accuracy = (
             self._mean(values, weights) for values, weights, _ in self._figures()
         )
         every = np.concatenate([text.divergence for text in self._texts])
         return Quality(
             round(max(divergence, 0.0), 6),  # rounding may leave a hair less than none
-            round(max(float(np.quantile(every, 0.99)), 0.0), 6),
+            round(max(float(np.quantile(every, WORST)), 0.0), 6),
             round(1 - agreement, 6),
             round(math.exp(perplexity), 6),
             round(1 - accuracy[0], 6) if accuracy else None,
@@ -72,6 +71,7 @@ class Evidence:
                 1 - bar.agreement,
             ),
             ([float(text.lost.sum()) for text in texts], places, math.log(bar.perplexity)),
+            ([float((text.divergence > bar.worst).sum()) for text in texts], places, 1 - WORST),
         ]
         if self._has_answers:
             right = [float(text.source_right.all()) for text in texts]
@@ -83,14 +83,10 @@ class Evidence:
     def _mean(values: list[float], weights: list[float]) -> float:
         return sum(values) / sum(weights) if sum(weights) else 0.0
 
-    def _side(self, values: list[float], weights: list[float], limit: float) -> int:
-        """1 where the mean is surely within the limit, -1 where it surely is not, 0 where chance may decide. Texts are
-        drawn, not places: those of one text are alike."""
+    def _misses(self, values: list[float], weights: list[float], limit: float) -> bool:
+        """Whether the mean is surely above the limit. Texts are drawn, not places: those of one text are alike."""
         mean, count, whole = self._mean(values, weights), len(values), sum(weights)
         if not whole:
-            return 1
+            return False
         spread = sum((value - mean * weight) ** 2 for value, weight in zip(values, weights, strict=True))
-        # Of what has not happened yet, one half is taken to: nothing seen in ten texts is not nothing at all.
-        unseen = 0.25 * (max(weights) / max(1.0, whole / count)) if not any(values) else 0.0
-        error = WIDTH * math.sqrt(count / (count - 1) * (spread + unseen)) / whole
-        return 1 if mean + error <= limit else -1 if mean - error > limit else 0
+        return mean - WIDTH * math.sqrt(count / (count - 1) * spread) / whole > limit

@@ -109,7 +109,7 @@ def work(order: Order, report: Report) -> ReferenceMade | Compared:
 
 
 def compare(order: Compare, reference: Reference, report: Callable[[float], None]) -> Quality:
-    """Reads texts until every figure is clear of its bar."""
+    """Reads texts until one figure surely misses its bar, or to the end."""
     import numpy as np
 
     sequences, size = reference.sequences, reference.vocabulary_size
@@ -127,7 +127,7 @@ def compare(order: Compare, reference: Reference, report: Callable[[float], None
             parts.append(places(reference, here, log_softmax(rows), following))
         evidence.add(Places(*(np.concatenate(column) for column in zip(*parts, strict=True))))
         report(done / len(sequences))
-        if evidence.is_clear():
+        if evidence.is_bad():
             break
     return evidence.quality(len(sequences), order.runner)
 
