@@ -25,6 +25,7 @@ from enginehouse.runtimes.contract import (
     Token,
 )
 from enginehouse.runtimes.decoding import kv_cache
+from enginehouse.runtimes.decoding.batching import KEEP_BEFORE_END
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import Choice, scored, with_logprobs
@@ -87,6 +88,7 @@ class Mlx:
         )
         self._active: dict[int, Running[State]] = {}  # by uid
         self._kept: list[Kept] = []
+        self._beginnings: dict[int, Kept] = {}  # of what runs, by uid
         self._clock = 0
         self.facts = Facts(
             context_length=context,
@@ -121,7 +123,10 @@ class Mlx:
         read, said = self._generator.next()
         for part in read:
             done, total = part.progress
-            self._active[part.uid].state.unread = total - done
+            state = self._active[part.uid].state
+            state.unread = total - done
+            if state.unread == KEEP_BEFORE_END and self._window < math.inf:
+                self._keep_beginning(state)
         tokens = [self._next(self._active[one.uid], one.token) for one in said]
         self._end([self._jobs.all[token.job] for token in tokens if token.finish or token.failure])
         return tokens
@@ -165,6 +170,7 @@ class Mlx:
         self._end(list(self._jobs.all.values()))
         self._jobs.close()
         self._kept.clear()
+        self._beginnings.clear()
         self._generator.close()
         del self._generator, self._model, self._body
         mx.clear_cache()
@@ -200,6 +206,9 @@ class Mlx:
         whole = [state.uid for state in states if state.uid >= 0 and not state.unread]
         for cache, tokens in self._generator.remove(whole, return_prompt_caches=True).values():
             self._keep(Kept(list(tokens), cache, self._clock))
+        for state in states:
+            if beginning := self._beginnings.pop(state.uid, None):  # worth more than the whole
+                beginning.last_used = self._clock + 1
         self._generator.remove([state.uid for state in states if state.unread])
 
     def _state(self, running: Running[State]) -> State:
@@ -231,8 +240,9 @@ class Mlx:
         cache = self._beginning(source, shared) if source else make_prompt_cache(self._model)
         tokens = running.tokens
         sampler, processors = choosing(running, self.facts.vocabulary)
-        (running.state.uid,) = self._generator.insert(
-            [tokens[shared:]],
+        end = max(shared, running.prompt - KEEP_BEFORE_END) if self._window < math.inf else shared
+        (running.state.uid,) = self._generator.insert_segments(
+            [[tokens[shared:end], tokens[end:]]],
             [self.facts.context_length + 1],  # we say when it ends
             caches=[cache],
             all_tokens=[tokens[:shared]],
@@ -285,6 +295,12 @@ class Mlx:
             ]
         self._kept.append(new)
 
+    def _keep_beginning(self, state: State) -> None:
+        """Of a sequence that cannot be cut: the next turn of a chat parts from this one where the answer began."""
+        cache, tokens = self._generator.extract_cache([state.uid])[state.uid]
+        self._beginnings[state.uid] = Kept(list(tokens), list(cache), self._clock)
+        self._keep(self._beginnings[state.uid])
+
     def _cells_taken(self, *more: Running[State]) -> int:
         """By those who run: mlx_lm gives each of them as much as the longest needs."""
         lengths = [len(running.tokens) + 1 for running in (*self._active.values(), *more)]
@@ -300,6 +316,7 @@ class Mlx:
             running = max(self._active.values(), key=lambda other: other.order)
             self._generator.remove([running.state.uid])
             del self._active[running.state.uid]
+            self._beginnings.pop(running.state.uid, None)
             running.state.uid, running.state.unread = -1, 0
             self._jobs.send_back(running)
 

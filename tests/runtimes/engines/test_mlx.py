@@ -1,6 +1,7 @@
 """MLX beyond the engine contract: families, precisions, windows, and what it refuses."""
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.mlx.toolchain import PLANS, TOOLCHAIN
 from enginehouse.runtimes.contract import Engine, Load, Regex, Sampling, Token
+from enginehouse.runtimes.decoding.batching import KEEP_BEFORE_END
 from enginehouse.runtimes.decoding.jobs import Running
 from enginehouse.runtimes.decoding.sampling import Sampler
 from enginehouse.runtimes.engines.mlx.engine import RUNTIME
@@ -158,6 +160,26 @@ def test_a_family_answers_as_transformers_does(tmp_path: Path, architecture: str
     assert continued[0].cached >= len(prompts[2])
     passed = architecture == "Gemma3ForCausalLM" and config.get("sliding_window") != 128
     assert other[0].cached == (0 if passed else 40)  # a window that moved on cannot go back
+
+
+@pytest.mark.parametrize("family", ["LFM2", "Qwen3-Next", "Nemotron-H", "Gemma 3"])
+def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(tmp_path: Path, family: str) -> None:
+    from tests.bench.families import FAMILIES, VOCABULARY, tokenizer
+    from tests.checkpoints import make_checkpoint
+
+    architecture, settings = FAMILIES[family]
+    settings = {"vocab_size": VOCABULARY, **settings} | ({"sliding_window": 32} if family == "Gemma 3" else {})
+    source = make_checkpoint(tmp_path / "source", architecture, tokenizer=tokenizer(), **settings)
+    folder, chance = convert(source, tmp_path / "artifact"), random.Random(3)
+    first, after = ([chance.randrange(3, 250) for _ in range(length)] for length in (90, 40))
+    greedy = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+    engine, alone = load(folder), load(folder)
+    run(engine, [first], [greedy])
+    (again,) = run(engine, [[*first, *after]], [greedy])
+    assert ids(again) == ids(run(alone, [[*first, *after]], [greedy])[0])
+    assert again[0].cached == len(first) - KEEP_BEFORE_END
+    engine.close()
+    alone.close()
 
 
 def test_a_hybrid_in_the_words_of_transformers_5_computes_what_it_does(tmp_path: Path) -> None:
