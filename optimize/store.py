@@ -19,16 +19,17 @@ BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
 # checkpoints that .gguf files were made into; sources with an adapter merged into them; sources whose quantized weights
-# were brought to 16 bits. The last two are what a model is served from, and are not pruned; nor are databases of what
-# was learnt and of stored responses.
+# were brought to 16 bits; KV of prompts that were read. Merged and widened ones are what a model is served from,
+# and are not pruned; nor are databases of what was learnt and of stored responses.
 KINDS = {
     "artifact": "artifacts",
     "reference": "references",
     "dequantized": "dequantized",
     "merged": "merged",
     "widened": "widened",
+    "kv": "kv",
 }
-PRUNED = ("unfinished", "dequantized", "artifact", "reference")  # in this order
+PRUNED = ("unfinished", "kv", "dequantized", "artifact", "reference")  # in this order
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
@@ -212,8 +213,8 @@ class Store:
             self.remove(key)
 
     def prune(self, budget: int, dry_run: bool = False) -> Iterator[CacheEntry]:
-        """Removes leftovers, then what was dequantized, artifacts, and after them references, the least recently used
-        first, until what is left is within the budget; nothing that is in use. Gives what it removed, or would remove.
+        """Removes leftovers, then KV, what was dequantized, artifacts and references, the least recently used first,
+        until what is left is within the budget; nothing that is in use. Gives what it removed, or would remove.
         """
         entries = self.entries()
         left = sum(entry.bytes for entry in entries)
@@ -230,7 +231,7 @@ class Store:
         """False where somebody has begun to make or to use it."""
         if entry.kind == "unfinished":
             return self._sweep(self.cache / entry.name)
-        if entry.kind in ("reference", "dequantized"):
+        if entry.kind in ("reference", "dequantized", "kv"):
             return self._sweep(self.cache / KINDS[entry.kind] / entry.name)
         use = f"{entry.name}{USE}"
         try:

@@ -242,6 +242,8 @@ class Load(msgspec.Struct, frozen=True):
     free_bytes: int  # memory that may be taken, 0 where the host does not say
     options: dict[str, Any] = {}
     device: str = "cpu"  # the kind of one that the runtime reports
+    kv_folder: str = ""  # where KV may lie that outlives this process; "" for nowhere
+    kv_bytes: int = 0  # that all folders beside it may take together
     fit: bool = False  # `context` may be lowered to what the memory holds
 
 
@@ -281,6 +283,9 @@ class Engine(Protocol):
     def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         """How likely each token but the first was after those before it, and the `top` likeliest at its place. Called
         only where Facts lists "prompt_logprobs"; as for embed()."""
+
+    def rest(self) -> bool:
+        """Nobody has asked for a while: does one thing of what can wait. False where nothing is left to do."""
 
     def close(self) -> None: ...
 

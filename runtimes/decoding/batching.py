@@ -1,8 +1,10 @@
 """Continuous batching for engines that give the arithmetic alone: slots, chunked prefill, prefix reuse, preemption."""
 
 import itertools
+import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
@@ -12,6 +14,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pace import Pace
 from enginehouse.runtimes.decoding.sampling import Choice
+from enginehouse.runtimes.decoding.shelf import Shelf, Shelved
 from enginehouse.runtimes.errors import ConstraintFailed
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -28,6 +31,7 @@ KEEP_BEFORE_END = 16  # tokens of the prompt: templates end it with the beginnin
 KEEP_EVERY = 4096  # tokens
 KEEP_MOST = 8  # of one sequence
 KEPT_BYTES = 1 << 30  # of all
+WORTH_SHELVING = 512  # tokens that the disk must spare
 
 
 class CacheFull(Exception):
@@ -61,6 +65,7 @@ class Model(Protocol[R]):
     facts: Facts
     ends: Sequence[int]  # ids that end an answer
     shares: bool  # a sequence, a busy one too, can be copied into another
+    saves: bool  # sequences can be saved and restored
     forgets: bool  # there are lengths that a sequence can go back to only by what was kept of it then
 
     def encode(self, text: str) -> list[int]: ...
@@ -85,11 +90,17 @@ class Model(Protocol[R]):
     def copy(self, source: int, target: int, length: int) -> int:
         """Makes an empty sequence begin as another does; how many tokens it holds then."""
 
-    def keep(self, slot: int) -> Sized:
-        """What it takes to go back to where a sequence is now, in bytes. Only where the model `forgets`."""
+    def keep(self, slot: int) -> memoryview:
+        """What it takes to go back to where a sequence is now. Only where the model `forgets`."""
 
-    def go_back(self, slot: int, length: int, state: Sized) -> None:
+    def go_back(self, slot: int, length: int, state: memoryview) -> None:
         """To that length, at which `state` was kept."""
+
+    def save(self, slot: int) -> memoryview:
+        """All of a sequence, for a process to come. Only where the model `saves`."""
+
+    def restore(self, slot: int, length: int, state: memoryview) -> bool:
+        """Into an empty sequence; False where there is no room, or it was saved by another kind of cache."""
 
     def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]: ...
     def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]: ...
@@ -98,7 +109,7 @@ class Model(Protocol[R]):
 
 class Kept(msgspec.Struct, frozen=True):
     length: int  # tokens that the sequence held
-    state: Sized
+    state: memoryview
 
 
 def unread(slot: "Slot[R]", running: Running[Sampler[R]]) -> int:
@@ -112,14 +123,26 @@ class Slot(Generic[R]):
         self.index = index
         self.kv: list[int] = []  # the tokens whose keys and values the cache holds
         self.kept: list[Kept] = []  # shortest first
+        self.shelved = 0  # tokens of it that are on the shelf
         self.running: Running[Sampler[R]] | None = None
         self.last_used = 0
+
+
+def put(shelf: Shelf, tokens: list[int], shelved: Shelved) -> None:
+    try:
+        shelf.put(tokens, shelved)
+    except OSError as error:
+        print(f"the KV of {len(tokens)} tokens is not kept on the disk: {error}", file=sys.stderr, flush=True)
 
 
 class BatchedEngine(Generic[R]):
     """An engine over a model: admits, plans a step, runs it, chooses."""
 
-    def __init__(self, model: Model[R], prefill_chunk: int, prefill_stretch: float = STRETCH) -> None:
+    def __init__(
+        self, model: Model[R], prefill_chunk: int, prefill_stretch: float = STRETCH, shelf: Shelf | None = None
+    ) -> None:
+        self._shelf = shelf if model.saves else None
+        self._shelving: threading.Thread | None = None
         self._model, self._pace = model, Pace(prefill_chunk, prefill_stretch)
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
@@ -151,6 +174,23 @@ class BatchedEngine(Generic[R]):
     def remove(self, job: int) -> None:
         if running := self._jobs.all.get(job):
             self._end(running)
+
+    def rest(self) -> bool:
+        """Shelves a sequence that is not on the shelf yet; writing it down is a thread's."""
+        if self._shelf is None or (self._shelving and self._shelving.is_alive()):
+            return False
+        left = [slot for slot in self._slots if slot.shelved != len(slot.kv) >= WORTH_SHELVING and not slot.running]
+        if not left:
+            return False
+        slot = max(left, key=lambda slot: slot.last_used)
+        slot.shelved = len(slot.kv)
+        if 2 * len(slot.kv) * self.facts.token_bytes > kv_cache.free_memory():
+            return True  # its copy would push others out
+        kept = [(kept.length, kept.state) for kept in slot.kept]
+        shelved = Shelved(self._model.save(slot.index), kept)
+        self._shelving = threading.Thread(target=put, args=(self._shelf, slot.kv[:], shelved), daemon=True)
+        self._shelving.start()
+        return True
 
     def close(self) -> None:
         for job in list(self._jobs.all):
@@ -239,6 +279,7 @@ class BatchedEngine(Generic[R]):
 
     def _place(self, tokens: list[int], free: list[Slot[R]]) -> Slot[R]:
         """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
+        self._unshelve(tokens, free)
         givers = self._slots if self._model.shares else free
         common = {slot.index: self._common(slot, tokens) for slot in givers}
         source = max(givers, key=lambda slot: (common[slot.index][0], slot in free))
@@ -254,6 +295,21 @@ class BatchedEngine(Generic[R]):
         if keep and target is not source:
             target.kv = tokens[: self._model.copy(source.index, target.index, keep)]
         return target
+
+    def _unshelve(self, tokens: list[int], free: list[Slot[R]]) -> None:
+        """Into a free slot, where the shelf has much more of a prompt's beginning than any slot."""
+        if self._shelf is None:
+            return
+        length, file = self._shelf.best(tokens[:-1], self._model.forgets)
+        if file is None or length < WORTH_SHELVING + max(self._common(slot, tokens)[0] for slot in self._slots):
+            return
+        target = min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
+        if taken := self._shelf.take(file):
+            held, shelved = taken
+            self._truncate(target, 0)
+            if self._model.restore(target.index, len(held), shelved.state):
+                target.kv, target.shelved, target.last_used = held, len(held), self._clock
+                target.kept = [Kept(length, state) for length, state in shelved.kept]
 
     def _common(self, slot: Slot[R], tokens: list[int]) -> tuple[int, Kept | None]:
         """How many tokens of a prompt the slot can give, and what it takes to go back there. The last one is always
@@ -294,6 +350,7 @@ class BatchedEngine(Generic[R]):
         self._drop_longer(slot)
 
     def _drop_longer(self, slot: Slot[R]) -> None:
+        slot.shelved = 0
         slot.kept = [kept for kept in slot.kept if kept.length <= len(slot.kv)]
 
     def _make_room(self) -> None:

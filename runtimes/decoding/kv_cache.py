@@ -1,6 +1,7 @@
 """What engines decide alike about KV caches: how many tokens they hold, whether they fit, what two prompts share."""
 
 import sys
+from typing import Any
 
 from enginehouse.optimize.memory import free_memory as free_memory
 from enginehouse.runtimes.contract import Load
@@ -45,8 +46,8 @@ def check_room(runtime: str, tokens: int, needed: float, free: int) -> None:
         )
 
 
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens two prompts begin with alike."""
+def common_prefix(a: Any, b: Any) -> int:
+    """How many tokens two prompts begin with alike: lists, or arrays of them."""
     import numpy as np
 
     size = min(len(a), len(b))

@@ -82,6 +82,9 @@ class Echo:
     def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         raise NotImplementedError
 
+    def rest(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

@@ -1,17 +1,20 @@
 """From a candidate to a worker that answers: the artifact prepared, loaded in a process, and asked a question."""
 
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from enginehouse.config.schema import Config, Optimize, seconds
+import msgspec
+
+from enginehouse.config.schema import Config, Model, Optimize, bytes_of, seconds
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bytes_in_16_bits
 from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.progress import estimate
-from enginehouse.optimize.store import Store
+from enginehouse.optimize.store import KINDS, Store
 from enginehouse.runtimes.contract import Load, Local
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host, smoke_test
@@ -199,6 +202,7 @@ class Loader:
             host.free_memory(),
             model.options.get(runtime.name, {}),
             candidate.device,
+            *self._kv_folder(runtime, artifact.key or source.fingerprint, model),
             fit=model.context is None,
         )
         worker = Worker(name)
@@ -218,6 +222,14 @@ class Loader:
             worker.close()
             raise
         return worker
+
+    def _kv_folder(self, runtime: Local, of: str, model: Model) -> tuple[str, int]:
+        """Where what this engine has read with an artifact is kept, and how much all of that may be."""
+        most = bytes_of(self._config.kv_disk, 0)
+        options = msgspec.json.encode(model.options.get(runtime.name, {}), order="deterministic").decode()
+        told = "\0".join((runtime.name, *map(str, map(host.version, runtime.distributions)), of, options))
+        name = hashlib.blake2b(told.encode(), digest_size=10).hexdigest()
+        return str(self._cache / KINDS["kv"] / f"{runtime.name}-{name}") if most else "", most
 
     async def _smoke(self, source: Source, candidate: Candidate, worker: Worker) -> None:
         """Raises Unavailable for an engine that answers nonsense."""

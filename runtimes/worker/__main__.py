@@ -57,6 +57,7 @@ MESSAGES_SECONDS = 0.005, 0.1  # at least and at most that messages are handled 
 PIECES_SECONDS = 0.005  # the same for pieces of long work
 PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
+REST_SECONDS = 15.0  # without a message, after which what can wait is done
 STEPS_SHARE, STEPS_SECONDS = 2.0, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
@@ -131,6 +132,14 @@ class Inbox:
         if not self._messages:
             self._arrived.wait(PAUSE_SECONDS)
 
+    def comes(self, seconds: float) -> bool:
+        """Whether something does within that time."""
+        self.busy = False
+        while not self._messages and self._arrived.wait(seconds):
+            self._arrived.clear()
+        self.busy = True
+        return bool(self._messages)
+
     def get(self) -> ToWorker:
         while not self._messages:
             self.busy = False
@@ -155,10 +164,17 @@ class Loop:
         while True:
             began = time.monotonic()
             if self._inbox.waiting() or not (self._answers or self._unfinished or self._waiting):
+                self._rest()
                 self._handle_messages()
             if not self._inbox.waiting() or began > self._went_on + PATIENCE_SECONDS:
                 self._go_on()
             self._step(time.monotonic() - began)
+
+    def _rest(self) -> None:
+        """While nobody asks, what can wait is done, a thing at a time."""
+        seconds = REST_SECONDS
+        while not self._inbox.waiting() and not self._inbox.comes(seconds) and self._engine.rest():
+            seconds = 0.0
 
     def _handle_messages(self) -> None:
         """At least one, and more for half as long as a step takes: the rest waits for the next turn."""

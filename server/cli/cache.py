@@ -25,15 +25,16 @@ def models(config: Config, as_json: bool, verify: bool) -> int:
     entries = sorted(store.entries(), key=lambda entry: -entry.used)
     artifacts = [describe(config, entry) for entry in entries if entry.kind == "artifact"]
     broken = {entry.name: store.verify(entry.name) for entry in entries if entry.kind == "artifact"} if verify else {}
-    total, others = (sum(entry.bytes for entry in some) for some in (entries, beside_artifacts(entries)))
+    read = [entry for entry in entries if entry.kind == "kv"]
+    total, others, kv = (sum(entry.bytes for entry in some) for some in (entries, beside_artifacts(entries), read))
     if as_json:
         if verify:
             artifacts = [row | {"broken": broken[row["key"]]} for row in artifacts]
         shown = {"models": [list_model(config, name, artifacts) for name in config.models], "artifacts": artifacts}
-        print(json.dumps(shown | {"total_bytes": total, "cache": str(store.cache)}, indent=2))
+        print(json.dumps(shown | {"total_bytes": total, "kv_bytes": kv, "cache": str(store.cache)}, indent=2))
     else:
         show(config, artifacts)
-        print(f"{gib(total)} in '{store.cache}', of it {gib(others)} beside the artifacts")
+        print(f"{gib(total)} in '{store.cache}', of it {gib(others)} beside the artifacts, of that {gib(kv)} prompts")
         for reason in filter(None, broken.values()):
             print(f"broken: {reason}")
         if verify and not any(broken.values()):

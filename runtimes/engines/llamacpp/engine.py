@@ -5,7 +5,7 @@ import importlib.util
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -27,6 +27,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
+from enginehouse.runtimes.decoding.shelf import shelf_of
 from enginehouse.runtimes.decoding.special_tokens import parts
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 from enginehouse.runtimes.tool_calls import parsers
@@ -86,6 +87,7 @@ class LlamaCpp:
         self.shares: bool = not recurrent
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
         self.forgets: bool = recurrent or self._window > 1
+        self.saves = True
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = Batch(llama_cpp, np, rows)
         template = llama_cpp.llama_model_chat_template(self._model, None)
@@ -165,10 +167,8 @@ class LlamaCpp:
         for slot in slots:
             if lib.llama_memory_seq_pos_max(self._memory, slot) < 0:
                 continue
-            size = lib.llama_state_seq_get_size(self.context, slot)
-            state = (ctypes.c_uint8 * size)()
-            lib.llama_state_seq_get_data(self.context, state, size, slot)
-            if not lib.llama_state_seq_set_data(context, state, size, slot):
+            state = self._state(slot)
+            if not lib.llama_state_seq_set_data(context, state, len(state), slot):
                 lib.llama_free(context)
                 return False
         lib.llama_free(self.context)
@@ -189,17 +189,34 @@ class LlamaCpp:
         self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return length
 
-    def keep(self, slot: int) -> Sized:
+    def _state(self, slot: int) -> "ctypes.Array[ctypes.c_uint8]":
+        size = self.lib.llama_state_seq_get_size(self.context, slot)
+        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
+        self.lib.llama_state_seq_get_data(self.context, state, size, slot)
+        return state
+
+    def save(self, slot: int) -> memoryview:
+        return memoryview(self._state(slot)).cast("B")
+
+    def restore(self, slot: int, length: int, state: memoryview) -> bool:
+        given = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        while not self.lib.llama_state_seq_set_data(self.context, given, len(given), slot):
+            if not self._grow():
+                return False
+        return True
+
+    def keep(self, slot: int) -> memoryview:
         """The recurrent state and what is in the window: not the KV of layers that see everything."""
         part = self.lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
         size = self.lib.llama_state_seq_get_size_ext(self.context, slot, part)
         state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         self.lib.llama_state_seq_get_data_ext(self.context, state, size, slot, part)
-        return state
+        return memoryview(state).cast("B")
 
-    def go_back(self, slot: int, length: int, state: Sized) -> None:
+    def go_back(self, slot: int, length: int, state: memoryview) -> None:
         part = self.lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        taken = self.lib.llama_state_seq_set_data_ext(self.context, state, len(state), slot, part)
+        given = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        taken = self.lib.llama_state_seq_set_data_ext(self.context, given, len(given), slot, part)
         if not taken or not self.lib.llama_memory_seq_rm(self._memory, slot, length, -1):
             raise RuntimeError(f"llama.cpp does not take back a state that it gave: {self._log.reason}")
 
@@ -533,7 +550,7 @@ def devices() -> list[Device]:
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     options = msgspec.convert(load.options, Options)
-    return BatchedEngine(LlamaCpp(load, report), options.prefill_chunk, options.prefill_stretch)
+    return BatchedEngine(LlamaCpp(load, report), options.prefill_chunk, options.prefill_stretch, shelf_of(load))
 
 
 RUNTIME = Local(

@@ -164,6 +164,9 @@ class Mlx:
             yield
         return out
 
+    def rest(self) -> bool:
+        return False
+
     def close(self) -> None:
         import mlx.core as mx
 

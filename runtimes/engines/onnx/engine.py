@@ -1,7 +1,7 @@
 """ONNX Runtime: continuous batching over our own KV slots, or GenAI's Generators in turn where the graph wants them."""
 
 import importlib.util
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, Chunk
 from enginehouse.runtimes.decoding.sampling import Sampler, scored
+from enginehouse.runtimes.decoding.shelf import shelf_of
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.onnx.generators import Generators
 from enginehouse.runtimes.engines.onnx.slots import Graph, Slots, read_graph, slots_refusal
@@ -68,6 +69,7 @@ class Onnx:
         sequences = self._sequences
         self.shares: bool = sequences.shares
         self.forgets = False
+        self.saves = isinstance(sequences, Slots)
         self.forward, self.reusable = sequences.forward, sequences.reusable
         self.truncate, self.copy = sequences.truncate, sequences.copy
         self.facts = Facts(
@@ -84,10 +86,18 @@ class Onnx:
             token_bytes=each,
         )
 
-    def keep(self, slot: int) -> Sized:
+    def save(self, slot: int) -> memoryview:
+        assert isinstance(self._sequences, Slots)
+        return self._sequences.save(slot)
+
+    def restore(self, slot: int, length: int, state: memoryview) -> bool:
+        assert isinstance(self._sequences, Slots)
+        return self._sequences.restore(slot, length, state)
+
+    def keep(self, slot: int) -> memoryview:
         raise NotImplementedError("these caches can be cut anywhere")
 
-    def go_back(self, slot: int, length: int, state: Sized) -> None:
+    def go_back(self, slot: int, length: int, state: memoryview) -> None:
         raise NotImplementedError("these caches can be cut anywhere")
 
     def text(self, token: int) -> bytes:
@@ -178,7 +188,7 @@ def unavailable() -> str | None:
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     options = msgspec.convert(load.options, Options)
-    return BatchedEngine(Onnx(load, report), options.prefill_chunk, options.prefill_stretch)
+    return BatchedEngine(Onnx(load, report), options.prefill_chunk, options.prefill_stretch, shelf_of(load))
 
 
 RUNTIME = Local(

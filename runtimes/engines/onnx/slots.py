@@ -1,6 +1,7 @@
 """Many sequences on one ONNX Runtime session: our own KV cache under a graph whose attention works in place."""
 
 import json
+import math
 import mmap
 from collections.abc import Sequence
 from itertools import takewhile
@@ -137,6 +138,21 @@ class Slots:
             cache.rows[self._row[target], :, :length] = cache.rows[self._row[source], :, :length]
         self._length[target] = length
         return length
+
+    def save(self, slot: int) -> memoryview:
+        row, length = self._row[slot], self._length[slot]
+        return memoryview(b"".join(cache.rows[row, :, :length].tobytes() for cache in self._caches))
+
+    def restore(self, slot: int, length: int, state: memoryview) -> bool:
+        import numpy as np
+
+        shape = (len(self._caches), self._graph.heads, length, self._graph.width)
+        if sum(self._length) + length >= self._cells or len(state) != math.prod(shape) * self._element.itemsize:
+            return False
+        for cache, values in zip(self._caches, np.frombuffer(state, self._element).reshape(shape), strict=True):
+            cache.rows[self._row[slot], :, :length] = values
+        self._length[slot] = length
+        return True
 
     def close(self) -> None:
         self._bindings.clear()

@@ -213,6 +213,9 @@ class OpenVino:
             yield
         return out
 
+    def rest(self) -> bool:
+        return False
+
     def close(self) -> None:
         for job in list(self._jobs.all):
             self.remove(job)

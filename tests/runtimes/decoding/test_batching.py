@@ -1,8 +1,9 @@
 """The scheduler over a model that is arithmetic alone: whatever comes, goes and is sent back, each job's answer is what
 it would be by itself."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pieces, P
 from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
+from enginehouse.runtimes.decoding.shelf import Shelf
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -30,6 +32,12 @@ class Cell:
     def __init__(self, token: int, position: int, before: int) -> None:
         self.token, self.state = token, (31 * before + 7 * token + position + 1) % STATES
 
+    @classmethod
+    def saved(cls, token: int, state: int) -> "Cell":
+        cell = cls(token, 0, 0)
+        cell.state = state
+        return cell
+
 
 class Toy:
     """A model whose next token depends on all before it and where they stand. `kind`: what its cache can do.
@@ -42,6 +50,7 @@ class Toy:
         self.kind, self.cells, self.prefill_chunk = kind, cells, prefill_chunk
         self.shares = kind not in ("alone", "recurrent")
         self.forgets = kind in ("recurrent", "window")
+        self.saves = True
         self.ends: Sequence[int] = (END,)
         self.facts = Facts(CONTEXT, slots, VOCABULARY, None, "", "", "cpu", ())
         self.sequences: list[list[Cell]] = [[] for _ in range(slots)]
@@ -100,14 +109,27 @@ class Toy:
         self.most = max(self.most, self.taken())
         return length
 
-    def keep(self, slot: int) -> list[Cell]:
+    def keep(self, slot: int) -> memoryview:
         assert self.forgets
-        return list(self.sequences[slot])
+        return self.save(slot)
 
-    def go_back(self, slot: int, length: int, state: Sized) -> None:
-        assert isinstance(state, list) and len(state) == length
-        assert [cell.token for cell in self.sequences[slot][:length]] == [cell.token for cell in state]
-        self.sequences[slot], self.oldest[slot] = state[:], max(0, length - WINDOW)
+    def go_back(self, slot: int, length: int, state: memoryview) -> None:
+        before = [cell.token for cell in self.sequences[slot][:length]]
+        self.sequences[slot] = []
+        assert self.restore(slot, length, state)
+        assert [cell.token for cell in self.sequences[slot]] == before
+
+    def save(self, slot: int) -> memoryview:
+        return memoryview(np.array([(cell.token, cell.state) for cell in self.sequences[slot]], np.int32).tobytes())
+
+    def restore(self, slot: int, length: int, state: memoryview) -> bool:
+        assert not self.sequences[slot]
+        if self.taken() + length > self.cells:
+            return False
+        cells = np.frombuffer(state, np.int32).reshape(length, 2).tolist()
+        self.sequences[slot] = [Cell.saved(token, state) for token, state in cells]
+        self.oldest[slot] = max(0, length - WINDOW) if self.kind == "window" else 0
+        return True
 
     def sampler(
         self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
@@ -161,8 +183,8 @@ class ToySampler:
 class Watched:
     """An engine that is stepped to the end, with what came out, by job."""
 
-    def __init__(self, model: Toy) -> None:
-        self.model, self.engine = model, BatchedEngine(model, model.prefill_chunk)
+    def __init__(self, model: Toy, shelf: Shelf | None = None) -> None:
+        self.model, self.engine = model, BatchedEngine(model, model.prefill_chunk, shelf=shelf)
         self.prompts: dict[int, list[int]] = {}
         self.samplings: dict[int, Sampling] = {}
         self.tokens: dict[int, list[Token]] = {}
@@ -205,7 +227,7 @@ class Watched:
 @pytest.fixture(autouse=True)
 def keep_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts are short here."""
-    for name, value in {"KEEP_BEFORE_END": 2, "KEEP_EVERY": 5, "KEEP_MOST": 3, "KEPT_BYTES": 60}.items():
+    for name, value in {"KEEP_BEFORE_END": 2, "KEEP_EVERY": 5, "KEEP_MOST": 3, "KEPT_BYTES": 8 * 60}.items():
         monkeypatch.setattr(batching, name, value)
 
 
@@ -360,6 +382,24 @@ def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(kind: Ki
         prompt = [*prompt, *TEXTS[1][turn : turn + 6]]
         kept = [one for slot in watched.engine._slots for one in slot.kept]
         assert len(kept) <= 2 * batching.KEEP_MOST and sum(len(one.state) for one in kept) <= batching.KEPT_BYTES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_goes_on_after_its_engine_is_gone(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "WORTH_SHELVING", 4)
+    greedy, prompt = Sampling(max_tokens=5, temperature=0, ignore_eos=True), TEXTS[0][:20]
+    for turn in range(3):
+        watched = Watched(Toy(kind), Shelf(tmp_path / "kv" / "toy", 1 << 20))
+        watched.add(turn, prompt, greedy)
+        watched.finish()
+        assert shown(watched.tokens[turn]) == shown(alone(prompt, greedy))
+        assert watched.tokens[turn][0].cached == (len(prompt) - (5 if watched.model.forgets else 3) if turn else 0)
+        while watched.engine.rest():
+            assert watched.engine._shelving
+            watched.engine._shelving.join()
+        assert not watched.engine.rest()
+        prompt = [*prompt, *TEXTS[1][turn : turn + 3]]
+    assert len(list((tmp_path / "kv" / "toy").iterdir())) == 3
 
 
 def test_the_prefix_that_was_used_longest_ago_makes_room() -> None:

@@ -29,6 +29,7 @@ from enginehouse.runtimes.contract import (
     Structured,
     Token,
 )
+from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import JsonValue
@@ -84,8 +85,10 @@ def build(request: Any, folder: Path) -> Any:
     def load(**options: Any) -> Engine:
         slots = options.pop("slots", SLOTS)
         place = options.pop("place", path)
+        kv = options.pop("kv", "")
         own = exact(runtime) | options
-        return runtime.load(Load(runtime.name, place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
+        given = Load(runtime.name, place, CONTEXT, slots, 2, 0, own, kv_folder=kv, kv_bytes=1 << 30)
+        return runtime.load(given, lambda fraction: None)
 
     load.runtime, load.path = runtime, path  # type: ignore[attr-defined]
     return load
@@ -286,6 +289,24 @@ def test_when_the_kv_cache_is_full_every_job_still_gets_its_whole_answer(build: 
     jobs.finish()
     tight.close()
     assert [jobs.text(number) for number in range(4)] == alone
+
+
+def test_a_prompt_is_not_read_again_by_the_worker_that_follows(build: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(batching, "WORTH_SHELVING", 32)
+    text, kv = prompt("Repeat: " + "paper silver " * 20), str(tmp_path / "kv" / "model")
+    first = build(kv=kv)
+    said = answer(first, text)
+    begun, length = first.rest(), len(first.encode(text))
+    if isinstance(first, batching.BatchedEngine) and first._shelving:
+        first._shelving.join()
+    first.close()
+    if not begun:
+        pytest.skip("this engine's KV does not outlive it")
+    second = build(kv=kv)
+    again = answer(second, text)
+    second.close()
+    assert again.text(0) == said.text(0)
+    assert again.tokens[0][0].cached == length - 1
 
 
 def test_a_bias_bars_a_token(engine: Engine) -> None:

@@ -134,8 +134,9 @@ def start(request: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
         file = maker(folder / "model.gguf", build(checkpoint, folder / "artifact"))
     exact = {"kv_precision": "f32", "flash_attention": "off", "prefill_chunk": 32, "kv_tokens": 512}
 
-    def load_with(slots: int, **more: Any) -> Engine:
-        return load(Load("llamacpp", str(file), CONTEXT, slots, 1, 0, exact | more), lambda fraction: None)
+    def load_with(slots: int, kv: str = "", **more: Any) -> Engine:
+        given = Load("llamacpp", str(file), CONTEXT, slots, 1, 0, exact | more, kv_folder=kv, kv_bytes=1 << 30)
+        return load(given, lambda fraction: None)
 
     return load_with
 
@@ -151,6 +152,14 @@ def run(engine: Engine, jobs: list[tuple[list[int], int]]) -> list[list[Token]]:
             out[token.job].append(token)
             running -= bool(token.finish)
     return out
+
+
+def shelve(engine: Engine) -> None:
+    """As a worker does when nobody asks."""
+    assert isinstance(engine, batching.BatchedEngine)
+    while engine.rest():
+        assert engine._shelving
+        engine._shelving.join()
 
 
 def generated(tokens: list[Token]) -> list[int]:
@@ -209,6 +218,26 @@ def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(start: C
     assert generated(again) == generated(run(alone, [([*prompt, *after], 12)])[0])
     alone.close()
     assert len(prompt) - batching.KEEP_BEFORE_END <= again[0].cached <= len(prompt)
+
+
+def test_a_chat_goes_on_where_it_was_after_its_worker_is_gone(
+    start: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "WORTH_SHELVING", 32)
+    chance, kv = random.Random(4), str(tmp_path / "kv" / "model")
+    prompt, after = ([chance.randrange(3, 250) for _ in range(length)] for length in (150, 40))
+    engine = start(2, kv)
+    run(engine, [(prompt, 30)])
+    shelve(engine)
+    engine.close()
+    alone, other, small = start(1), start(2, kv), start(2, kv, kv_tokens=None)
+    expected = generated(run(alone, [([*prompt, *after], 12)])[0])
+    for again in (other, small):
+        (said,) = run(again, [([*prompt, *after], 12)])
+        assert generated(said) == expected
+        assert said[0].cached >= len(prompt) - batching.KEEP_BEFORE_END
+    for one in (alone, other, small):
+        one.close()
 
 
 def test_a_conversation_that_goes_on_is_not_read_again(start: Callable[..., Engine]) -> None:
