@@ -285,7 +285,7 @@ class Engine(Protocol):
         only where Facts lists "prompt_logprobs"; as for embed()."""
 
     def rest(self) -> bool:
-        """Nobody has asked for a while: does one thing of what can wait. False where nothing is left to do."""
+        """Nobody has asked for a while: does, or begins, one thing that can wait. False where none is left."""
 
     def close(self) -> None: ...
 

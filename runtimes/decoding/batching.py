@@ -177,8 +177,10 @@ class BatchedEngine(Generic[R]):
 
     def rest(self) -> bool:
         """Shelves a sequence that is not on the shelf yet; writing it down is a thread's."""
-        if self._shelf is None or (self._shelving and self._shelving.is_alive()):
+        if self._shelf is None:
             return False
+        if self._shelving and self._shelving.is_alive():
+            return True
         left = [slot for slot in self._slots if slot.shelved != len(slot.kv) >= WORTH_SHELVING and not slot.running]
         if not left:
             return False

@@ -58,6 +58,7 @@ PIECES_SECONDS = 0.005  # the same for pieces of long work
 PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
 REST_SECONDS = 15.0  # without a message, after which what can wait is done
+RESTING_SECONDS = 0.5  # between two such things
 STEPS_SHARE, STEPS_SECONDS = 2.0, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
@@ -174,7 +175,7 @@ class Loop:
         """While nobody asks, what can wait is done, a thing at a time."""
         seconds = REST_SECONDS
         while not self._inbox.waiting() and not self._inbox.comes(seconds) and self._engine.rest():
-            seconds = 0.0
+            seconds = RESTING_SECONDS
 
     def _handle_messages(self) -> None:
         """At least one, and more for half as long as a step takes: the rest waits for the next turn."""

@@ -402,6 +402,17 @@ def test_a_chat_goes_on_after_its_engine_is_gone(kind: Kind, tmp_path: Path, mon
     assert len(list((tmp_path / "kv" / "toy").iterdir())) == 3
 
 
+def test_all_that_was_read_is_shelved_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "WORTH_SHELVING", 4)
+    watched = Watched(Toy("alone"), Shelf(tmp_path / "kv" / "toy", 1 << 20))
+    for job, text in enumerate(TEXTS):
+        watched.add(job, text[:20], Sampling(max_tokens=5, temperature=0, ignore_eos=True))
+    watched.finish()
+    while watched.engine.rest():
+        pass
+    assert len(list((tmp_path / "kv" / "toy").iterdir())) == len(TEXTS)
+
+
 def test_the_prefix_that_was_used_longest_ago_makes_room() -> None:
     watched = Watched(Toy("alone", slots=3))
     for job, text in enumerate([*TEXTS, [5, 5, 5]]):
