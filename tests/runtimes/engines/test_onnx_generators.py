@@ -37,9 +37,11 @@ def build(folder: Path) -> Any:
     path = asyncio.run(artifact())
 
     def load(**options: Any) -> Engine:
-        slots, place = options.pop("slots", SLOTS), options.pop("place", path)
+        slots, place, kv = options.pop("slots", SLOTS), options.pop("place", path), options.pop("kv", "")
         own = {"prefill_chunk": 32, "path": "generator", **options}
-        return RUNTIME.load(Load("onnx", place, CONTEXT, slots, 2, 0, own), lambda fraction: None)
+        return RUNTIME.load(
+            Load("onnx", place, CONTEXT, slots, 2, 0, own, kv_folder=kv, kv_bytes=1 << 30), lambda _: None
+        )
 
     load.runtime, load.path = RUNTIME, path  # type: ignore[attr-defined]
     return load
