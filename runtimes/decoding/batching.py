@@ -9,12 +9,13 @@ from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
+from enginehouse.optimize.memory import free_memory
 from enginehouse.runtimes.contract import Facts, Logprob, Pieces, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
-from enginehouse.runtimes.decoding.pace import Pace
+from enginehouse.runtimes.decoding.kv_disk import KvDisk, Saved
+from enginehouse.runtimes.decoding.prefill_budget import PrefillBudget
 from enginehouse.runtimes.decoding.sampling import Choice
-from enginehouse.runtimes.decoding.shelf import Shelf, Shelved
 from enginehouse.runtimes.errors import ConstraintFailed
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -31,7 +32,7 @@ KEEP_BEFORE_END = 16  # tokens of the prompt: templates end it with the beginnin
 KEEP_EVERY = 4096  # tokens
 KEEP_MOST = 8  # of one sequence
 KEPT_BYTES = 1 << 30  # of all
-WORTH_SHELVING = 512  # tokens that the disk must spare
+WORTH_SAVING = 512  # tokens that the disk must spare
 
 
 class CacheFull(Exception):
@@ -123,14 +124,18 @@ class Slot(Generic[R]):
         self.index = index
         self.kv: list[int] = []  # the tokens whose keys and values the cache holds
         self.kept: list[Kept] = []  # shortest first
-        self.shelved = 0  # tokens of it that are on the shelf
+        self.saved = 0  # tokens of it that are on the disk
         self.running: Running[Sampler[R]] | None = None
         self.last_used = 0
 
 
-def put(shelf: Shelf, tokens: list[int], shelved: Shelved) -> None:
+def least_worth(free: list[Slot[R]]) -> Slot[R]:
+    return min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
+
+
+def put(disk: KvDisk, tokens: list[int], saved: Saved) -> None:
     try:
-        shelf.put(tokens, shelved)
+        disk.put(tokens, saved)
     except OSError as error:
         print(f"the KV of {len(tokens)} tokens is not kept on the disk: {error}", file=sys.stderr, flush=True)
 
@@ -139,11 +144,11 @@ class BatchedEngine(Generic[R]):
     """An engine over a model: admits, plans a step, runs it, chooses."""
 
     def __init__(
-        self, model: Model[R], prefill_chunk: int, prefill_stretch: float = STRETCH, shelf: Shelf | None = None
+        self, model: Model[R], prefill_chunk: int, prefill_stretch: float = STRETCH, disk: KvDisk | None = None
     ) -> None:
-        self._shelf = shelf if model.saves else None
-        self._shelving: threading.Thread | None = None
-        self._model, self._pace = model, Pace(prefill_chunk, prefill_stretch)
+        self._disk = disk if model.saves else None
+        self._saving: threading.Thread | None = None
+        self._model, self._budget = model, PrefillBudget(prefill_chunk, prefill_stretch)
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
         self._jobs = Jobs(model.facts, model.text, model.grammar_compiler, self._sampler)
@@ -167,7 +172,7 @@ class BatchedEngine(Generic[R]):
                 continue
             tokens = self._advance(answering + reading, iter(rows))
             read = sum(len(chunk.tokens) for chunk in reading)
-            self._pace.note(len(answering), read, time.perf_counter() - began)
+            self._budget.note(len(answering), read, time.perf_counter() - began)
             return tokens
         return []
 
@@ -176,22 +181,22 @@ class BatchedEngine(Generic[R]):
             self._end(running)
 
     def rest(self) -> bool:
-        """Shelves a sequence that is not on the shelf yet; writing it down is a thread's."""
-        if self._shelf is None:
+        """Saves a sequence that is not on the disk yet; writing it down is a thread's."""
+        if self._disk is None:
             return False
-        if self._shelving and self._shelving.is_alive():
+        if self._saving and self._saving.is_alive():
             return True
-        left = [slot for slot in self._slots if slot.shelved != len(slot.kv) >= WORTH_SHELVING and not slot.running]
+        left = [slot for slot in self._slots if slot.saved != len(slot.kv) >= WORTH_SAVING and not slot.running]
         if not left:
             return False
         slot = max(left, key=lambda slot: slot.last_used)
-        slot.shelved = len(slot.kv)
-        if 2 * len(slot.kv) * self.facts.token_bytes > kv_cache.free_memory():
+        slot.saved = len(slot.kv)
+        if 2 * len(slot.kv) * self.facts.token_bytes > free_memory():
             return True  # its copy would push others out
         kept = [(kept.length, kept.state) for kept in slot.kept]
-        shelved = Shelved(self._model.save(slot.index), kept)
-        self._shelving = threading.Thread(target=put, args=(self._shelf, slot.kv[:], shelved), daemon=True)
-        self._shelving.start()
+        saved = Saved(self._model.save(slot.index), kept)
+        self._saving = threading.Thread(target=put, args=(self._disk, slot.kv[:], saved), daemon=True)
+        self._saving.start()
         return True
 
     def close(self) -> None:
@@ -203,7 +208,7 @@ class BatchedEngine(Generic[R]):
     # --- one step ---
 
     def _plan(self) -> tuple[list[Chunk], list[Chunk]]:
-        """A token for everyone who answers, and as much of the prompts as the pace allows: of the one with the least
+        """A token for everyone who answers, and as much of the prompts as the budget allows: of the one with the least
         left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
         busy = sorted(self._busy(), key=lambda pair: pair[1].order)
         readers = [(slot, running) for slot, running in busy if unread(slot, running) > 1]
@@ -212,7 +217,7 @@ class BatchedEngine(Generic[R]):
             for slot, running in busy
             if unread(slot, running) == 1
         ]
-        reading, room = list[Chunk](), self._pace.tokens(len(answering))
+        reading, room = list[Chunk](), self._budget.tokens(len(answering))
         kept_free = room // OLDEST_SHARE
         for slot, running in sorted(readers, key=lambda pair: unread(*pair)):
             if running is readers[0][1]:
@@ -281,16 +286,17 @@ class BatchedEngine(Generic[R]):
 
     def _place(self, tokens: list[int], free: list[Slot[R]]) -> Slot[R]:
         """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
-        self._unshelve(tokens, free)
         givers = self._slots if self._model.shares else free
         common = {slot.index: self._common(slot, tokens) for slot in givers}
+        if restored := self._from_disk(tokens, free, max(length for length, _ in common.values())):
+            common[restored.index] = self._common(restored, tokens)
         source = max(givers, key=lambda slot: (common[slot.index][0], slot in free))
         keep, kept = common[source.index]
         if kept:
             self._go_back(source, kept)
             return source
         # Overwrite what is least worth keeping, unless a free slot already holds the best beginning and little else.
-        target = min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
+        target = least_worth(free)
         if keep and source in free and (not self._model.shares or 2 * keep >= len(source.kv)):
             target = source
         self._truncate(target, keep if target is source else 0, len(tokens))
@@ -298,20 +304,21 @@ class BatchedEngine(Generic[R]):
             target.kv = tokens[: self._model.copy(source.index, target.index, keep)]
         return target
 
-    def _unshelve(self, tokens: list[int], free: list[Slot[R]]) -> None:
-        """Into a free slot, where the shelf has much more of a prompt's beginning than any slot."""
-        if self._shelf is None:
-            return
-        length, file = self._shelf.best(tokens[:-1], self._model.forgets)
-        if file is None or length < WORTH_SHELVING + max(self._common(slot, tokens)[0] for slot in self._slots):
-            return
-        target = min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
-        if taken := self._shelf.take(file):
-            held, shelved = taken
-            self._truncate(target, 0)
-            if self._model.restore(target.index, len(held), shelved.state):
-                target.kv, target.shelved, target.last_used = held, len(held), self._clock
-                target.kept = [Kept(length, state) for length, state in shelved.kept]
+    def _from_disk(self, tokens: list[int], free: list[Slot[R]], there: int) -> Slot[R] | None:
+        """A free slot with what the disk has of a prompt's beginning, where that is much more than is `there`."""
+        if self._disk is None:
+            return None
+        length, file = self._disk.best(tokens[:-1], self._model.forgets)
+        taken = self._disk.take(file) if file and length >= WORTH_SAVING + there else None
+        if taken is None:
+            return None
+        (held, saved), target = taken, least_worth(free)
+        self._truncate(target, 0)
+        if not self._model.restore(target.index, len(held), saved.state):
+            return None
+        target.kv, target.saved, target.last_used = held, len(held), self._clock
+        target.kept = [Kept(length, state) for length, state in saved.kept]
+        return target
 
     def _common(self, slot: Slot[R], tokens: list[int]) -> tuple[int, Kept | None]:
         """How many tokens of a prompt the slot can give, and what it takes to go back there. The last one is always
@@ -352,7 +359,7 @@ class BatchedEngine(Generic[R]):
         self._drop_longer(slot)
 
     def _drop_longer(self, slot: Slot[R]) -> None:
-        slot.shelved = 0
+        slot.saved = 0
         slot.kept = [kept for kept in slot.kept if kept.length <= len(slot.kv)]
 
     def _make_room(self) -> None:

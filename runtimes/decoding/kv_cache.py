@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from enginehouse.optimize.memory import free_memory as free_memory
+from enginehouse.optimize.memory import free_memory
 from enginehouse.runtimes.contract import Load
 
 DEFAULT_TOKENS = 16384  # for all slots together, where one context needs no more
@@ -44,6 +44,11 @@ def check_room(runtime: str, tokens: int, needed: float, free: int) -> None:
             f"a KV cache of {tokens} tokens takes {int(needed) >> 20} MiB where {free >> 20} MiB of memory are free; "
             f"lower 'context', 'slots' or options.{runtime}.kv_tokens"
         )
+
+
+def check_growth(runtime: str, tokens: int, needed: float) -> None:
+    """The same for one that is to become larger now."""
+    check_room(runtime, tokens, needed, free_memory())
 
 
 def common_prefix(a: Any, b: Any) -> int:

@@ -211,18 +211,20 @@ def in_more_bits(
     and what nobody has measured yet, by the key of the candidate that it may beat."""
     worth, not_worth, unmeasured = list[tuple[Candidate, Offer]](), list[Rejected](), dict[str, Ranked]()
     for candidate, offer in candidates if model.precision == "auto" else ():
-        precision = candidate.precision in offer.ladder and ladder.in_twice_the_bits(
-            offer.ladder, candidate.precision, offer.below
-        )
-        if not precision:
+        if candidate.precision not in offer.ladder:
+            continue
+        precision = ladder.in_twice_the_bits(offer.ladder, candidate.precision, offer.below)
+        if precision is None:
             continue
         twice = msgspec.structs.replace(candidate, precision=precision)
         both = [figures[one.key].cost(objective) for one in (candidate, twice) if one.key in figures]
-        if len(both) < 2 and twice.key not in parked:
+        if twice.key in parked:
+            not_worth.append(Rejected(twice.runtime, twice.device, parked[twice.key].in_full))
+        elif len(both) < 2:
             unmeasured[candidate.key] = Ranked(twice, "may be quicker", offer.features)
-        elif len(both) == 2 and both[1] < WORTH * both[0] and twice.key not in parked:
+        elif both[1] < WORTH * both[0]:
             worth.append((twice, offer))
-        elif len(both) == 2:
+        else:
             why = f"{precision} costs {both[1]:.2f} ({objective}), {candidate.precision} {both[0]:.2f}"
             not_worth.append(Rejected(twice.runtime, twice.device, why))
     return worth, not_worth, unmeasured

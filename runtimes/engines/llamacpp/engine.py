@@ -3,7 +3,6 @@
 import ctypes
 import importlib.util
 import json
-import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,10 +24,12 @@ from enginehouse.runtimes.contract import (
 )
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, CacheFull, Chunk
+from enginehouse.runtimes.decoding.kv_disk import kv_disk_of
 from enginehouse.runtimes.decoding.pooling import pooled
-from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored, with_logprobs
-from enginehouse.runtimes.decoding.shelf import shelf_of
+from enginehouse.runtimes.decoding.sampling import scored
 from enginehouse.runtimes.decoding.special_tokens import parts
+from enginehouse.runtimes.engines.llamacpp.batch import Batch
+from enginehouse.runtimes.engines.llamacpp.sampling import Chain
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 from enginehouse.runtimes.tool_calls import parsers
 
@@ -54,9 +55,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_precision: Literal["f16", "f32", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
-    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = (
-        STRETCH  # of the time between tokens, where prompts are read
-    )
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
 
 
 class LlamaCpp:
@@ -126,9 +125,7 @@ class LlamaCpp:
             raise RuntimeError(f"llama_tokenize wants room for {-count} tokens where {size} were offered")
         return list(ids[:count])
 
-    def sampler(
-        self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
-    ) -> "Chain":
+    def sampler(self, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None) -> Chain:
         return Chain(self, sampling, prompt, ends, matcher)
 
     def forward(self, chunks: Sequence[Chunk]) -> list[int]:
@@ -158,7 +155,7 @@ class LlamaCpp:
         if cells <= self._cells or held + self._rows > cells:
             return False
         try:
-            kv_cache.check_room("llamacpp", cells, cells * self.facts.token_bytes, kv_cache.free_memory())
+            kv_cache.check_growth("llamacpp", cells, cells * self.facts.token_bytes)
             context = self._new_context(cells, self.facts.slots, self._rows)
         except ValueError as error:
             print(f"the KV cache stays as it is: {error}", file=sys.stderr, flush=True)
@@ -400,132 +397,6 @@ class LlamaCpp:
         return buffer.value.decode() if size >= 0 else ""
 
 
-class Chain:
-    """One answer's way of choosing: llama.cpp's own samplers. Bias and penalties, then temperature, top_k, top_p, min_p
-    in the order of the reference implementation."""
-
-    def __init__(
-        self, model: LlamaCpp, sampling: Sampling, prompt: Sequence[int], ends: Sequence[int], matcher: Matcher | None
-    ) -> None:
-        self._model, self._sampling, self._ends, self._matcher = model, sampling, ends, matcher
-        self._generated = 0
-        self._barred = sampling.min_tokens > 0 and bool(ends)
-        self._chain = self._samplers(prompt)
-
-    def choose(self, row: int) -> Choice:
-        model, count = self._model, self._sampling.logprobs
-        raw = None if count is None else model.logits(row).copy()
-        if self._matcher:
-            self._matcher.forbid(model.logits(row))
-        token = model.lib.llama_sampler_sample(self._chain, model.context, row)
-        return Choice(token) if raw is None else with_logprobs(token, raw, count or 0)
-
-    def accept(self, token: int) -> bool:
-        self._generated += 1
-        if self._barred and self._generated >= self._sampling.min_tokens:
-            self._model.lib.llama_sampler_free(self._model.lib.llama_sampler_chain_remove(self._chain, 0))
-            self._barred = False
-        return self._matcher.accept(token) if self._matcher else False
-
-    def close(self) -> None:
-        self._model.lib.llama_sampler_free(self._chain)
-
-    def _samplers(self, prompt: Sequence[int]) -> Any:
-        lib, s, facts = self._model.lib, self._sampling, self._model.facts
-        params = lib.llama_sampler_chain_default_params()
-        params.no_perf = True
-        chain = lib.llama_sampler_chain_init(params)
-
-        def add(sampler: Any) -> None:
-            lib.llama_sampler_chain_add(chain, sampler)
-
-        if self._barred:
-            add(self._bias(dict.fromkeys(self._ends, float("-inf"))))
-        if s.logit_bias:
-            add(self._bias(s.logit_bias))
-        if s.repetition_penalty != 1:
-            penalty = lib.llama_sampler_init_penalties(
-                facts.vocabulary, facts.context_length, s.repetition_penalty, 0.0, 0.0
-            )
-            for token in prompt:
-                lib.llama_sampler_accept(penalty, token)
-            add(penalty)
-        if s.frequency_penalty or s.presence_penalty:
-            add(
-                lib.llama_sampler_init_penalties(
-                    facts.vocabulary, facts.context_length, 1.0, s.frequency_penalty, s.presence_penalty
-                )
-            )
-        if s.temperature < GREEDY_BELOW:
-            add(lib.llama_sampler_init_greedy())
-            return chain
-        if s.top_k > 0:  # commutes with temperature, and makes all that follows cheap
-            add(lib.llama_sampler_init_top_k(min(s.top_k, facts.vocabulary)))
-        if s.temperature != 1:
-            add(lib.llama_sampler_init_temp(s.temperature))
-        if s.top_p < 1:
-            add(lib.llama_sampler_init_top_p(s.top_p, 1))
-        if s.min_p > 0:
-            add(lib.llama_sampler_init_min_p(s.min_p, 1))
-        seed = random.getrandbits(31) if s.seed is None else s.seed & 0x7FFFFFFF
-        add(lib.llama_sampler_init_dist(seed))
-        return chain
-
-    def _bias(self, bias: dict[int, float]) -> Any:
-        entries = (self._model.lib.llama_logit_bias * len(bias))(
-            *[self._model.lib.llama_logit_bias(t, b) for t, b in bias.items()]
-        )
-        return self._model.lib.llama_sampler_init_logit_bias(self._model.facts.vocabulary, len(bias), entries)
-
-
-class Batch:
-    """One llama_batch over our own arrays, so that filling it costs no ctypes call per row."""
-
-    def __init__(self, lib: Any, np: Any, rows: int) -> None:
-        self._token = np.zeros(rows, np.int32)
-        self._position = np.zeros(rows, np.int32)
-        self._sequence = np.zeros(rows, np.int32)
-        self._counts = np.ones(rows, np.int32)
-        self._logits = np.zeros(rows, np.int8)
-        self._pointers = (self._sequence.ctypes.data + 4 * np.arange(rows)).astype(np.uintp)
-        self._arange = np.arange(rows, dtype=np.int32)
-
-        def pointer(array: "np.ndarray[Any, Any]", kind: Any) -> Any:
-            return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
-
-        self.struct = lib.llama_batch(
-            0,
-            pointer(self._token, ctypes.c_int32),
-            None,
-            pointer(self._position, ctypes.c_int32),
-            pointer(self._counts, ctypes.c_int32),
-            pointer(self._pointers, ctypes.POINTER(ctypes.c_int32)),
-            pointer(self._logits, ctypes.c_int8),
-        )
-
-    def clear(self) -> None:
-        self.struct.n_tokens = 0
-
-    def want_all(self) -> None:
-        """Asks for the output of every row."""
-        self._logits[: self.struct.n_tokens] = 1
-
-    def add(self, tokens: list[int], position: int, sequence: int, last: bool) -> int:
-        """Adds rows of a sequence; logits are wanted for the final one if `last`. The index of the final row."""
-        row: int = self.struct.n_tokens
-        end = row + len(tokens)
-        if len(tokens) == 1:  # six times as fast as by slices
-            self._token[row], self._position[row], self._sequence[row] = tokens[0], position, sequence
-        else:
-            self._token[row:end] = tokens
-            self._position[row:end] = self._arange[: len(tokens)] + position
-            self._sequence[row:end] = sequence
-            self._logits[row:end] = 0
-        self._logits[end - 1] = last
-        self.struct.n_tokens = end
-        return end - 1
-
-
 def show_trouble(level: int, text: str) -> None:
     """Warnings and errors go on to stderr, and so into the server's log."""
     if level in (WARN, ERROR) and EXPECTED not in text:
@@ -550,7 +421,7 @@ def devices() -> list[Device]:
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     options = msgspec.convert(load.options, Options)
-    return BatchedEngine(LlamaCpp(load, report), options.prefill_chunk, options.prefill_stretch, shelf_of(load))
+    return BatchedEngine(LlamaCpp(load, report), options.prefill_chunk, options.prefill_stretch, kv_disk_of(load))
 
 
 RUNTIME = Local(

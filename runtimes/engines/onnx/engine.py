@@ -11,8 +11,8 @@ from enginehouse.optimize.toolchains.onnx.logits import BESIDE, whole_graph
 from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pieces, Pooling, Sampling
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, Chunk
+from enginehouse.runtimes.decoding.kv_disk import kv_disk_of
 from enginehouse.runtimes.decoding.sampling import Sampler, scored
-from enginehouse.runtimes.decoding.shelf import shelf_of
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.onnx.generators import Generators
 from enginehouse.runtimes.engines.onnx.slots import Graph, Slots, read_graph, slots_refusal
@@ -34,9 +34,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Literal["auto", "slots", "generator"] = "auto"  # auto: slots where the graph fits
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells for all slots together
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
-    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = (
-        STRETCH  # of the time between tokens, where prompts are read
-    )
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
 
 
 class Sequences(Protocol):
@@ -188,7 +186,7 @@ def unavailable() -> str | None:
 
 def load(load: Load, report: Callable[[float], None]) -> Engine:
     options = msgspec.convert(load.options, Options)
-    return BatchedEngine(Onnx(load, report), options.prefill_chunk, options.prefill_stretch, shelf_of(load))
+    return BatchedEngine(Onnx(load, report), options.prefill_chunk, options.prefill_stretch, kv_disk_of(load))
 
 
 RUNTIME = Local(

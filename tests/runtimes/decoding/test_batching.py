@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from enginehouse.runtimes.contract import JSON_OBJECT, Facts, Logprob, Pieces, Pooling, Sampling, Token
 from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
+from enginehouse.runtimes.decoding.kv_disk import KvDisk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
-from enginehouse.runtimes.decoding.shelf import Shelf
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -183,8 +183,8 @@ class ToySampler:
 class Watched:
     """An engine that is stepped to the end, with what came out, by job."""
 
-    def __init__(self, model: Toy, shelf: Shelf | None = None) -> None:
-        self.model, self.engine = model, BatchedEngine(model, model.prefill_chunk, shelf=shelf)
+    def __init__(self, model: Toy, disk: KvDisk | None = None) -> None:
+        self.model, self.engine = model, BatchedEngine(model, model.prefill_chunk, disk=disk)
         self.prompts: dict[int, list[int]] = {}
         self.samplings: dict[int, Sampling] = {}
         self.tokens: dict[int, list[Token]] = {}
@@ -386,25 +386,25 @@ def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(kind: Ki
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_chat_goes_on_after_its_engine_is_gone(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "WORTH_SHELVING", 4)
+    monkeypatch.setattr(batching, "WORTH_SAVING", 4)
     greedy, prompt = Sampling(max_tokens=5, temperature=0, ignore_eos=True), TEXTS[0][:20]
     for turn in range(3):
-        watched = Watched(Toy(kind), Shelf(tmp_path / "kv" / "toy", 1 << 20))
+        watched = Watched(Toy(kind), KvDisk(tmp_path / "kv" / "toy", 1 << 20))
         watched.add(turn, prompt, greedy)
         watched.finish()
         assert shown(watched.tokens[turn]) == shown(alone(prompt, greedy))
         assert watched.tokens[turn][0].cached == (len(prompt) - (5 if watched.model.forgets else 3) if turn else 0)
         while watched.engine.rest():
-            assert watched.engine._shelving
-            watched.engine._shelving.join()
+            assert watched.engine._saving
+            watched.engine._saving.join()
         assert not watched.engine.rest()
         prompt = [*prompt, *TEXTS[1][turn : turn + 3]]
     assert len(list((tmp_path / "kv" / "toy").iterdir())) == 3
 
 
-def test_all_that_was_read_is_shelved_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "WORTH_SHELVING", 4)
-    watched = Watched(Toy("alone"), Shelf(tmp_path / "kv" / "toy", 1 << 20))
+def test_all_that_was_read_is_saved_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "WORTH_SAVING", 4)
+    watched = Watched(Toy("alone"), KvDisk(tmp_path / "kv" / "toy", 1 << 20))
     for job, text in enumerate(TEXTS):
         watched.add(job, text[:20], Sampling(max_tokens=5, temperature=0, ignore_eos=True))
     watched.finish()

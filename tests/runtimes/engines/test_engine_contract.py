@@ -292,13 +292,13 @@ def test_when_the_kv_cache_is_full_every_job_still_gets_its_whole_answer(build: 
 
 
 def test_a_prompt_is_not_read_again_by_the_worker_that_follows(build: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(batching, "WORTH_SHELVING", 32)
+    monkeypatch.setattr(batching, "WORTH_SAVING", 32)
     text, kv = prompt("Repeat: " + "paper silver " * 20), str(tmp_path / "kv" / "model")
     first = build(kv=kv)
     said = answer(first, text)
     begun, length = first.rest(), len(first.encode(text))
-    if isinstance(first, batching.BatchedEngine) and first._shelving:
-        first._shelving.join()
+    if isinstance(first, batching.BatchedEngine) and first._saving:
+        first._saving.join()
     first.close()
     if not begun:
         pytest.skip("this engine's KV does not outlive it")

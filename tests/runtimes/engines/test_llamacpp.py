@@ -154,12 +154,12 @@ def run(engine: Engine, jobs: list[tuple[list[int], int]]) -> list[list[Token]]:
     return out
 
 
-def shelve(engine: Engine) -> None:
+def save(engine: Engine) -> None:
     """As a worker does when nobody asks."""
     assert isinstance(engine, batching.BatchedEngine)
     while engine.rest():
-        assert engine._shelving
-        engine._shelving.join()
+        assert engine._saving
+        engine._saving.join()
 
 
 def generated(tokens: list[Token]) -> list[int]:
@@ -223,12 +223,12 @@ def test_a_chat_whose_thoughts_are_left_out_later_is_read_on_from_there(start: C
 def test_a_chat_goes_on_where_it_was_after_its_worker_is_gone(
     start: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batching, "WORTH_SHELVING", 32)
+    monkeypatch.setattr(batching, "WORTH_SAVING", 32)
     chance, kv = random.Random(4), str(tmp_path / "kv" / "model")
     prompt, after = ([chance.randrange(3, 250) for _ in range(length)] for length in (150, 40))
     engine = start(2, kv)
     run(engine, [(prompt, 30)])
-    shelve(engine)
+    save(engine)
     engine.close()
     alone, other, small = start(1), start(2, kv), start(2, kv, kv_tokens=None)
     expected = generated(run(alone, [([*prompt, *after], 12)])[0])

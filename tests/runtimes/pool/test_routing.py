@@ -205,6 +205,11 @@ def test_more_bits_serve_where_they_were_measured_to_be_quicker_by_more_than_noi
         assert keys(decision)[0] == f"llamacpp/cpu/{first}"
         assert [r.reason for r in decision.rejected] == rejected
         assert decision.unmeasured is None
+    quick = slow | {"llamacpp/cpu/Q8_0": msgspec.structs.replace(QUICK, decode=100)}
+    parked = {"llamacpp/cpu/Q8_0": Parked("parked until 12:00:00: died 3 times", "/home/me")}
+    decision = decided(figures=quick, offers=offers, parked=parked)
+    assert keys(decision) == ["llamacpp/cpu/Q4_K_M"]
+    assert [r.reason for r in decision.rejected] == [parked["llamacpp/cpu/Q8_0"].in_full]
 
 
 def test_more_bits_are_not_measured_where_a_precision_is_pinned_or_they_failed_the_gate() -> None:

@@ -7,7 +7,7 @@ RECENT = 0.3  # the weight of the last step among all before
 LEAST_TOKENS = 8  # of a prompt, however slow the host: it must end some day
 
 
-class Pace:
+class PrefillBudget:
     def __init__(self, chunk: int, stretch: float) -> None:
         """`chunk`: tokens that a step reads at most. `stretch`: times that a step of answers alone takes, which one
         that reads beside them may take."""

@@ -26,10 +26,10 @@ class Header(msgspec.Struct, frozen=True):
     tokens: int
     state: int  # bytes
     kept: list[tuple[int, int]]  # lengths, and bytes of each
-    digest: str  # of all that follows
+    digest: str = ""  # of these numbers and of all that follows
 
 
-class Shelved(msgspec.Struct, frozen=True):
+class Saved(msgspec.Struct, frozen=True):
     state: memoryview
     kept: list[tuple[int, memoryview]]  # by length
 
@@ -47,14 +47,15 @@ class Held(msgspec.Struct, frozen=True):
         return max((length for length in self.kept if length <= common), default=0)
 
 
-class Shelf:
+class KvDisk:
     def __init__(self, folder: Path, most_bytes: int) -> None:
         """`folder`: of one artifact as one engine holds it; `most_bytes`: of all such folders beside it together."""
         self._folder, self._most = folder, most_bytes
         self._held: dict[Path, Held] = {}
         for part in folder.glob(f"*{PART}"):
-            if not psutil.pid_exists(int(part.suffixes[-2][1:])):
-                part.unlink(missing_ok=True)
+            with suppress(OSError, ValueError, IndexError):  # a name that is none of ours stays
+                if not psutil.pid_exists(int(part.suffixes[-2][1:])):
+                    part.unlink(missing_ok=True)
         for file in folder.glob(f"*{ENDING}"):
             with suppress(OSError, ValueError, msgspec.DecodeError):
                 self._held[file] = held_in(file)
@@ -69,19 +70,20 @@ class Shelf:
         file = max(lengths, key=lambda file: lengths[file], default=None)
         return (lengths[file], file) if file else (0, None)
 
-    def take(self, file: Path) -> tuple[list[int], Shelved] | None:
+    def take(self, file: Path) -> tuple[list[int], Saved] | None:
         """None for what is damaged or gone, which is then forgotten."""
         try:
             with file.open("rb") as stream:
                 header = msgspec.json.decode(stream.readline(), type=Header)
                 rest = memoryview(stream.read())
-            if digest(rest) != header.digest:
+            if digest(header, rest) != header.digest:
                 raise ValueError("it has changed on the disk")
             os.utime(file)
         except (OSError, ValueError, msgspec.DecodeError) as error:
             print(f"'{file}' is not used: {error}", file=sys.stderr, flush=True)
             self._held.pop(file, None)
-            file.unlink(missing_ok=True)
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
             return None
         import numpy as np
 
@@ -91,17 +93,16 @@ class Shelf:
         for length, size in header.kept:
             kept.append((length, rest[at : at + size]))
             at += size
-        return tokens, Shelved(state, kept)
+        return tokens, Saved(state, kept)
 
-    def put(self, tokens: list[int], shelved: Shelved) -> None:
+    def put(self, tokens: list[int], saved: Saved) -> None:
         """In place of what it goes on from. Raises OSError."""
         import numpy as np
 
         ids = np.asarray(tokens, np.int32)
-        parts = [memoryview(ids.tobytes()), shelved.state, *(state for _, state in shelved.kept)]
-        header = Header(
-            len(tokens), len(shelved.state), [(length, len(state)) for length, state in shelved.kept], digest(*parts)
-        )
+        parts = [memoryview(ids.tobytes()), saved.state, *(state for _, state in saved.kept)]
+        header = Header(len(tokens), len(saved.state), [(length, len(state)) for length, state in saved.kept])
+        header = msgspec.structs.replace(header, digest=digest(header, *parts))
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._make_room(sum(map(len, parts)))
         file = self._folder / f"{hashlib.blake2b(ids.tobytes(), digest_size=10).hexdigest()}{ENDING}"
@@ -120,7 +121,7 @@ class Shelf:
             if other != file and held.usable(ids, whole=False) == len(held.tokens):
                 del self._held[other]
                 other.unlink(missing_ok=True)
-        self._held[file] = Held(ids, [length for length, _ in shelved.kept])
+        self._held[file] = Held(ids, [length for length, _ in saved.kept])
 
     def _make_room(self, needed: int) -> None:
         """What was used longest ago goes, whichever model's it is."""
@@ -147,12 +148,13 @@ def held_in(file: Path) -> Held:
     return Held(tokens, [length for length, _ in header.kept])
 
 
-def digest(*parts: memoryview) -> str:
-    hashed = hashlib.blake2b(digest_size=16)
+def digest(header: Header, *parts: memoryview) -> str:
+    numbers = msgspec.structs.replace(header, digest="")
+    hashed = hashlib.blake2b(msgspec.json.encode(numbers), digest_size=16)
     for part in parts:
         hashed.update(part)
     return hashed.hexdigest()
 
 
-def shelf_of(load: Load) -> Shelf | None:
-    return Shelf(Path(load.kv_folder), load.kv_bytes) if load.kv_folder and load.kv_bytes else None
+def kv_disk_of(load: Load) -> KvDisk | None:
+    return KvDisk(Path(load.kv_folder), load.kv_bytes) if load.kv_folder and load.kv_bytes else None

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginehouse.runtimes.decoding.pace import LEAST_TOKENS, Pace
+from enginehouse.runtimes.decoding.prefill_budget import LEAST_TOKENS, PrefillBudget
 
 SECONDS = st.floats(1e-4, 1.0)
 
@@ -13,12 +13,12 @@ SECONDS = st.floats(1e-4, 1.0)
 def test_a_step_takes_no_longer_than_the_stretch_of_one_without_a_prompt(
     fixed: float, each: float, token: float, answering: int, stretch: float
 ) -> None:
-    pace, left, alone = Pace(256, stretch), 5000, fixed + each * answering
+    budget, left, alone = PrefillBudget(256, stretch), 5000, fixed + each * answering
     for _ in range(5000):
-        read = min(left, pace.tokens(answering))
+        read = min(left, budget.tokens(answering))
         seconds = alone + token * read
         assert read <= LEAST_TOKENS or seconds <= stretch * alone * 1.001
-        pace.note(answering, read, seconds)
+        budget.note(answering, read, seconds)
         left -= read
         if not left:
             return
@@ -27,16 +27,16 @@ def test_a_step_takes_no_longer_than_the_stretch_of_one_without_a_prompt(
 
 @pytest.mark.parametrize("stretch", [1.0, 2.0])
 def test_nobody_is_waited_for_where_nobody_answers(stretch: float) -> None:
-    pace = Pace(256, stretch)
+    budget = PrefillBudget(256, stretch)
     for _ in range(3):
-        assert pace.tokens(0) == 256
-        pace.note(0, 256, 9.0)
+        assert budget.tokens(0) == 256
+        budget.note(0, 256, 9.0)
 
 
 def test_a_host_that_has_become_slower_is_noticed() -> None:
-    pace = Pace(256, 2.0)
+    budget = PrefillBudget(256, 2.0)
     for token in (0.001, 0.004):
         for _ in range(20):
-            pace.note(3, 0, 0.1)
-            pace.note(3, read := pace.tokens(3), 0.1 + token * read)
-        assert pace.tokens(3) == pytest.approx(0.1 / token, abs=2)
+            budget.note(3, 0, 0.1)
+            budget.note(3, read := budget.tokens(3), 0.1 + token * read)
+        assert budget.tokens(3) == pytest.approx(0.1 / token, abs=2)
