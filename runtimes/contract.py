@@ -139,6 +139,8 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     cached_tokens: int = 0  # prompt tokens whose prefill was reused
     reasoning_tokens: int = 0
+    accepted_prediction_tokens: int = 0  # tokens of the answer that were guessed
+    rejected_prediction_tokens: int = 0  # guesses that were wrong
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -206,6 +208,8 @@ class Token(msgspec.Struct, frozen=True):
     cached: int = 0  # on a job's first token: prompt tokens reused from the KV cache
     logprob: float | None = None  # of this token, or of the one that ended the answer, if `logprobs` was asked for
     top: tuple[Scored, ...] = ()  # the likeliest, best first, as many as asked for
+    guessed: bool = False  # it was computed in the step of the one before it
+    wrong: int = 0  # tokens that were guessed to follow those before it, and did not
     failure: str = ""  # why this job alone could not go on; it has ended, and `finish` says nothing
 
 

@@ -171,6 +171,8 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
         sum(usage.completion_tokens for usage in usages),
         sum(usage.cached_tokens for usage in prompts),
         sum(usage.reasoning_tokens for usage in usages),
+        sum(usage.accepted_prediction_tokens for usage in usages),
+        sum(usage.rejected_prediction_tokens for usage in usages),
     )
 
 

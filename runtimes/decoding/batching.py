@@ -1,6 +1,7 @@
 """Continuous batching for engines that give the arithmetic alone: slots, chunked prefill, prefix reuse, preemption."""
 
 import itertools
+import math
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.kv_disk import KvDisk, Saved
 from enginehouse.runtimes.decoding.prefill_budget import PrefillBudget
 from enginehouse.runtimes.decoding.sampling import Choice
+from enginehouse.runtimes.decoding.speculation import Guesser, StepCost
 from enginehouse.runtimes.errors import ConstraintFailed
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -45,7 +47,7 @@ class Chunk(msgspec.Struct, frozen=True):
     slot: int
     start: int  # tokens that it holds already
     tokens: list[int]
-    sampled: bool  # the logits after the last one are wanted
+    rows: int  # the logits after the last so many of them are wanted
 
 
 class Sampler(Protocol[C]):
@@ -68,6 +70,7 @@ class Model(Protocol[R]):
     shares: bool  # a sequence, a busy one too, can be copied into another
     saves: bool  # sequences can be saved and restored
     forgets: bool  # there are lengths that a sequence can go back to only by what was kept of it then
+    guesses: int  # sequences of a step whose next tokens may be guessed: what is wrong is taken back by `truncate`
 
     def encode(self, text: str) -> list[int]: ...
     def text(self, token: int) -> bytes: ...
@@ -78,8 +81,8 @@ class Model(Protocol[R]):
         """`ends`: barred until min_tokens."""
 
     def forward(self, chunks: Sequence[Chunk]) -> Sequence[R]:
-        """Appends to these sequences, of which those that answer come first, with one token each. A row for each that
-        is sampled, in their order. Raises CacheFull."""
+        """Appends to these sequences, of which those that answer come first, with one token and its guesses each. The
+        rows that are wanted of each, in their order. Raises CacheFull."""
 
     def reusable(self, slot: int, length: int) -> bool:
         """Whether the first `length` tokens of a sequence still are all that it takes to go on from there: a recurrent
@@ -155,6 +158,9 @@ class BatchedEngine(Generic[R]):
         self.make_ready = self._jobs.make_ready
         self._slots = [Slot[R](index) for index in range(self.facts.slots)]
         self._clock = 0
+        self._cost = StepCost()
+        self._guessers: dict[int, Guesser] = {}  # by job
+        self._most_rows = prefill_chunk  # of a step, beside one of each sequence
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends)
@@ -162,17 +168,22 @@ class BatchedEngine(Generic[R]):
     def step(self) -> list[Token]:
         self._admit()
         self._clock += 1
-        while any(chunks := self._plan()):
+        guess = True
+        while any(chunks := self._plan(guess)):
             answering, reading = chunks
             began = time.perf_counter()
             try:
                 rows = self._model.forward(answering + reading)
             except CacheFull:
-                self._make_room()
+                if all(chunk.rows <= 1 for chunk in answering):
+                    self._make_room()
+                guess = False
                 continue
             tokens = self._advance(answering + reading, iter(rows))
-            read = sum(len(chunk.tokens) for chunk in reading)
-            self._budget.note(len(answering), read, time.perf_counter() - began)
+            read, seconds = sum(len(chunk.tokens) for chunk in reading), time.perf_counter() - began
+            self._budget.note(len(answering), read, seconds)
+            if not read:
+                self._cost.note(sum(chunk.rows for chunk in answering), seconds)
             return tokens
         return []
 
@@ -207,17 +218,14 @@ class BatchedEngine(Generic[R]):
 
     # --- one step ---
 
-    def _plan(self) -> tuple[list[Chunk], list[Chunk]]:
-        """A token for everyone who answers, and as much of the prompts as the budget allows: of the one with the least
-        left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
+    def _plan(self, guess: bool) -> tuple[list[Chunk], list[Chunk]]:
+        """A token and guesses for everyone who answers, and as much of the prompts as the budget allows: of the one with
+        the least left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
         busy = sorted(self._busy(), key=lambda pair: pair[1].order)
         readers = [(slot, running) for slot, running in busy if unread(slot, running) > 1]
-        answering = [
-            Chunk(slot.index, len(slot.kv), running.tokens[-1:], True)
-            for slot, running in busy
-            if unread(slot, running) == 1
-        ]
-        reading, room = list[Chunk](), self._budget.tokens(len(answering))
+        answering = self._answers([(slot, running) for slot, running in busy if unread(slot, running) == 1], guess)
+        guessed = sum(chunk.rows - 1 for chunk in answering)
+        reading, room = list[Chunk](), min(self._budget.tokens(len(answering)), self._most_rows - guessed)
         kept_free = room // OLDEST_SHARE
         for slot, running in sorted(readers, key=lambda pair: unread(*pair)):
             if running is readers[0][1]:
@@ -225,9 +233,22 @@ class BatchedEngine(Generic[R]):
             start = len(slot.kv)
             end = min([start + room - kept_free, *self._to_keep(running, start + 1)])
             if tokens := running.tokens[start:end]:
-                reading.append(Chunk(slot.index, start, tokens, end >= len(running.tokens)))
+                reading.append(Chunk(slot.index, start, tokens, int(end >= len(running.tokens))))
                 room -= len(tokens)
         return answering, reading
+
+    def _answers(self, answering: list[tuple[Slot[R], Running[Sampler[R]]]], guess: bool) -> list[Chunk]:
+        chunks, room = [], self._most_rows
+        cost = self._cost.of_row(len(answering)) if guess and len(answering) <= self._model.guesses else math.inf
+        for slot, running in answering:
+            tokens = running.tokens[-1:]
+            if cost < 1 or math.isnan(cost):
+                guesser = self._guessers.setdefault(running.job, Guesser())
+                left = self._jobs.left(running) - 1
+                tokens += guesser.guess(running.tokens, min(left, room // 2), cost)
+            chunks.append(Chunk(slot.index, len(slot.kv), tokens, len(tokens)))
+            room -= len(tokens) - 1
+        return chunks
 
     def _advance(self, chunks: list[Chunk], rows: Iterator[R]) -> list[Token]:
         tokens = []
@@ -237,9 +258,27 @@ class BatchedEngine(Generic[R]):
             assert slot.running
             if len(slot.kv) in self._to_keep(slot.running, len(slot.kv)):
                 self._keep(slot)
-            if chunk.sampled:
-                tokens.append(self._next(slot.running, next(rows)))
+            if chunk.rows:
+                tokens += self._say(slot, slot.running, chunk, [next(rows) for _ in range(chunk.rows)])
         return tokens
+
+    def _say(self, slot: Slot[R], running: Running[Sampler[R]], chunk: Chunk, rows: list[R]) -> list[Token]:
+        """The next token, and those after it that were guessed right."""
+        guesses = chunk.tokens[1:] if len(rows) > 1 else []
+        said = [self._next(running, rows[0])]
+        for row, guess in zip(rows[1:], guesses, strict=True):
+            if said[-1].id != guess or said[-1].finish:
+                break
+            said.append(self._next(running, row))
+        if not guesses:
+            return said
+        right, guesser = len(said) - 1, self._guessers.get(running.job)
+        self._truncate(slot, chunk.start + 1 + right, len(slot.kv))
+        if guesser:  # else the answer has ended
+            guesser.learn(len(guesses), right)
+        said[:-1] = [msgspec.structs.replace(token, guessed=True) for token in said[:-1]]
+        said[-1] = msgspec.structs.replace(said[-1], wrong=len(guesses) - right)
+        return said
 
     def _next(self, running: Running[Sampler[R]], row: R) -> Token:
         sampler = running.state
@@ -257,6 +296,7 @@ class BatchedEngine(Generic[R]):
     def _end(self, running: Running[Sampler[R]]) -> None:
         self._jobs.end(running)
         self._jobs.hold = False
+        self._guessers.pop(running.job, None)
         running.state.close()
         for slot in self._slots:
             if slot.running is running:

@@ -82,6 +82,12 @@ class Jobs(Generic[S]):
         finish = "stop" if complete else "length" if full else None
         return Token(running.job, id, self._text(id), finish, cached, choice.logprob, top)
 
+    def left(self, running: Running[S]) -> int:
+        """Tokens that it may still say."""
+        room = self._context_length - len(running.tokens)
+        most = running.sampling.max_tokens
+        return room if most is None else min(room, most - running.generated)
+
     def send_back(self, running: Running[S]) -> None:
         """To be read again, first of all, once there is more room."""
         self.waiting.appendleft(running)

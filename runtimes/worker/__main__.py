@@ -311,6 +311,8 @@ class Loop:
     def _emit(self, tokens: list[Token]) -> None:
         emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])
         for token in tokens:
+            if token.job not in self._answers:
+                continue  # it ended within this step
             if token.failure:
                 del self._answers[token.job]
                 self._send(Failure(token.job, token.failure))

@@ -19,6 +19,7 @@ class Answer:
         self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
+        self.accepted = self.rejected = 0  # guesses
         self.started = time.monotonic()
         self.first = 0.0
 
@@ -29,8 +30,10 @@ class Answer:
         if token.logprob is not None and (token.text or self.scores_end):
             logprob = Logprob(Scored(token.id, token.text, token.logprob), token.top)
         deltas = self.output.feed(token.text, logprob)
+        self.rejected += token.wrong
         if token.id >= 0:
             self.completion_tokens += 1
+            self.accepted += token.guessed
             self.reasoning_tokens += self.output.reasoned
         return deltas
 
@@ -41,7 +44,14 @@ class Answer:
         return [*deltas, Delta(logprobs=unshown)] if unshown and self.scores_end else deltas
 
     def done(self, finish: str) -> Done:
-        usage = Usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens, self.reasoning_tokens)
+        usage = Usage(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.cached_tokens,
+            self.reasoning_tokens,
+            self.accepted,
+            self.rejected,
+        )
         reason = "tool_calls" if finish == "stop" and self.output.called else finish
         return Done(reason, usage, self.first - self.started, time.monotonic() - self.first, self.output.stopped)
 

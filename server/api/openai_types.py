@@ -20,6 +20,8 @@ class PromptDetails(msgspec.Struct, frozen=True):
 
 class CompletionDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int
+    accepted_prediction_tokens: int
+    rejected_prediction_tokens: int
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
@@ -179,7 +181,9 @@ def usage_of(usage: Usage) -> TokenUsage:
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
         PromptDetails(usage.cached_tokens),
-        CompletionDetails(usage.reasoning_tokens),
+        CompletionDetails(
+            usage.reasoning_tokens, usage.accepted_prediction_tokens, usage.rejected_prediction_tokens
+        ),
     )
 
 

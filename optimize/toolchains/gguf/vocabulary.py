@@ -10,7 +10,7 @@ import msgspec
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.chat_template import template_of
 from enginehouse.optimize.sources.files import read, read_json
-from enginehouse.optimize.sources.tokenizer_json import LLAMA3, QWEN2
+from enginehouse.optimize.sources.tokenizer_json import GPT2, LLAMA3, QWEN2
 from enginehouse.optimize.toolchains.gguf.config import Config, TokenIds, Value
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules
 
@@ -30,6 +30,7 @@ PRE_TOKENIZERS = {
     CASED % ("", "", r"\p{N}"): "tekken",
     CASED % (SHORTENED, SHORTENED, r"\p{N}{1,3}"): "gpt-4o",
 }
+DIGITS_APART = (r"\p{N}", GPT2)
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -134,13 +135,19 @@ def pre_tokenizer(tokenizer: TokenizerFile) -> str:
                 return "gpt-2"
             case ["Digits"] if by_regex and parts[0].get("individual_digits"):
                 return "smollm"
-            case ["Split"] if not by_regex and parts[0]["behavior"] == "Isolated" and not parts[0].get("invert"):
-                regex = parts[0]["pattern"].get("Regex")
-                if regex in PRE_TOKENIZERS:
+            case ["Split"] | ["Split", "Split"] if not by_regex and all(map(splits_off, parts)):
+                *digits, regex = [part["pattern"].get("Regex") for part in parts]
+                if not digits and regex in PRE_TOKENIZERS:
                     return PRE_TOKENIZERS[regex]
+                if (*digits, regex) == DIGITS_APART:
+                    return "smollm"
                 raise CannotBuild(f"pre-tokenizer regex '{regex}' has no equal in llama.cpp")
     written = msgspec.json.encode(tokenizer.pre_tokenizer).decode()
     raise CannotBuild(f"pre-tokenizer '{written[:200]}' has no equal in llama.cpp")
+
+
+def splits_off(part: dict[str, Any]) -> bool:
+    return part["behavior"] == "Isolated" and not part.get("invert")
 
 
 def sentencepiece(tokenizer: TokenizerFile, config: Config | TokenIds) -> dict[str, Value]:

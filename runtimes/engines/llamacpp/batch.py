@@ -35,21 +35,18 @@ class Batch:
     def clear(self) -> None:
         self.struct.n_tokens = 0
 
-    def want_all(self) -> None:
-        """Asks for the output of every row."""
-        self._logits[: self.struct.n_tokens] = 1
-
-    def add(self, tokens: list[int], position: int, sequence: int, last: bool) -> int:
-        """Adds rows of a sequence; logits are wanted for the final one if `last`. The index of the final row."""
+    def add(self, tokens: list[int], position: int, sequence: int, wanted: int) -> range:
+        """Adds rows of a sequence, of which the last `wanted` give their output: their indices."""
         row: int = self.struct.n_tokens
         end = row + len(tokens)
         if len(tokens) == 1:  # six times as fast as by slices
             self._token[row], self._position[row], self._sequence[row] = tokens[0], position, sequence
+            self._logits[row] = wanted
         else:
             self._token[row:end] = tokens
             self._position[row:end] = self._arange[: len(tokens)] + position
             self._sequence[row:end] = sequence
-            self._logits[row:end] = 0
-        self._logits[end - 1] = last
+            self._logits[row : end - wanted] = 0
+            self._logits[end - wanted : end] = 1
         self.struct.n_tokens = end
-        return end - 1
+        return range(end - wanted, end)

@@ -56,6 +56,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flash_attention: Literal["auto", "on", "off"] = "auto"
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
     prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
+    speculation: Literal["lookup", "off"] = "lookup"  # guesses of what follows, from the text itself
 
 
 class LlamaCpp:
@@ -84,6 +85,7 @@ class LlamaCpp:
         self.context = self._new_context(self._cells, load.slots, rows)
         recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         self.shares: bool = not recurrent
+        self.guesses = 0 if recurrent or options.speculation == "off" else load.slots
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
         self.forgets: bool = recurrent or self._window > 1
         self.saves = True
@@ -131,11 +133,9 @@ class LlamaCpp:
     def forward(self, chunks: Sequence[Chunk]) -> list[int]:
         """The rows of the batch where the logits are."""
         self._batch.clear()
-        rows = []
+        rows = list[int]()
         for chunk in chunks:
-            row = self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.sampled)
-            if chunk.sampled:
-                rows.append(row)
+            rows += self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.rows)
         code = self.lib.llama_decode(self.context, self._batch.struct)
         while code == 1:  # no room in the KV cache; nothing was changed
             if not self._grow():
@@ -311,8 +311,7 @@ class LlamaCpp:
         for start in range(0, len(ids), rows):
             chunk = list(ids[start : start + rows])
             batch.clear()
-            batch.add(chunk, start, 0, False)
-            batch.want_all()
+            batch.add(chunk, start, 0, len(chunk))
             if code := lib.llama_decode(context, batch.struct):
                 raise RuntimeError(f"llama_decode returned {code} outside the batch: {self._log.reason}")
             yield start, np.ctypeslib.as_array(output(context), (len(chunk), width)).copy()

@@ -16,6 +16,7 @@ from enginehouse.runtimes.decoding import batching
 from enginehouse.runtimes.decoding.batching import BatchedEngine, CacheFull, Chunk
 from enginehouse.runtimes.decoding.kv_disk import KvDisk
 from enginehouse.runtimes.decoding.sampling import Choice, Sampler
+from enginehouse.runtimes.decoding.speculation import NGRAM, Lookup, StepCost
 from enginehouse.runtimes.errors import ConstraintFailed, Refused
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
 
@@ -29,25 +30,29 @@ KINDS: tuple[Kind, ...] = ("shared", "copied", "alone", "recurrent", "window")
 class Cell:
     """What the cache holds of one token: the state that it and all before it make."""
 
-    def __init__(self, token: int, position: int, before: int) -> None:
-        self.token, self.state = token, (31 * before + 7 * token + position + 1) % STATES
-
-    @classmethod
-    def saved(cls, token: int, state: int) -> "Cell":
-        cell = cls(token, 0, 0)
-        cell.state = state
-        return cell
+    def __init__(self, token: int, state: int) -> None:
+        self.token, self.state = token, state
 
 
 class Toy:
-    """A model whose next token depends on all before it and where they stand. `kind`: what its cache can do.
+    """A model whose next token depends on all before it and where they stand, or, if it `loops`, on the last one: then
+    it says the same again and again. `kind`: what its cache can do.
 
     shared: sequences own the cells of a common beginning together; copied: each has its own; alone: none can be copied
     into another; recurrent: alone, and nothing can be forgotten but everything; window: shared, and a step overwrites
     cells of others that no window reaches."""
 
-    def __init__(self, kind: Kind = "shared", slots: int = 3, cells: int = 4 * CONTEXT, prefill_chunk: int = 8) -> None:
-        self.kind, self.cells, self.prefill_chunk = kind, cells, prefill_chunk
+    def __init__(
+        self,
+        kind: Kind = "shared",
+        slots: int = 3,
+        cells: int = 4 * CONTEXT,
+        prefill_chunk: int = 8,
+        loops: bool = False,
+        guesses: int = 0,
+    ) -> None:
+        self.kind, self.cells, self.prefill_chunk, self.loops = kind, cells, prefill_chunk, loops
+        self.guesses = 0 if kind == "recurrent" else guesses
         self.shares = kind not in ("alone", "recurrent")
         self.forgets = kind in ("recurrent", "window")
         self.saves = True
@@ -65,8 +70,9 @@ class Toy:
         return len({id(cell) for sequence in self.sequences for cell in sequence})
 
     def forward(self, chunks: Sequence[Chunk]) -> list[Any]:
-        answering = list(takewhile(lambda chunk: chunk.sampled and len(chunk.tokens) == 1, chunks))
-        assert sum(len(chunk.tokens) for chunk in chunks[len(answering) :]) <= self.prefill_chunk
+        answering = list(takewhile(lambda chunk: chunk.rows == len(chunk.tokens), chunks))
+        assert sum(len(chunk.tokens) for chunk in chunks) <= self.prefill_chunk + len(answering)
+        assert all(chunk.rows <= 1 for chunk in answering) or len(answering) <= self.guesses
         assert len({chunk.slot for chunk in chunks}) == len(chunks) > 0
         if self.taken() + sum(len(chunk.tokens) for chunk in chunks) > self.cells:
             raise CacheFull
@@ -78,9 +84,9 @@ class Toy:
             assert chunk.tokens
             assert chunk.start == len(sequence)
             for token in chunk.tokens:
-                sequence.append(Cell(token, len(sequence), sequence[-1].state if sequence else 0))
-            if chunk.sampled:
-                rows.append(LOGITS[sequence[-1].state].copy())
+                before = 0 if self.loops else 31 * (sequence[-1].state if sequence else 0) + len(sequence)
+                sequence.append(Cell(token, (before + 7 * token + 1) % STATES))
+            rows += [LOGITS[cell.state].copy() for cell in sequence[len(sequence) - chunk.rows :]]
         self.steps.append(list(chunks))
         self.most = max(self.most, self.taken())
         return rows
@@ -127,7 +133,7 @@ class Toy:
         if self.taken() + length > self.cells:
             return False
         cells = np.frombuffer(state, np.int32).reshape(length, 2).tolist()
-        self.sequences[slot] = [Cell.saved(token, state) for token, state in cells]
+        self.sequences[slot] = [Cell(token, state) for token, state in cells]
         self.oldest[slot] = max(0, length - WINDOW) if self.kind == "window" else 0
         return True
 
@@ -201,7 +207,7 @@ class Watched:
     def step(self) -> list[Token]:
         running = self.open()
         tokens = self.engine.step()
-        assert len({token.job for token in tokens}) == len(tokens)
+        assert self.model.guesses or len({token.job for token in tokens}) == len(tokens)
         for token in tokens:
             assert token.job in running
             self.tokens[token.job].append(token)
@@ -231,8 +237,8 @@ def keep_often(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(batching, name, value)
 
 
-def alone(ids: list[int], sampling: Sampling) -> list[Token]:
-    watched = Watched(Toy(slots=1, cells=CONTEXT, prefill_chunk=CONTEXT))
+def alone(ids: list[int], sampling: Sampling, loops: bool = False) -> list[Token]:
+    watched = Watched(Toy(slots=1, cells=CONTEXT, prefill_chunk=CONTEXT, loops=loops))
     watched.add(0, ids, sampling)
     watched.finish()
     return watched.tokens[0]
@@ -283,12 +289,20 @@ TEXTS = [[(3 * i + j * i * i + 5 * j + 2) % END for i in range(CONTEXT)] for j i
     slots=st.integers(1, 5),
     spare=st.integers(0, 2 * CONTEXT),
     prefill_chunk=st.integers(1, 20),
+    loops=st.booleans(),
+    guesses=st.integers(0, 3),
     workload=st.lists(events, max_size=25),
 )
 def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
-    kind: Kind, slots: int, spare: int, prefill_chunk: int, workload: list[tuple[Any, ...]]
+    kind: Kind,
+    slots: int,
+    spare: int,
+    prefill_chunk: int,
+    loops: bool,
+    guesses: int,
+    workload: list[tuple[Any, ...]],
 ) -> None:
-    watched = Watched(Toy(kind, slots, CONTEXT + spare, prefill_chunk))
+    watched = Watched(Toy(kind, slots, CONTEXT + spare, prefill_chunk, loops, guesses))
     for what, *rest in workload:
         if what == "step":
             for _ in range(rest[0]):
@@ -306,7 +320,7 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
     before: list[list[int]] = []
     for job, tokens in watched.tokens.items():
         prompt = watched.prompts[job]
-        expected = shown(alone(prompt, watched.samplings[job]))
+        expected = shown(alone(prompt, watched.samplings[job], loops))
         assert shown(tokens) == (expected[: len(tokens)] if job in watched.removed else expected)
         if tokens:
             shared = max((in_common(prompt, other) for other in before), default=0)
@@ -314,6 +328,30 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
             assert {token.cached for token in tokens} == {tokens[0].cached}
         before.append(prompt + generated(tokens))
     watched.engine.close()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "recurrent"])
+def test_what_a_text_repeats_is_said_in_fewer_steps(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCost, "of_row", lambda self, rows: 0.2 * rows)
+    watched, sampling = Watched(Toy(kind, prefill_chunk=32, loops=True, guesses=3)), Sampling(temperature=0)
+    watched.add(0, [1], sampling)
+    watched.finish()
+    tokens = watched.tokens[0]
+    assert shown(tokens) == shown(alone([1], sampling, loops=True))
+    guessed = sum(token.guessed for token in tokens)
+    assert guessed == len(tokens) - len(watched.model.steps) > len(tokens) // 2
+
+
+def test_guesses_that_are_wrong_are_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCost, "of_row", lambda self, rows: 0.2 * rows)
+    monkeypatch.setattr(Lookup, "place", lambda self, tokens: NGRAM)  # what followed is another thing each time
+    watched = Watched(Toy(prefill_chunk=32, guesses=3))
+    watched.add(0, [1, 2, 3, 4], GREEDY)
+    watched.add(1, [5, 2, 3, 4], Sampling(temperature=0, ignore_eos=True))
+    watched.finish()
+    said = watched.tokens[1]
+    wrong = [sum(token.wrong for token in part) for part in (said[:18], said[18:])]
+    assert 0 < wrong[0] < 12 and wrong[1] <= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
