@@ -61,6 +61,7 @@ class Sampling(msgspec.Struct, frozen=True):
     stop_token_ids: tuple[int, ...] = ()  # end the answer as an end-of-sequence token does
     logprobs: int | None = None  # how many alternatives to report beside the chosen token; None: not even that one
     constraint: Constraint | None = None
+    prediction: str = ""  # what the answer may say in large part: it comes sooner then, and is the same
 
 
 NEUTRAL = Sampling()

@@ -164,6 +164,8 @@ class BatchedEngine(Generic[R]):
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
         self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends)
+        if self._model.guesses:
+            self._guessers[job] = Guesser(self.encode(sampling.prediction) if sampling.prediction else [])
 
     def step(self) -> list[Token]:
         self._admit()
@@ -219,8 +221,8 @@ class BatchedEngine(Generic[R]):
     # --- one step ---
 
     def _plan(self, guess: bool) -> tuple[list[Chunk], list[Chunk]]:
-        """A token and guesses for everyone who answers, and as much of the prompts as the budget allows: of the one with
-        the least left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
+        """A token and guesses for all who answer, and as much of the prompts as the budget allows: of the one with the
+        least left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
         busy = sorted(self._busy(), key=lambda pair: pair[1].order)
         readers = [(slot, running) for slot, running in busy if unread(slot, running) > 1]
         answering = self._answers([(slot, running) for slot, running in busy if unread(slot, running) == 1], guess)
@@ -243,9 +245,8 @@ class BatchedEngine(Generic[R]):
         for slot, running in answering:
             tokens = running.tokens[-1:]
             if cost < 1 or math.isnan(cost):
-                guesser = self._guessers.setdefault(running.job, Guesser())
                 left = self._jobs.left(running) - 1
-                tokens += guesser.guess(running.tokens, min(left, room // 2), cost)
+                tokens += self._guessers[running.job].guess(running.tokens, min(left, room // 2), cost)
             chunks.append(Chunk(slot.index, len(slot.kv), tokens, len(tokens)))
             room -= len(tokens) - 1
         return chunks

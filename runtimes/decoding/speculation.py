@@ -1,5 +1,6 @@
-"""Speculation: guesses of what an answer says next, read from what its text says already (prompt lookup), and how many
-of them are worth computing. The engine chooses each token as it would without them, so that an answer is the same."""
+"""Speculation: guesses of what an answer says next, read from what its text says already (prompt lookup) or its request
+predicts, and how many of them are worth computing. The engine chooses each token as it would without them, so that an
+answer is the same."""
 
 import math
 
@@ -85,22 +86,31 @@ class Odds:
 class Guesser:
     """Of one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, predicted: list[int]) -> None:
         self._lookup = Lookup()
+        self._predicted, self._text, self._taken = predicted, list[int](), 0
         self._odds = {NGRAM: Odds(0.4), 6: Odds(0.7), LONGEST: Odds(0.9)}  # by how many tokens agree, at least
         self._used = self._odds[NGRAM]  # for the last guesses
 
     def guess(self, tokens: list[int], most: int, cost: float) -> list[int]:
         """What may follow, as far as it is worth `cost`: what a row must bring, in tokens."""
-        place = self._lookup.place(tokens)
+        self._take(tokens)
+        place = self._lookup.place(self._text)
         if place is None or most <= 0:
             return []
-        length = agreeing(tokens, place)
+        length = agreeing(self._text, place)
         self._used = self._odds[max(least for least in self._odds if least <= length)]
         count = FIRST if math.isnan(cost) else worthwhile(self._used.right, cost)
         if not count:
             self._used.forget()
-        return tokens[place : place + min(count, most)]
+        return self._text[place : place + min(count, most)]
+
+    def _take(self, tokens: list[int]) -> None:
+        """The prediction is read as if it stood behind the prompt, whose end comes once more after it."""
+        if self._predicted and not self._taken:
+            self._text, self._taken = tokens + self._predicted + tokens[-NGRAM:], len(tokens)
+        self._text += tokens[self._taken :]
+        self._taken = len(tokens)
 
     def learn(self, guessed: int, right: int) -> None:
         self._used.learn(right, int(right < guessed))

@@ -27,7 +27,15 @@ from enginehouse.runtimes.contract import (
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.worker.answer import Answer
-from enginehouse.runtimes.worker.prompt import check_features, check_length, encode, field_at_fault, prepare, remaining
+from enginehouse.runtimes.worker.prompt import (
+    check_features,
+    check_length,
+    check_prediction,
+    encode,
+    field_at_fault,
+    prepare,
+    remaining,
+)
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -260,6 +268,7 @@ class Loop:
         ids, output, sampling = prepare(self._engine, submit.prompt, submit.sampling)
         check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), submit.sampling, self._engine.facts.context_length)
+        check_prediction(sampling.prediction, self._engine.facts)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.generated:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas

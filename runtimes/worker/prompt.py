@@ -51,6 +51,14 @@ def encode(engine: Engine, text: str) -> list[int]:
     return engine.encode(text)
 
 
+def check_prediction(text: str, facts: Facts) -> None:
+    try:
+        check_text(text, facts)
+    except Refused as error:
+        reason = f"'prediction' cannot fit the model's context of {facts.context_length} tokens"
+        raise Refused(reason, "prediction", error.code) from error
+
+
 def encode_text(engine: Engine, prompt: Text) -> list[int]:
     ids, bos = encode(engine, prompt.text), engine.facts.bos
     bos_added = bos and not prompt.text.startswith(bos)

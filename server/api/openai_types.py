@@ -181,9 +181,7 @@ def usage_of(usage: Usage) -> TokenUsage:
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
         PromptDetails(usage.cached_tokens),
-        CompletionDetails(
-            usage.reasoning_tokens, usage.accepted_prediction_tokens, usage.rejected_prediction_tokens
-        ),
+        CompletionDetails(usage.reasoning_tokens, usage.accepted_prediction_tokens, usage.rejected_prediction_tokens),
     )
 
 

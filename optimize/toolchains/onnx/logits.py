@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes of token ids, at every place: the graph we serve gives the last one only."""
+"""What ONNX Runtime computes of token ids, at every place: as it is built, a graph gives the last one only."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from enginehouse.optimize.sources.files import read_json
 if TYPE_CHECKING:
     import numpy as np
 
-PRUNING = "/lm_head/prune/"  # nodes by which the builder leaves out all places but the last
+HEAD = "/lm_head/"  # nodes behind the last layer
+PRUNING = "/lm_head/prune/"  # of them, those by which the builder leaves out all places but the last
+WANTED = "wanted_places"  # the input of a graph that gives what is asked for: counted from the end, the last is -1
 BESIDE = "session.model_external_initializers_file_folder_path"  # where the weights of a graph in memory are
 
 
@@ -24,7 +26,9 @@ def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any
     options.add_session_config_entry(BESIDE, str(folder))
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(whole_graph(folder), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            choosing_graph(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        )
     except (RuntimeError, ValueError) as error:
         raise CannotBuild(f"ONNX Runtime does not load '{folder.name}': {error}") from error
     ports = {port.name: port for port in session.get_inputs()}
@@ -38,6 +42,7 @@ def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, len(ids)), np.int64),
             "position_ids": np.arange(len(ids), dtype=np.int64)[None],
+            WANTED: np.arange(-len(ids), 0, dtype=np.int64),
         }
         found = session.run(["logits"], empty | {name: value for name, value in inputs.items() if name in ports})
         yield np.asarray(found[0][0], np.float32)
@@ -51,22 +56,23 @@ def head_width(folder: Path) -> int:
     return int(config["model"]["decoder"]["head_size"])
 
 
-def whole_graph(folder: Path) -> bytes:
-    """Without the pruning; the weights stay in their file."""
+def choosing_graph(file: Path) -> bytes:
+    """With an input that says which places' logits are wanted, where it was pruned; the weights stay in their file."""
     import onnx
 
-    model = onnx.load(str(folder / "model.onnx"), load_external_data=False)
+    model = onnx.load(str(file), load_external_data=False)
     graph = model.graph
     pruning = [node for node in graph.node if node.name.startswith(PRUNING)]
     if pruning:
+        at = list(graph.node).index(pruning[0])
         before, after = pruning[0].input[0], pruning[-1].output[0]
         for node in pruning:
             graph.node.remove(node)
-        for node in graph.node:
-            for at, name in enumerate(node.input):
-                if name == after:
-                    node.input[at] = before
+        graph.node.insert(at, onnx.helper.make_node("Gather", [before, WANTED], [after], f"{PRUNING}{WANTED}", axis=1))
+        for known in [value for value in graph.value_info if value.name.startswith(HEAD)]:
+            graph.value_info.remove(known)  # their shapes say one place
+        graph.input.append(onnx.helper.make_tensor_value_info(WANTED, onnx.TensorProto.INT64, [WANTED]))
         for output in graph.output:
             if output.name == "logits":
-                output.type.tensor_type.shape.dim[1].dim_param = "sequence_length"
+                output.type.tensor_type.shape.dim[1].dim_param = WANTED
     return bytes(model.SerializeToString())

@@ -380,7 +380,7 @@ class LlamaCpp:
             else "",
             eos=self._token_text(self.lib.llama_vocab_eos(self._vocab)),
             device=self._device,
-            features=EVERYTHING,
+            features=tuple(name for name in EVERYTHING if name != "prediction" or self.guesses),
             # What stands for a blank or a byte in these texts is no shorter than that.
             longest_token=max(len(text.encode()) for text in texts),
             special_tokens=tuple(texts[token] for token in special if texts[token]),

@@ -33,6 +33,7 @@ from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.mlx.sampling import State, choosing
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler
 
+FEATURES = tuple(name for name in EVERYTHING if name != "prediction")
 SCORED_ROWS = 64  # tokens read at a time where each gives logits
 WORTH_SHARING = 16  # tokens of a common beginning; fewer are read again sooner than copied
 WEIGHTS_AT_ONCE = 256 << 20  # bytes read between two reports of the progress
@@ -98,7 +99,7 @@ class Mlx:
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=load.device,
-            features=EVERYTHING if self._body else tuple(name for name in EVERYTHING if name != "embeddings"),
+            features=FEATURES if self._body else tuple(name for name in FEATURES if name != "embeddings"),
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=size.token_bytes,
@@ -425,7 +426,7 @@ RUNTIME = Local(
     unavailable=unavailable,
     load=load,
     options=Options,
-    features=EVERYTHING,
+    features=FEATURES,
     devices=devices,
     distributions=("mlx", "mlx-lm"),
     environment={"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import msgspec
 
-from enginehouse.optimize.toolchains.onnx.logits import BESIDE, whole_graph
+from enginehouse.optimize.toolchains.onnx.logits import BESIDE, choosing_graph
 from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pieces, Pooling, Sampling
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, Chunk
@@ -35,6 +35,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells for all slots together
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
     prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
+    speculation: Literal["lookup", "off"] = "lookup"  # guesses of what follows, from the text itself
 
 
 class Sequences(Protocol):
@@ -43,6 +44,7 @@ class Sequences(Protocol):
     slots: int
     context: int  # tokens of one
     shares: bool
+    guesses: int
 
     def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]": ...
     def reusable(self, slot: int, length: int) -> bool: ...
@@ -60,12 +62,13 @@ class Onnx:
         context = kv_cache.context_of(load, own, options.kv_tokens, each)
         self._sequences: Sequences = load_sequences(load, options, folder, graph, context)
         report(1.0)
-        self._scoring: Slots | None = None  # one more session, of a graph with all logits, made for the first prompt
-        self._folder, self._graph, self._threads = folder, graph, load.threads
+        self._scoring: Slots | None = None  # one more KV cache, made for the first prompt
+        self._graph = graph
         self.encode = self._vocabulary.encode
         self.ends: Sequence[int] = self._vocabulary.ends
         sequences = self._sequences
         self.shares: bool = sequences.shares
+        self.guesses = sequences.guesses if options.speculation == "lookup" else 0
         self.forgets = False
         self.saves = isinstance(sequences, Slots)
         self.forward, self.reusable = sequences.forward, sequences.reusable
@@ -78,7 +81,11 @@ class Onnx:
             bos=self._vocabulary.bos,
             eos=self._vocabulary.eos,
             device=DEVICES[options.provider],
-            features=tuple(name for name in FEATURES if name != "prompt_logprobs" or can_score(sequences)),
+            features=tuple(
+                name
+                for name in FEATURES
+                if (name != "prompt_logprobs" or can_score(sequences)) and (name != "prediction" or self.guesses)
+            ),
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=each,
@@ -114,12 +121,14 @@ class Onnx:
 
     def score(self, ids: Sequence[int], top: int) -> Pieces[list[Logprob]]:
         if self._scoring is None:
-            session = open_session(whole_graph(self._folder), self._threads, self._folder)
-            self._scoring = Slots(session, self._graph, 1, self.facts.context_length, self.facts.context_length)
+            assert isinstance(self._sequences, Slots)
+            context = self.facts.context_length
+            self._scoring = Slots(self._sequences.session, self._graph, 1, context, context)
         self._scoring.truncate(0, 0, 0)
         out = list[Logprob]()
         for start in range(0, len(ids) - 1, SCORED_ROWS):
-            rows = self._scoring.read_all(0, ids[start : min(start + SCORED_ROWS, len(ids) - 1)])
+            part = ids[start : min(start + SCORED_ROWS, len(ids) - 1)]
+            rows = self._scoring.append(0, part, len(part))
             out += scored(rows, ids[start + 1 :][: len(rows)], top, self.text)
             yield
         return out
@@ -137,7 +146,7 @@ def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, con
     elif options.path == "generator":
         refusal = "'generator' is asked for"
     else:
-        session = open_session(str(folder / graph.file), load.threads, folder)
+        session = open_session(folder / graph.file, load.threads)
         refusal = slots_refusal(session, graph)
         if not refusal:
             cells = kv_cache.cells(options.kv_tokens, context, load.slots)
@@ -153,21 +162,21 @@ def load_sequences(load: Load, options: Options, folder: Path, graph: Graph, con
 
 
 def can_score(sequences: Sequences) -> bool:
-    """Rewiring the graph takes the package it was built with, and a cache of ours."""
-    return isinstance(sequences, Slots) and importlib.util.find_spec("onnx") is not None
+    return isinstance(sequences, Slots) and not sequences.last_only
 
 
-def open_session(model: str | bytes, threads: int, folder: Path) -> Any:
-    """Of a file, or of a graph whose weights are in `folder`."""
+def open_session(file: Path, threads: int) -> Any:
+    """Rewired to give the logits of any place, where the package is there that it was built with."""
     import onnxruntime
+
+    model = choosing_graph(file) if importlib.util.find_spec("onnx") else str(file)
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3  # errors
     # A thread that spins for one the kernel has put aside costs a busy machine several times the speed.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(model, bytes):
-        settings.add_session_config_entry(BESIDE, str(folder))
+    settings.add_session_config_entry(BESIDE, str(file.parent))
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 

@@ -15,6 +15,7 @@ class Generators:
     """They take turns: nothing is shared between sequences, and a step costs as much as there are."""
 
     shares = False
+    guesses = 0
 
     def __init__(self, folder: Path, provider: str, threads: int, slots: int, context: int) -> None:
         import onnxruntime_genai
@@ -32,7 +33,7 @@ class Generators:
     def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
         """Logits are float32, (vocabulary,)."""
         rows = [self._append(chunk.slot, chunk.tokens) for chunk in chunks]
-        return [row for row, chunk in zip(rows, chunks, strict=True) if chunk.sampled]
+        return [row for row, chunk in zip(rows, chunks, strict=True) if chunk.rows]
 
     def _append(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
         import numpy as np

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from enginehouse.optimize.toolchains.onnx.logits import WANTED
 from enginehouse.runtimes.decoding.batching import CacheFull, Chunk
 
 if TYPE_CHECKING:
@@ -59,49 +60,47 @@ class Slots:
         """`context`: tokens of one slot; `cells`: of all together."""
         import numpy as np
 
-        self._session, self._graph = session, graph
+        self.session, self._graph = session, graph
         self.slots, self.context, self._cells = slots, context, cells
         inputs = {value.name: value for value in session.get_inputs()}
         self._positions = "position_ids" in inputs
         self._element = np.dtype(ELEMENTS[inputs[f"{PAST}0.key"].type])
         logits = next(value for value in session.get_outputs() if value.name == "logits")
         self._logits_element = np.dtype(ELEMENTS[logits.type])
-        self._pruned = logits.shape[1] == 1  # the graph gives the last position only
+        self._chooses = WANTED in inputs
+        self.last_only = logits.shape[1] == 1  # the graph gives no other place
+        self.guesses = 0 if self.last_only else 1  # beside others, a sequence with guesses takes a run of its own
         shape = (slots, graph.heads, context, graph.width)
         self._caches = [Cache(shape, self._element) for _ in range(2 * graph.layers)]
         self._row = list(range(slots))  # of each slot
         self._slot = list(range(slots))  # of each row
         self._length = [0] * slots  # tokens each slot holds
-        self._bindings: dict[tuple[int, int], Any] = {}
+        self._bindings: dict[tuple[int, int, bool], Any] = {}
+        self._places = np.arange(-context, 0, dtype=np.int64)
         self._out = np.zeros((slots, 1, graph.vocabulary), self._logits_element)
 
     def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
         """Logits are float32, (vocabulary,)."""
         if sum(self._length) + sum(len(chunk.tokens) for chunk in chunks) > self._cells:
             raise CacheFull
-        answering = list(takewhile(lambda chunk: chunk.sampled and len(chunk.tokens) == 1, chunks))
+        answering = list(takewhile(lambda chunk: chunk.rows == len(chunk.tokens) == 1, chunks))
         rows = self._decode(answering) if answering else []
         for chunk in chunks[len(answering) :]:
-            logits = self._append(chunk.slot, chunk.tokens)[-1]
-            if chunk.sampled:
-                rows.append(logits.astype("float32", copy=False))
+            logits = self.append(chunk.slot, chunk.tokens, max(1, chunk.rows))
+            rows += list(logits[: chunk.rows])
         return rows
 
-    def read_all(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
-        """Appends to a sequence; the logits after each token, where the graph gives that: float32, (tokens,
-        vocabulary)."""
-        return self._append(slot, tokens).astype("float32", copy=False)
-
-    def _append(self, slot: int, tokens: Sequence[int]) -> "np.ndarray[Any, Any]":
+    def append(self, slot: int, tokens: Sequence[int], wanted: int) -> "np.ndarray[Any, Any]":
+        """To a sequence; the logits after the last `wanted` of them: float32, (wanted, vocabulary)."""
         import numpy as np
 
         row, past = self._row[slot], self._length[slot]
         ids = np.asarray(tokens, np.int64)[None]
         mask = np.ones((1, past + len(tokens)), np.int64)
         positions = np.arange(past, past + len(tokens), dtype=np.int64)[None]
-        logits: np.ndarray[Any, Any] = self._run(row, row + 1, ids, mask, positions)[0]
+        logits: np.ndarray[Any, Any] = self._run(row, row + 1, ids, mask, positions, wanted)[0]
         self._length[slot] += len(tokens)
-        return logits
+        return logits.astype("float32", copy=False)
 
     def _decode(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
         """One token for each."""
@@ -114,7 +113,7 @@ class Slots:
         ids[rows, 0] = [chunk.tokens[0] for chunk in chunks]
         lengths[rows, 0] = [chunk.start for chunk in chunks]
         mask = (np.arange(int(lengths.max()) + 1)[None] <= lengths).astype(np.int64)
-        logits = self._run(0, count, ids, mask, lengths)[:, -1].astype("float32", copy=False)
+        logits = self._run(0, count, ids, mask, lengths, 1)[:, -1].astype("float32", copy=False)
         for slot in slots:
             self._length[slot] += 1
         return [logits[row] for row in rows]
@@ -172,25 +171,28 @@ class Slots:
         self._slot[one], self._slot[other] = self._slot[other], self._slot[one]
         self._row[self._slot[one]], self._row[self._slot[other]] = one, other
 
-    def _run(self, low: int, high: int, ids: Any, mask: Any, positions: Any) -> Any:
-        """The logits of these rows: (rows, positions, vocabulary); good until the next run."""
-        binding = self._binding(low, high)
+    def _run(self, low: int, high: int, ids: Any, mask: Any, positions: Any, wanted: int) -> Any:
+        """The logits of these rows at the last places: (rows, wanted, vocabulary); good until the next run."""
+        bound = wanted == 1 and (self._chooses or self.last_only)
+        binding = self._binding(low, high, bound)
         binding.bind_cpu_input("input_ids", ids)
         binding.bind_cpu_input("attention_mask", mask)
         if self._positions:
             binding.bind_cpu_input("position_ids", positions)
-        if not self._pruned:
+        if self._chooses:
+            binding.bind_cpu_input(WANTED, self._places[-wanted:])
+        if not bound:
             binding.bind_output("logits", "cpu")
-        self._session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding)
         # A binding lists its outputs in the order of binding.
-        return self._out[low:high] if self._pruned else binding.get_outputs()[-1].numpy()
+        return self._out[low:high] if bound else binding.get_outputs()[-1].numpy()[:, -wanted:]
 
-    def _binding(self, low: int, high: int) -> Any:
-        """Everything that does not change between runs over these rows is bound once."""
-        if (low, high) in self._bindings:
-            return self._bindings[low, high]
-        binding = self._session.io_binding()
-        if self._pruned:
+    def _binding(self, low: int, high: int, bound: bool) -> Any:
+        """Everything that does not change between runs over these rows is bound once. `bound`: their logits, too."""
+        if (low, high, bound) in self._bindings:
+            return self._bindings[low, high, bound]
+        binding = self.session.io_binding()
+        if bound:
             out = self._out[low:high]
             binding.bind_output("logits", "cpu", 0, self._logits_element.type, out.shape, out.ctypes.data)
         for number, cache in enumerate(self._caches):
@@ -199,7 +201,7 @@ class Slots:
             memory = "cpu", 0, self._element.type, rows.shape, rows.ctypes.data
             binding.bind_input(f"{PAST}{layer}.{kind}", *memory)
             binding.bind_output(f"present.{layer}.{kind}", *memory)
-        self._bindings[low, high] = binding
+        self._bindings[low, high, bound] = binding
         return binding
 
 
@@ -242,7 +244,7 @@ class Cache:
 
 def slots_refusal(session: Any, graph: Graph) -> str | None:
     """Why sequences cannot share this graph, or None."""
-    known = {"input_ids", "attention_mask", "position_ids"}
+    known = {"input_ids", "attention_mask", "position_ids", WANTED}
     cache = {f"{PAST}{layer}.{kind}" for layer in range(graph.layers) for kind in ("key", "value")}
     inputs = {value.name: value for value in session.get_inputs()}
     if foreign := sorted(set(inputs) - known - cache):

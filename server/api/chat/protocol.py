@@ -39,7 +39,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (),
     "function_call": (),
     "audio": (),
-    "prediction": (),
     "verbosity": ("medium",),
     "web_search_options": (),
     "moderation": (),
@@ -101,6 +100,11 @@ class SomeTools(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_un
 ToolChoice = Literal["auto", "none", "required"] | OneTool | SomeTools
 
 
+class Prediction(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    content: str | Annotated[list[Part], msgspec.Meta(max_length=MESSAGES)]
+    type: Literal["content"] = "content"
+
+
 class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True, frozen=True):
     json_schema: NamedSchema
 
@@ -119,6 +123,7 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     tools: list[Tool] = msgspec.field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
+    prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)  # an extension
 
 
@@ -195,8 +200,14 @@ def to_jobs(request: ChatRequest, id: str) -> list[Job]:
         max_tokens=min(limits, default=None),
         logprobs=request.top_logprobs if request.logprobs else None,
         constraint=constraint(request.response_format),
+        prediction=predicted(request.prediction),
     )
     return copies(Job(id, request.model, chat_of(request), sampling, request.stream), request.n)
+
+
+def predicted(prediction: Prediction | None) -> str:
+    content = prediction.content if prediction else ""
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | None:

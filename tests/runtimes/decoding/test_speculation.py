@@ -38,7 +38,7 @@ def test_a_lookup_finds_the_last_place_where_the_end_of_the_text_stood_before(
 
 
 def test_a_long_prompt_is_looked_at_in_parts() -> None:
-    text, lookup = list(range(3 * INDEXED_AT_ONCE)) + [5, 6, 7], Lookup()
+    text, lookup = [*range(3 * INDEXED_AT_ONCE), 5, 6, 7], Lookup()
     found = [lookup.place(text) for _ in range(4)]
     assert found == [None, None, 8, 8]
 
@@ -60,7 +60,7 @@ def test_the_cost_of_a_row_is_found_from_steps_of_several_sizes(base: float, row
 
 
 def test_where_guesses_fail_they_cost_a_step_in_fifty() -> None:
-    guesser, text, guessed = Guesser(), [1, 2, 3] * 4, 0
+    guesser, text, guessed = Guesser([]), [1, 2, 3] * 4, 0
     for _ in range(1000):
         if count := len(guesser.guess(text, MOST, 0.3)):
             guesser.learn(count, 0)
@@ -75,3 +75,13 @@ def test_odds_are_odds(learned: list[tuple[int, int]]) -> None:
         odds.learn(right, wrong)
         odds.forget()
         assert 0 < odds.right < 1
+
+
+def test_a_prediction_is_guessed_from_its_beginning_and_again_behind_a_change() -> None:
+    prompt, predicted = [1, 2, 3, 4, 1, 2, 3], list(range(10, 40))
+    guesser = Guesser(predicted)
+    assert guesser.guess(prompt, 5, 0.001) == predicted[:5]
+    said = [*predicted[:5], 7]
+    assert guesser.guess(prompt + said, 5, 0.001) == []
+    said += predicted[6:9]
+    assert guesser.guess(prompt + said, 5, 0.001) == predicted[9:14]

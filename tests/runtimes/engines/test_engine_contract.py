@@ -30,6 +30,7 @@ from enginehouse.runtimes.contract import (
     Token,
 )
 from enginehouse.runtimes.decoding import batching
+from enginehouse.runtimes.decoding.speculation import StepCost
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.structure import JsonValue
@@ -650,3 +651,36 @@ def test_embedding_disturbs_no_answer(engine: Engine) -> None:
     whole(engine.embed(engine.encode("hello"), "mean"))
     jobs.finish()
     assert jobs.text(0) == alone
+
+
+def test_guesses_change_no_answer(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and together, greedy and drawn by a seed, which is more than the same distribution."""
+    if "speculation" not in build.runtime.options.__struct_fields__:
+        pytest.skip(f"{build.runtime.name} does not guess")
+    monkeypatch.setattr(StepCost, "of_row", lambda self, rows: 0.1)  # whatever it costs here
+    told = "".join(f"{prompt(question)}The answer is yes, of course.<|im_end|>\n" for question in QUESTIONS)
+    drawn = [Sampling(max_tokens=40, temperature=0.8, top_p=0.9, seed=seed) for seed in range(4)]
+    samplings = [
+        msgspec.structs.replace(GREEDY, max_tokens=60, ignore_eos=True),
+        msgspec.structs.replace(GREEDY, max_tokens=60, constraint=JSON_OBJECT),
+        msgspec.structs.replace(GREEDY, max_tokens=60, min_tokens=50, logprobs=2, repetition_penalty=1.1),
+        *drawn,
+    ]
+    said, guessed, wrong = list[Any](), 0, 0
+    for speculation in ("off", "lookup"):
+        engine = build(speculation=speculation)
+        for constraint in filter(None, (sampling.constraint for sampling in samplings)):
+            whole(engine.make_ready(constraint))
+        for together in (1, SLOTS):
+            for start in range(0, len(samplings), together):
+                jobs = Jobs(engine)
+                for job, sampling in enumerate(samplings[start : start + together]):
+                    jobs.add(job, engine.encode(told + prompt(QUESTIONS[job])), sampling)
+                jobs.finish()
+                said.append([[(token.id, token.finish) for token in tokens] for tokens in jobs.tokens.values()])
+                guessed += sum(token.guessed for tokens in jobs.tokens.values() for token in tokens)
+                wrong += sum(token.wrong for tokens in jobs.tokens.values() for token in tokens)
+        engine.close()
+    half = len(said) // 2
+    assert said[:half] == said[half:]
+    assert guessed > 5 and wrong > 5
