@@ -76,8 +76,14 @@ $(CLIENTS)/.node: tests/clients/package-lock.json $(CLIENTS)/.python
 	cd $(CLIENTS)-node && PATH=$(CLIENTS)/bin:$$PATH npm ci --silent
 	touch $@
 
+# Through the house against the bare engine; with LLAMA_SERVER=/its/binary, everything beside that.
 bench: install-dev
+ifdef LLAMA_SERVER
+	$(BIN)/python -m tests.bench.llama_server $(LLAMA_SERVER) --source builtin:smollm2 --out smollm2 $(ARGS)
+	$(BIN)/python -m tests.bench.llama_server $(LLAMA_SERVER) --out qwen3-0.6b-shape --parts crowd prompts turns $(ARGS)
+else
 	$(BIN)/python -m tests.bench.http $(ARGS)
+endif
 
 # Pins what pyproject.toml admits; needs uv on the PATH. torch is pinned by hand, because a CPU build is enough and uv
 # would take the CUDA one.

@@ -170,6 +170,25 @@ def test_an_empty_last_answer_counts_as_none(house: Served) -> None:
     )
 
 
+# --- predictions ---
+
+
+def test_a_prediction_changes_no_answer_and_its_guesses_are_counted(house: Served) -> None:
+    plain = ask(house, max_tokens=40)
+    for content in (plain.choices[0].message.content, "Something else that nobody said."):
+        reply = ask(house, max_tokens=40, extra_body={"prediction": {"type": "content", "content": content}})
+        assert reply.choices[0].message.content == plain.choices[0].message.content
+        details = reply.usage.completion_tokens_details
+        assert 0 <= details.accepted_prediction_tokens < reply.usage.completion_tokens
+        assert details.rejected_prediction_tokens >= 0
+
+
+def test_a_prediction_longer_than_the_context_is_refused_by_name(house: Served) -> None:
+    prediction = {"type": "content", "content": "lemon river stone " * 100_000}
+    error = refused(house, {"model": "pocket", "messages": FRANCE, "prediction": prediction})
+    assert error["param"] == "prediction"
+
+
 # --- fingerprints ---
 
 
