@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -310,8 +310,9 @@ class Pool:
 
     # --- apart from requests ---
 
-    async def measure(self, model: str, ranked: Ranked) -> Figures:
-        """Times a candidate in a worker of its own and keeps the figures. Nothing is unloaded for it."""
+    async def measure(self, model: str, ranked: Ranked, prompts: Sequence[Prompt] = ()) -> Figures:
+        """Times a candidate in a worker of its own, on these prompts if any, and keeps the figures. Nothing is unloaded
+        for it."""
         name, key = self.resolve(model), (f"{model} (measured)", ranked.candidate.key)
         source = await self.source(name)
         artifact = await self._loader.prepare(name, source, ranked.candidate)
@@ -320,7 +321,7 @@ class Pool:
             worker = await self._loader.start(name, source, ranked.candidate, artifact)
             try:
                 self._progress.report(name, ranked.candidate.key, "measure", 0.0)
-                figures = await measure(worker)
+                figures = await measure(worker, prompts)
             finally:
                 self._models.close(worker)
         finally:

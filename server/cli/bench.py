@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.box import SIMPLE
@@ -10,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import Quality
+from enginehouse.runtimes.contract import Chat, Prompt, Text
 from enginehouse.runtimes.errors import EngineFailed, Unavailable, UnknownModel
 from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
@@ -23,9 +27,28 @@ SHOW_SECONDS = 0.2
 Names = Sequence[str] | None
 
 
-def run(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
+def run(config: Config, model: str, only: Names, precisions: Names, prompts: str | None, as_json: bool) -> None:
     """Times every candidate in a worker of its own, one after the other, and prints them with those that cannot."""
-    asyncio.run(_bench(config, model, only, precisions, as_json))
+    asyncio.run(_bench(config, model, only, precisions, read_prompts(Path(prompts)) if prompts else (), as_json))
+
+
+def read_prompts(file: Path) -> list[Prompt]:
+    """A line is a body of /v1/chat/completions, of which messages and tools are taken, or a text. Raises BadConfig."""
+    prompts = list[Prompt]()
+    try:
+        for line in filter(str.strip, file.read_text(encoding="utf-8").splitlines()):
+            found = msgspec.json.decode(line, type=str | Asked)
+            prompts.append(Text(found) if isinstance(found, str) else Chat(found.messages, found.tools))
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"'{file}': {error}") from error
+    if not prompts:
+        raise BadConfig(f"'{file}' has no prompts; give one JSON object with 'messages', or a text, on each line")
+    return prompts
+
+
+class Asked(msgspec.Struct, frozen=True):
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
 
 
 def explain(config: Config, model: str, as_json: bool) -> None:
@@ -40,7 +63,9 @@ def explain(config: Config, model: str, as_json: bool) -> None:
         show(explained)
 
 
-async def _bench(config: Config, model: str, only: Names, precisions: Names, as_json: bool) -> None:
+async def _bench(
+    config: Config, model: str, only: Names, precisions: Names, prompts: Sequence[Prompt], as_json: bool
+) -> None:
     errors: dict[str, str] = {}
     explained: list[Explanation] = []
     for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
@@ -53,10 +78,10 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
                 errors[runtime] = reasons[0]
             with progress(as_json) as bar:
                 for candidate in ranked:
-                    await timed(pool, name, candidate, bar, errors)
+                    await timed(pool, name, candidate, prompts, bar, errors)
                 unmeasured = (await pool.decision(name)).unmeasured
                 if unmeasured and (not only or unmeasured.candidate.runtime in only):
-                    await timed(pool, name, unmeasured, bar, errors)
+                    await timed(pool, name, unmeasured, prompts, bar, errors)
             explained.append(await pool.explain(name))
     if as_json:
         print(to_json({"explained": explained, "errors": errors}))
@@ -67,9 +92,11 @@ async def _bench(config: Config, model: str, only: Names, precisions: Names, as_
         print(f"{what}: {reason}")
 
 
-async def timed(pool: Pool, name: str, ranked: Ranked, bar: Progress, errors: dict[str, str]) -> None:
+async def timed(
+    pool: Pool, name: str, ranked: Ranked, prompts: Sequence[Prompt], bar: Progress, errors: dict[str, str]
+) -> None:
     row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
-    measuring = asyncio.create_task(pool.measure(name, ranked))
+    measuring = asyncio.create_task(pool.measure(name, ranked, prompts))
     while not measuring.done():
         now = pool.progress(name)
         bar.update(row, completed=now.percent / 100, stage=now.stage)

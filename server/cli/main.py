@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     benching.add_argument("model", metavar="MODEL")
     benching.add_argument("--runtime", metavar="R", nargs="+", help="only these")
     benching.add_argument("--precision", metavar="P", nargs="+", help="these instead of the config's")
+    benching.add_argument("--prompts", metavar="FILE.jsonl", help="time it on these instead of tokens by chance")
     benching.add_argument("--json", action="store_true")
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
@@ -105,7 +106,8 @@ def optimize(arguments: argparse.Namespace) -> None:
 def bench(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import bench
 
-    bench.run(configured(arguments), arguments.model, arguments.runtime, arguments.precision, arguments.json)
+    asked = arguments.model, arguments.runtime, arguments.precision, arguments.prompts, arguments.json
+    bench.run(configured(arguments), *asked)
 
 
 def explain(arguments: argparse.Namespace) -> None:
