@@ -266,8 +266,8 @@ class Engine(Protocol):
         Called only where Facts lists the constraint's kind; several may be under way together."""
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
-        """Admits a sequence or queues it, a batch one behind interactive ones. `ids` fit the context. Raises Refused for
-        what it cannot honour, among it a token id that the vocabulary does not have (see `check_tokens`)."""
+        """Admits a sequence or queues it, a batch one behind interactive ones. `ids` fit the context. Raises Refused
+        for what it cannot honour, among it a token id that the vocabulary does not have (see `check_tokens`)."""
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""

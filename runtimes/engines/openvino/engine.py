@@ -255,8 +255,8 @@ class OpenVino:
         return not running.sampling.constraint or self._compiling.turns.begin_answer()
 
     def _make_way(self, running: Running[State]) -> None:
-        """Sends a batch job back to wait, unless GenAI could not go on with it as if nothing had been: where a constraint
-        or a seed had come to, or in the middle of a prompt (see remove)."""
+        """Sends a batch job back to wait, unless GenAI could not go on as if nothing had been: where a constraint or a
+        seed's numbers had come to, or in the middle of a prompt (see remove)."""
         s, state = running.sampling, running.state
         drawn = s.seed is not None and s.temperature >= GREEDY_BELOW
         if (state.stepped and not running.generated) or (running.generated and (s.constraint or drawn)):
