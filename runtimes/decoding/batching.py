@@ -285,6 +285,8 @@ class BatchedEngine(Generic[R]):
             if not self._may_begin(self._jobs.waiting[0], free) and not self._make_way(free):
                 return
             running = self._jobs.waiting.pop(0)
+            if running.batch:  # what a chat left is for its next turn
+                free = [slot for slot in free if slot.batch or not slot.kv] or free
             slot = self._place(running.tokens, free)
             slot.running, slot.batch = running, running.batch
             if running.cached is None:

@@ -155,7 +155,7 @@ def test_what_has_not_begun_in_time_is_a_504(served: Served, route: str, error: 
         (
             "/v1/responses",
             {"text": {"format": {"type": "json_schema", "name": "long", "schema": LONG}}},
-            "event: error",
+            "event: response.failed",
         ),
         (
             "/v1/messages",
