@@ -13,6 +13,7 @@ S = TypeVar("S")
 
 STRETCH = 1.5  # times that a step of interactive answers alone takes, which one with batch answers may take
 HELD_STRETCH = 1.75  # the same before one that answers already is sent back, where it cannot just be left out of a step
+REMEMBERED = 512  # steps
 LEAST_SHARE = 8  # one step of so many is the batch's, whatever it costs; and one goes without, to be timed
 
 
@@ -28,9 +29,14 @@ class Riders:
     def __init__(self, seconds: MutableMapping[int, float]) -> None:
         """`seconds`: of a step in which nothing is read, by how many answer in it."""
         self._seconds = seconds
-        self._turn = 0
+        self._turn = self._noted = 0
 
     def note(self, answering: int, seconds: float) -> None:
+        """What a step took. Now and then it is forgotten what more would take, so that it is tried again."""
+        self._noted += 1
+        if self._noted % REMEMBERED == 0:
+            for more in [count for count in self._seconds if count > answering]:
+                del self._seconds[more]
         self._seconds[answering] = mixed(self._seconds.get(answering, math.nan), seconds)
 
     def most(self, interactive: int, batch: int, stretch: float = STRETCH) -> int:
@@ -75,6 +81,8 @@ class Riders:
     def in_the_way(self, active: Collection[Running[S]], jobs: Jobs[S]) -> list[Running[S]]:
         """Batch jobs that are to wait, so that interactive ones are answered as quickly as they may expect."""
         batch = sorted((other for other in active if other.batch), key=lambda other: other.order)
+        if jobs.hold and not all(other.batch for other in jobs.waiting):
+            return batch  # there is no room for both
         return batch[self._room(active, jobs, len(batch), HELD_STRETCH) :]
 
     def _room(self, active: Collection[Running[S]], jobs: Jobs[S], batch: int, stretch: float) -> int:
