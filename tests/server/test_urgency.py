@@ -13,7 +13,7 @@ import pytest
 from tests.serving import Served, serve
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-ENDLESS = {"temperature": 0, "ignore_eos": True}  # to the end of the context
+ENDLESS: dict[str, Any] = {"temperature": 0, "ignore_eos": True}  # to the end of the context
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": QUESTION},
     "/v1/completions": {"prompt": "one"},
@@ -104,7 +104,7 @@ def test_an_agent_may_say_that_a_person_waits(served: Served) -> None:
 
 
 def test_a_batch_that_made_way_says_all_it_has_to_say(served: Served) -> None:
-    long = {"temperature": 0, "ignore_eos": True, "max_tokens": 300}
+    long: dict[str, Any] = {"temperature": 0, "ignore_eos": True, "max_tokens": 300}
     alone = ask(served, **long).json()["choices"][0]["message"]["content"]
     with streaming(served, key="agent", **long) as lines:
         assert ask(served).status_code == 200
@@ -136,7 +136,7 @@ def test_what_has_not_begun_in_time_is_a_504(served: Served, route: str, error: 
     with streaming(served, **ENDLESS):  # it holds the slot
         served.worker().suspend()
         try:
-            more = {"stream": True} if stream and route != "/v1/embeddings" else {}
+            more: dict[str, Any] = {"stream": True} if stream and route != "/v1/embeddings" else {}
             late = ask(served, route, headers={"x-request-timeout": "0.2"}, **more)
         finally:
             served.worker().resume()
