@@ -19,7 +19,7 @@ from litestar.openapi.spec import (
 from litestar.openapi.spec.enums import OpenAPIType
 
 from enginehouse.server.errors import ErrorReply
-from enginehouse.server.urgency import PRIORITIES, PRIORITY, TIMEOUT
+from enginehouse.server.urgency import NUMBER, PRIORITIES, PRIORITY, TIMEOUT
 
 JSON, EVENTS = "application/json", "text/event-stream"
 PLACES = "#/components/schemas/{name}"
@@ -37,7 +37,7 @@ FAILURES = {
 NOT_OF_GET = (400, 413, 415, 429, 504)
 URGENCY = {
     PRIORITY: Schema(type=OpenAPIType.STRING, enum=list(PRIORITIES)),
-    TIMEOUT: Schema(type=OpenAPIType.NUMBER, exclusive_minimum=0),
+    TIMEOUT: Schema(type=OpenAPIType.STRING, pattern=rf"^{NUMBER.pattern}$"),
 }
 NULL = {"type": "null"}
 PLACED = ("runtime", "precision", "device", "reason")

@@ -18,7 +18,7 @@ from enginehouse.runtimes.errors import Refused, TimedOut
 Connection = ASGIConnection[Any, Any, Any, Any]
 PRIORITY, TIMEOUT = "x-priority", "x-request-timeout"
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?")
+NUMBER = re.compile(r"[0-9]{1,9}([.][0-9]{1,9})?")
 
 
 class Deadline:
