@@ -18,7 +18,7 @@ WRONG = re.compile(r"(.+?)(?: - at `\$\.?(.*)`)?$")
 # What a text that matches no pattern should have been, by its key; every other one is a duration.
 PATTERNS = {
     "memory_budget": "a size such as 80%, 12GiB or 900MiB",
-    "api_keys": "a key of printable ASCII without blanks",
+    "_keys": "a key of printable ASCII without blanks",
 }
 T = TypeVar("T")
 

@@ -20,11 +20,21 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PORT)] = 8080
     api_keys: tuple[Key, ...] = ()  # empty = open to everyone who can connect
+    batch_keys: tuple[Key, ...] = ()  # further keys: what comes with them is batch unless it says otherwise
     allow_open: bool = False  # without keys, listen on more than loopback all the same
     max_queue: Positive = 256  # waiting requests per model; beyond it 429
     load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
+    request_timeout: Duration = "forever"  # a request that is not finished by then ends with 504, or an error event
     drop_attribution: bool = True  # lines at the head of a prompt by which clients are billed reach no model
     send_timeout: Duration = "60s"  # a connection whose client takes nothing of an answer for so long is ended
+
+    def __post_init__(self) -> None:
+        if set(self.api_keys) & set(self.batch_keys):
+            raise ValueError("a key is in api_keys and in batch_keys; leave it in one of them")
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return (*self.api_keys, *self.batch_keys)
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

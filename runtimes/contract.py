@@ -11,6 +11,7 @@ from enginehouse.runtimes.structure import Structure
 T = TypeVar("T")
 FinishReason = str  # "stop" | "length" | "tool_calls"
 Pooling = Literal["mean", "last", "cls"]
+Priority = Literal["interactive", "batch"]  # whether a person waits for it
 
 
 class JsonSchema(msgspec.Struct, frozen=True, tag="json_schema"):
@@ -119,6 +120,7 @@ class Job(msgspec.Struct, frozen=True):
     sampling: Sampling = Sampling()
     streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
+    priority: Priority = "interactive"
 
     @property
     def resumable(self) -> bool:
@@ -268,9 +270,9 @@ class Engine(Protocol):
         """Does what takes long before the add() that follows at once. Raises Refused for what cannot be enforced.
         Called only where Facts lists the constraint's kind; several may be under way together."""
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        """Admits a sequence or queues it. `ids` fit the context. Raises Refused for what it cannot honour, among it
-        a token id that the vocabulary does not have (see `check_tokens`)."""
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
+        """Admits a sequence or queues it, a batch one behind interactive ones. `ids` fit the context. Raises Refused
+        for what it cannot honour, among it a token id that the vocabulary does not have (see `check_tokens`)."""
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""

@@ -4,7 +4,8 @@ Exception
 ├── Refused              400  the request cannot be served as it stands: server, routing, worker, engines
 ├── UnknownModel         404  no model or alias of that name: pool, commands
 ├── Unavailable          503  the model cannot be served now: pool, worker/client.py at a load
-│   └── Busy             429  too many requests wait for it already: pool, worker/client.py
+│   ├── Busy             429  too many requests wait for it already: pool, worker/client.py
+│   └── TimedOut         504  the request's own time is over: server
 ├── EngineFailed         500  the engine failed this job; in a stream that has begun, an error event: worker/client.py
 │   └── WorkerDied            its process is gone: the pool asks another engine where it can
 ├── ConstraintFailed          a constraint cannot be followed further: grammar, decoding; the engine ends that job alone
@@ -50,6 +51,11 @@ def shutting_down() -> Unavailable:
 
 class Busy(Unavailable):
     pass
+
+
+class TimedOut(Unavailable):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "request_timeout")
 
 
 class EngineFailed(Exception):

@@ -25,6 +25,7 @@ from enginehouse.server.api.responses.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import host_guard, key_guard
 from enginehouse.server.errors import respond
+from enginehouse.server.urgency import urgency_guard
 
 LARGEST_BODY_BYTES = 10 << 20
 
@@ -54,11 +55,11 @@ def create(config: Config) -> Litestar:
         metrics,
         *responses.ROUTES,
     ]
-    keys = key_guard(config.server.api_keys)
+    guards = [key_guard(config.server), urgency_guard(config.server)]
     api = Router(
         "/",
         route_handlers=[*guarded, messages.ROUTER],
-        guards=[keys],
+        guards=guards,
     )
     app = Litestar(
         [api, health, ready],
@@ -70,8 +71,8 @@ def create(config: Config) -> Litestar:
         openapi_config=OpenAPIConfig(
             "Enginehouse",
             "1",
-            openapi_router=Router("/schema", route_handlers=[], guards=[keys], include_in_schema=False),
-            security=[{"key": []}] if config.server.api_keys else None,
+            openapi_router=Router("/schema", route_handlers=[], guards=guards, include_in_schema=False),
+            security=[{"key": []}] if config.server.keys else None,
             components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
         ),
         logging_config=None,

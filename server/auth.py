@@ -4,7 +4,7 @@ loopback server answers to loopback names alone."""
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from litestar import Request
@@ -19,9 +19,9 @@ Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]  # never sync:
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def key_guard(keys: Sequence[str]) -> Guard:
-    """Admits a request with one of `keys`, or any request if there are none."""
-    digests = [digest(key) for key in keys]
+def key_guard(server: Server) -> Guard:
+    """Admits a request with one of the keys, or any request if there are none."""
+    digests, batch = [digest(key) for key in server.keys], {digest(key) for key in server.batch_keys}
 
     async def check(connection: Connection, _: BaseRouteHandler) -> None:
         if not digests:
@@ -34,6 +34,7 @@ def key_guard(keys: Sequence[str]) -> Guard:
         if not matches:
             raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
         connection.state.owner = matches[0].hex()
+        connection.state.priority = "batch" if matches[0] in batch else "interactive"
 
     return check
 
@@ -42,7 +43,7 @@ def host_guard(server: Server) -> Guard:
     """Admits to a loopback server without keys only who calls it so: else a page in a browser, its own name turned to a
     loopback address, would be same-origin (DNS rebinding)."""
     names = {*LOOPBACK_NAMES, server.host.lower(), f"[{server.host.lower()}]"}
-    open_to_all = bool(server.api_keys) or not is_loopback(server.host)
+    open_to_all = bool(server.keys) or not is_loopback(server.host)
 
     async def check(connection: Connection, _: BaseRouteHandler) -> None:
         host = connection.headers.get("host", "").lower()

@@ -7,7 +7,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, Unavailable, UnknownModel
+from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable, UnknownModel
 
 log = logging.getLogger("enginehouse.server")
 CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"
@@ -49,6 +49,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
         case Forbidden():
             return 403, ErrorBody(str(error), CLIENT_ERROR, None, "forbidden"), {}
+        case TimedOut():
+            return 504, ErrorBody(error.message, "timeout_error", None, error.code), {}
         case Unavailable():
             status, kind = (429, "rate_limit_error") if isinstance(error, Busy) else (503, SERVER_ERROR)
             headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
+import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
 
@@ -24,8 +25,10 @@ from enginehouse.server.keepalive import (
     assigned_comments,
     assigned_headers,
     unless_client_leaves,
+    until,
 )
 from enginehouse.server.sse import comment, encode
+from enginehouse.server.urgency import deadline_of, priority_of
 
 log = logging.getLogger("enginehouse.server")
 LARGE_LOGPROBS = 1000  # tokens with them
@@ -78,9 +81,12 @@ class Renderer(Protocol):
 async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Response[Any]:
     """The response to a request that is these jobs."""
     pool: Pool = request.app.state.pool
+    jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
     answers = [Answer(job) for job in jobs]
     events = merged([pool.run(job) for job in jobs])
     if jobs[0].streamed:
+        if deadline := deadline_of(request):
+            events = until(deadline, events)
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
         body = functools.partial(stream, renderer, answers)
         return await keepalive.stream_response(

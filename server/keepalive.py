@@ -14,6 +14,7 @@ from litestar.response import Stream
 from enginehouse.runtimes.contract import Assigned, Event
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.server.sse import comment
+from enginehouse.server.urgency import Deadline, deadline_of
 
 T = TypeVar("T")
 IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
@@ -92,6 +93,20 @@ async def commented(
                 yield part
 
 
+async def until(deadline: Deadline, events: IndexedEvents) -> IndexedEvents:
+    """The events that come in time; then it raises TimedOut, and they end."""
+    async with aclosing(events):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline.at):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise deadline.missed() from None
+            yield event
+
+
 def assigned_headers(assigned: Assigned) -> dict[str, str]:
     names = ("runtime", "precision", "device", "reason")
     return {f"x-enginehouse-{name}": header_value(getattr(assigned, name)) for name in names}
@@ -109,13 +124,18 @@ def header_value(text: str) -> str:
 
 
 async def unless_client_leaves(request: Request[Any, Any, State], work: Coroutine[Any, Any, T]) -> T:
-    """Litestar lets a handler run on when its client hangs up; this ends it, and with it the job in the engine."""
+    """What comes of it, unless its time is over before. Litestar lets a handler run on when its client hangs up; this
+    ends it, and with it the job in the engine."""
+    deadline = deadline_of(request)
     task = asyncio.create_task(work)
     gone = asyncio.create_task(disconnected(request))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        left = deadline.at - asyncio.get_running_loop().time() if deadline else None
+        await asyncio.wait((task, gone), timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
+        if deadline and not gone.done():
+            raise deadline.missed()
         raise HTTPException(detail="the client closed the connection", status_code=CLIENT_CLOSED_REQUEST)
     finally:
         task.cancel()

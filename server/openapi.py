@@ -11,6 +11,7 @@ from litestar.openapi.spec import (
     OpenAPIMediaType,
     OpenAPIResponse,
     Operation,
+    Parameter,
     Reference,
     RequestBody,
     Schema,
@@ -18,6 +19,7 @@ from litestar.openapi.spec import (
 from litestar.openapi.spec.enums import OpenAPIType
 
 from enginehouse.server.errors import ErrorReply
+from enginehouse.server.urgency import NUMBER, PRIORITIES, PRIORITY, TIMEOUT
 
 JSON, EVENTS = "application/json", "text/event-stream"
 PLACES = "#/components/schemas/{name}"
@@ -30,8 +32,13 @@ FAILURES = {
     429: "too many requests wait for this model; Retry-After says when to come again",
     500: "an engine broke, or the server met what it did not expect",
     503: "the model cannot be served now",
+    504: "the answer was not finished in time",
 }
-NOT_OF_GET = (400, 413, 415, 429)
+NOT_OF_GET = (400, 413, 415, 429, 504)
+URGENCY = {
+    PRIORITY: Schema(type=OpenAPIType.STRING, enum=list(PRIORITIES)),
+    TIMEOUT: Schema(type=OpenAPIType.STRING, pattern=rf"^{NUMBER.pattern}$"),
+}
 NULL = {"type": "null"}
 PLACED = ("runtime", "precision", "device", "reason")
 
@@ -77,6 +84,10 @@ def described(
         def __post_init__(self) -> None:
             if given_body:
                 self.request_body = RequestBody({JSON: media(given_body.struct)}, required=True)
+                self.parameters = [
+                    *(self.parameters or ()),
+                    *(Parameter(name, "header", schema) for name, schema in URGENCY.items()),
+                ]
             content = {JSON: media(*given_answers)} if not isinstance(answer, str) else {answer: any_of(answer)}
             if streams:
                 content[EVENTS] = OpenAPIMediaType(Schema())  # a stream is no value; its events are the dialect's

@@ -11,11 +11,12 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 
 from enginehouse.optimize.memory import free_memory
-from enginehouse.runtimes.contract import Facts, Logprob, Pieces, Pooling, Sampling, Token
+from enginehouse.runtimes.contract import Facts, Logprob, Pieces, Pooling, Priority, Sampling, Token
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.kv_disk import KvDisk, Saved
 from enginehouse.runtimes.decoding.prefill_budget import PrefillBudget
+from enginehouse.runtimes.decoding.priorities import Riders, batch_slots
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.decoding.speculation import Guesser, StepCost
 from enginehouse.runtimes.errors import ConstraintFailed
@@ -130,10 +131,16 @@ class Slot(Generic[R]):
         self.saved = 0  # tokens of it that are on the disk
         self.running: Running[Sampler[R]] | None = None
         self.last_used = 0
+        self.batch = False  # it was a batch job's
+
+    @property
+    def worth(self) -> tuple[bool, int]:
+        """Of its KV, where it is idle: a chat goes on more often than a batch job's prompt comes again."""
+        return not self.batch, self.last_used
 
 
 def least_worth(free: list[Slot[R]]) -> Slot[R]:
-    return min(free, key=lambda slot: (len(slot.kv) > 0, slot.last_used))
+    return min(free, key=lambda slot: (len(slot.kv) > 0, slot.worth))
 
 
 def put(disk: KvDisk, tokens: list[int], saved: Saved) -> None:
@@ -152,6 +159,7 @@ class BatchedEngine(Generic[R]):
         self._disk = disk if model.saves else None
         self._saving: threading.Thread | None = None
         self._model, self._budget = model, PrefillBudget(prefill_chunk, prefill_stretch)
+        self._riders = Riders(self._budget.answers)
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
         self._jobs = Jobs(model.facts, model.text, model.grammar_compiler, self._sampler)
@@ -162,8 +170,8 @@ class BatchedEngine(Generic[R]):
         self._guessers: dict[int, Guesser] = {}  # by job
         self._most_rows = prefill_chunk  # of a step, beside one of each sequence
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends)
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
+        self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends, priority)
         if self._model.guesses:
             self._guessers[job] = Guesser(self.encode(sampling.prediction) if sampling.prediction else [])
 
@@ -182,10 +190,7 @@ class BatchedEngine(Generic[R]):
                 guess = False
                 continue
             tokens = self._advance(answering + reading, iter(rows))
-            read, seconds = sum(len(chunk.tokens) for chunk in reading), time.perf_counter() - began
-            self._budget.note(len(answering), read, seconds)
-            if not read:
-                self._cost.note(sum(chunk.rows for chunk in answering), seconds)
+            self._note(answering, sum(len(chunk.tokens) for chunk in reading), time.perf_counter() - began)
             return tokens
         return []
 
@@ -224,8 +229,10 @@ class BatchedEngine(Generic[R]):
         """A token and guesses for all who answer, and as much of the prompts as the budget allows: of the one with the
         least left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
         busy = sorted(self._busy(), key=lambda pair: pair[1].order)
-        readers = [(slot, running) for slot, running in busy if unread(slot, running) > 1]
-        answering = self._answers([(slot, running) for slot, running in busy if unread(slot, running) == 1], guess)
+        answerers, readers = self._riders.step(
+            [pair for pair in busy if unread(*pair) == 1], [pair for pair in busy if unread(*pair) > 1]
+        )
+        answering = self._answers(answerers, guess)
         guessed = sum(chunk.rows - 1 for chunk in answering)
         reading, room = list[Chunk](), min(self._budget.tokens(len(answering)), self._most_rows - guessed)
         kept_free = room // OLDEST_SHARE
@@ -238,6 +245,14 @@ class BatchedEngine(Generic[R]):
                 reading.append(Chunk(slot.index, start, tokens, int(end >= len(running.tokens))))
                 room -= len(tokens)
         return answering, reading
+
+    def _note(self, answering: list[Chunk], read: int, seconds: float) -> None:
+        rows = sum(chunk.rows for chunk in answering)
+        if not read:
+            self._cost.note(rows, seconds)
+        if guessed := rows - len(answering):
+            seconds -= min(seconds / 2, guessed * self._cost.row_seconds)  # the first where that is not known
+        self._budget.note(len(answering), read, seconds)
 
     def _answers(self, answering: list[tuple[Slot[R], Running[Sampler[R]]]], guess: bool) -> list[Chunk]:
         chunks, room = [], self._most_rows
@@ -317,13 +332,33 @@ class BatchedEngine(Generic[R]):
     def _admit(self) -> None:
         while self._jobs.waiting:
             free = [slot for slot in self._slots if not slot.running]
-            if not free or (self._jobs.hold and len(free) < len(self._slots)):
+            if not self._may_begin(self._jobs.waiting[0], free) and not self._make_way(free):
                 return
-            running = self._jobs.waiting.popleft()
+            running = self._jobs.waiting.pop(0)
+            if running.batch:  # what a chat left is for its next turn
+                free = [slot for slot in free if slot.batch or not slot.kv] or free
             slot = self._place(running.tokens, free)
-            slot.running = running
+            slot.running, slot.batch = running, running.batch
             if running.cached is None:
                 running.cached = len(slot.kv)
+
+    def _may_begin(self, running: Running[Sampler[R]], free: list[Slot[R]]) -> bool:
+        busy = [running for _, running in self._busy()]
+        if not free or (self._jobs.hold and busy):
+            return False
+        batch = sum(other.batch for other in busy)
+        return not running.batch or batch < batch_slots(len(self._slots), len(busy) - batch)
+
+    def _make_way(self, free: list[Slot[R]]) -> bool:
+        """Where an interactive job waits, the youngest batch job waits in its place: that slot is free then, too."""
+        batch = [(slot, running) for slot, running in self._busy() if running.batch]
+        if self._jobs.waiting[0].batch or not batch:
+            return False
+        slot, running = max(batch, key=lambda pair: pair[1].order)
+        self._jobs.wait(running)
+        slot.running, slot.last_used = None, self._clock
+        free.append(slot)
+        return True
 
     def _place(self, tokens: list[int], free: list[Slot[R]]) -> Slot[R]:
         """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
@@ -406,12 +441,12 @@ class BatchedEngine(Generic[R]):
     def _make_room(self) -> None:
         """Drops the idle KV used longest ago, else sends the youngest job back to wait, to be read again."""
         if idle := [slot for slot in self._slots if not slot.running and slot.kv]:
-            self._truncate(min(idle, key=lambda slot: slot.last_used), 0)
+            self._truncate(min(idle, key=lambda slot: slot.worth), 0)
             return
         busy = self._busy()
         if len(busy) == 1:
             raise RuntimeError("the KV cache cannot hold one sequence; raise kv_tokens")
-        slot, running = max(busy, key=lambda pair: pair[1].order)
+        slot, running = max(busy, key=lambda pair: pair[1].rank)
         self._jobs.send_back(running)
         slot.running = None
         self._truncate(slot, 0)

@@ -1,10 +1,10 @@
 """The jobs of an engine: what each has said so far, what ends it, and who waits for a slot."""
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
-from enginehouse.runtimes.contract import Constraint, Facts, Sampling, Scored, Token, check_tokens
+from enginehouse.runtimes.contract import Constraint, Facts, Priority, Sampling, Scored, Token, check_tokens
 from enginehouse.runtimes.decoding.constraints import Constraints
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
@@ -18,10 +18,17 @@ class Running(Generic[S]):
     state: S
     cached: int | None = None  # prompt tokens reused, of the first admission
 
-    def __init__(self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], order: int) -> None:
-        self.job, self.sampling, self.ends, self.order = job, sampling, ends, order
+    def __init__(
+        self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], order: int, batch: bool = False
+    ) -> None:
+        self.job, self.sampling, self.ends, self.order, self.batch = job, sampling, ends, order, batch
         self.tokens = list(ids)  # prompt, then what was generated
         self.prompt = len(self.tokens)
+
+    @property
+    def rank(self) -> tuple[bool, int]:
+        """Among those who wait for a slot: interactive jobs first, then the oldest."""
+        return self.batch, self.order
 
     @property
     def generated(self) -> int:
@@ -42,10 +49,11 @@ class Jobs(Generic[S]):
         state: Callable[[Running[S]], S],
     ) -> None:
         """`state`: of a new job; raises Refused for what the engine cannot honour."""
+        self.slots = facts.slots
         self._vocabulary, self._context_length = facts.vocabulary, facts.context_length
         self._text, self._new_grammar_compiler, self._state = text, grammar_compiler, state
         self.all: dict[int, Running[S]] = {}
-        self.waiting: deque[Running[S]] = deque()
+        self.waiting: list[Running[S]] = []
         # After a preemption nobody is admitted until someone ends: else they preempt in turns for ever.
         self.hold = False
         self._order = 0
@@ -53,14 +61,22 @@ class Jobs(Generic[S]):
         self._matchers = Constraints(self.first_matcher)
         self.make_ready = self._matchers.make_ready
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int]) -> None:
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, ends: Iterable[int], priority: Priority) -> None:
         """`ends`: ids that end this answer beside those that were asked for."""
         check_tokens(ids, sampling, self._vocabulary)
         self._order += 1
-        running = Running[S](job, ids, sampling, frozenset((*sampling.stop_token_ids, *ends)), self._order)
+        all_ends = frozenset((*sampling.stop_token_ids, *ends))
+        running = Running[S](job, ids, sampling, all_ends, self._order, priority == "batch")
         running.state = self._state(running)
         self.all[job] = running
-        self.waiting.append(running)
+        self.wait(running)
+
+    def wait(self, running: Running[S]) -> None:
+        insort(self.waiting, running, key=lambda one: one.rank)
+
+    def interactive(self, active: Iterable[Running[S]]) -> int:
+        """How many there are, those who wait among them. `active`: those who hold slots."""
+        return sum(not one.batch for one in (*active, *self.waiting))
 
     def matcher(self, constraint: Constraint) -> Matcher:
         return self._matchers.of(constraint).copy()
@@ -89,8 +105,8 @@ class Jobs(Generic[S]):
         return room if most is None else min(room, most - running.generated)
 
     def send_back(self, running: Running[S]) -> None:
-        """To be read again, first of all, once there is more room."""
-        self.waiting.appendleft(running)
+        """To be read again once there is more room: it is older than those of its class who wait."""
+        self.wait(running)
         self.hold = True
 
     def close(self) -> None:

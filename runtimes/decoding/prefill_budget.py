@@ -12,26 +12,34 @@ class PrefillBudget:
         """`chunk`: tokens that a step reads at most. `stretch`: times that a step of answers alone takes, which one
         that reads beside them may take."""
         self._chunk, self._stretch = chunk, stretch
-        self._answers = self._token = math.nan  # seconds of a step of answers alone, and of a token read
+        self.answers: dict[int, float] = {}  # seconds of a step of answers alone, by how many they are
+        self._token = math.nan  # seconds of a token read
 
     def tokens(self, answering: int) -> int:
         """To be read in a step beside so many who answer; none where a step of answers alone is still to be timed."""
         if not answering:
             return self._chunk
-        if math.isnan(self._answers):
+        beside = self._answers(answering)
+        if math.isnan(beside):
             return 0
         if math.isnan(self._token):
             return min(self._chunk, LEAST_TOKENS)
-        fitting = (self._stretch - 1) * self._answers / self._token
+        fitting = (self._stretch - 1) * beside / self._token
         return max(min(self._chunk, LEAST_TOKENS), min(self._chunk, int(fitting)))
 
     def note(self, answering: int, read: int, seconds: float) -> None:
         """What a step took."""
         if not read:
-            self._answers = mixed(self._answers, seconds)
-        elif not answering or not math.isnan(self._answers):
-            beside = self._answers if answering else 0.0
+            self.answers[answering] = mixed(self.answers.get(answering, math.nan), seconds)
+            return
+        beside = self._answers(answering) if answering else 0.0
+        if not math.isnan(beside):
             self._token = mixed(self._token, max(seconds - beside, 1e-9) / read)
+
+    def _answers(self, answering: int) -> float:
+        """Seconds of a step of so many, or of as few less as were timed."""
+        timed = max((count for count in self.answers if count <= answering), default=0)
+        return self.answers.get(timed, math.nan)
 
 
 def mixed(before: float, now: float) -> float:

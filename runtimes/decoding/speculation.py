@@ -31,13 +31,19 @@ class StepCost:
     def of_row(self, rows: int) -> float:
         """Of a step of so many, the share of its time that one more would add, times `rows`: what the row must bring in
         tokens to be worth it. NaN where steps of one size only were seen."""
-        spread = self._weight * self._squares - self._rows * self._rows
-        if spread <= 1e-6 * self._squares:
+        each = self.row_seconds
+        if math.isnan(each):
             return math.nan
-        each = max(0.0, (self._weight * self._products - self._rows * self._seconds) / spread)
         mean_rows, mean_seconds = self._rows / self._weight, self._seconds / self._weight
         step = mean_seconds + each * (rows - mean_rows)
         return rows * each / max(step, 1e-9)
+
+    @property
+    def row_seconds(self) -> float:
+        spread = self._weight * self._squares - self._rows * self._rows
+        if spread <= 1e-6 * self._squares:
+            return math.nan
+        return max(0.0, (self._weight * self._products - self._rows * self._seconds) / spread)
 
 
 class Lookup:

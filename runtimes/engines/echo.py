@@ -13,6 +13,7 @@ from enginehouse.runtimes.contract import (
     Logprob,
     Pieces,
     Pooling,
+    Priority,
     Sampling,
     Token,
     check_tokens,
@@ -50,7 +51,7 @@ class Echo:
     def make_ready(self, constraint: Constraint) -> Pieces[None]:
         raise NotImplementedError
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
         if ids:
             check_tokens(ids, sampling, self.facts.vocabulary)
         room = self.facts.context_length - len(ids)

@@ -16,7 +16,7 @@ from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Prompt
+from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
 from enginehouse.runtimes.pool import records
@@ -38,6 +38,7 @@ from enginehouse.runtimes.worker.protocol import Embedded
 
 log = logging.getLogger("enginehouse.pool")
 T = TypeVar("T")
+BATCH_SHARE = 0.75  # of the queue: a batch leaves places for others
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 
 
@@ -106,7 +107,7 @@ class Pool:
         name = self.resolve(job.model)
         job = msgspec.structs.replace(job, prompt=self._stable(job.prompt))
         with ExitStack() as request:
-            request.enter_context(self._request(name))
+            request.enter_context(self._request(name, job.priority))
             if isinstance(job.prompt, Chat):
                 await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
             async with aclosing(self._answer(name, job, request)) as events:
@@ -196,10 +197,11 @@ class Pool:
         return None if job.streamed else self._patience
 
     @contextmanager
-    def _request(self, name: str) -> Iterator[None]:
+    def _request(self, name: str, priority: Priority = "interactive") -> Iterator[None]:
         if self._draining:
             raise shutting_down()
-        limit = self.config.models[name].slots + self.config.server.max_queue
+        queue = self.config.server.max_queue
+        limit = self.config.models[name].slots + (int(BATCH_SHARE * queue) if priority == "batch" else queue)
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1

@@ -283,7 +283,8 @@ class Loop:
         else:
             if sampling.constraint:
                 yield from self._engine.make_ready(sampling.constraint)
-            self._engine.add(submit.job, [*ids, *submit.generated], remaining(sampling, len(submit.generated)))
+            left = remaining(sampling, len(submit.generated))
+            self._engine.add(submit.job, [*ids, *submit.generated], left, submit.priority)
             self._answers[submit.job] = answer
             dones = []
         if echo or dones:

@@ -162,7 +162,7 @@ class Worker:
         `ended` is called as soon as the engine has given it."""
         number, replies = self._open(generated, ended)
         try:
-            self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo))
+            self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority))
             while True:
                 items = [await replies.get()]
                 while not replies.empty():

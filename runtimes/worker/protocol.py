@@ -2,7 +2,7 @@
 
 import msgspec
 
-from enginehouse.runtimes.contract import Delta, Done, Facts, Load, Pooling, Prompt, Sampling
+from enginehouse.runtimes.contract import Delta, Done, Facts, Load, Pooling, Priority, Prompt, Sampling
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -11,6 +11,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     sampling: Sampling
     generated: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
     echo: bool = False
+    priority: Priority = "interactive"
 
 
 class Embed(msgspec.Struct, tag="embed", frozen=True):

@@ -169,7 +169,7 @@ def refuse_open(config: Config) -> None:
     """Without keys anyone who can connect may use the models: on more than loopback that must be said aloud."""
     from enginehouse.server.auth import is_loopback
 
-    if config.server.api_keys or config.server.allow_open or is_loopback(config.server.host):
+    if config.server.keys or config.server.allow_open or is_loopback(config.server.host):
         return
     raise BadConfig(
         f"host '{config.server.host}' is reachable from outside and there are no API keys; set ENGINEHOUSE_API_KEYS "

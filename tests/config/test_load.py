@@ -16,6 +16,8 @@ WRONG = {
     "modls: {}\nmodels: {a: {source: x}}": "unknown key 'modls'; did you mean 'models'?",
     'server: {api_keys: [""]}\nmodels: {a: {source: x}}': "'server.api_keys[0]': expected a key",
     'server: {api_keys: [good, "a b"]}\nmodels: {a: {source: x}}': "expected a key of printable ASCII without blanks",
+    "server: {api_keys: [a, b], batch_keys: [b]}\nmodels: {a: {source: x}}": "a key is in api_keys and in batch_keys",
+    'server: {batch_keys: ["a b"]}\nmodels: {a: {source: x}}': "expected a key of printable ASCII without blanks",
     "server: {api_keys: [schlüssel]}\nmodels: {a: {source: x}}": "expected a key of printable ASCII without blanks",
     "server: {port: http}\nmodels: {a: {source: x}}": "'server.port': expected `int`, got `str`",
     "models: {a: {source: x, keep_alive: 3d}}": "expected a duration such as 30s, 10m, 2h or forever",

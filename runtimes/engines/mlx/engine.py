@@ -4,6 +4,7 @@ second thread that touches MLX ends the process."""
 import importlib.util
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from enginehouse.runtimes.contract import (
     Logprob,
     Pieces,
     Pooling,
+    Priority,
     Sampling,
     Token,
 )
@@ -28,6 +30,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import KEEP_BEFORE_END
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pooling import pooled
+from enginehouse.runtimes.decoding.priorities import Riders
 from enginehouse.runtimes.decoding.sampling import Choice, scored, with_logprobs
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.mlx.sampling import State, choosing
@@ -91,6 +94,7 @@ class Mlx:
         self._kept: list[Kept] = []
         self._beginnings: dict[int, Kept] = {}  # of what runs, by uid
         self._clock = 0
+        self._riders = Riders({})
         self.facts = Facts(
             context_length=context,
             slots=load.slots,
@@ -112,8 +116,8 @@ class Mlx:
     def encode(self, text: str) -> list[int]:
         return self._vocabulary.encode(text)
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
-        self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._vocabulary.ends)
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
+        self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._vocabulary.ends, priority)
 
     def step(self) -> list[Token]:
         self._clock += 1
@@ -121,7 +125,11 @@ class Mlx:
         self._make_room()
         if not self._active:
             return []
+        answering = len(self._active) if not any(running.state.unread for running in self._active.values()) else 0
+        began = time.perf_counter()
         read, said = self._generator.next()
+        if answering:
+            self._riders.note(answering, time.perf_counter() - began)
         for part in read:
             done, total = part.progress
             state = self._active[part.uid].state
@@ -207,13 +215,16 @@ class Mlx:
             self._jobs.hold = False
             self._active.pop(running.state.uid, None)
         states = [running.state for running in ended]
-        whole = [state.uid for state in states if state.uid >= 0 and not state.unread]
-        for cache, tokens in self._generator.remove(whole, return_prompt_caches=True).values():
-            self._keep(Kept(list(tokens), cache, self._clock))
+        self._keep_whole([state.uid for state in states if state.uid >= 0 and not state.unread])
         for state in states:
             if beginning := self._beginnings.pop(state.uid, None):  # worth more than the whole
                 beginning.last_used = self._clock + 1
         self._generator.remove([state.uid for state in states if state.unread])
+
+    def _keep_whole(self, uids: list[int]) -> None:
+        """Takes sequences whose prompts were read out of the batch."""
+        for cache, tokens in self._generator.remove(uids, return_prompt_caches=True).values():
+            self._keep(Kept(list(tokens), cache, self._clock))
 
     def _state(self, running: Running[State]) -> State:
         sampling = running.sampling
@@ -226,7 +237,14 @@ class Mlx:
 
     def _admit(self) -> None:
         jobs = self._jobs
-        while jobs.waiting and len(self._active) < self.facts.slots and not (jobs.hold and self._active):
+        for running in self._riders.in_the_way(self._active.values(), jobs):
+            if running.state.unread:
+                self._generator.remove([running.state.uid])
+            else:
+                self._keep_whole([running.state.uid])
+            self._forget(running)
+            jobs.wait(running)
+        while jobs.waiting and self._riders.may_begin(jobs.waiting[0], self._active.values(), jobs):
             running = jobs.waiting[0]
             source, shared = self._find(running.tokens)
             reading = [other.state.unread for other in self._active.values() if other.state.unread]
@@ -235,7 +253,7 @@ class Mlx:
                 return  # short prompts are read together, a long one alone: those who answer wait for one chunk
             if self._active and self._cells_taken(running) > self._cells:
                 return
-            jobs.waiting.popleft()
+            jobs.waiting.pop(0)
             self._insert(running, source, shared)
 
     def _insert(self, running: Running[State], source: "Kept | Running[State] | None", shared: int) -> None:
@@ -317,12 +335,15 @@ class Mlx:
         while self._kept and sum(len(kept.tokens) for kept in self._kept) > room:
             del self._kept[0]
         while len(self._active) > 1 and self._cells_taken() > self._cells:
-            running = max(self._active.values(), key=lambda other: other.order)
+            running = max(self._active.values(), key=lambda other: other.rank)
             self._generator.remove([running.state.uid])
-            del self._active[running.state.uid]
-            self._beginnings.pop(running.state.uid, None)
-            running.state.uid, running.state.unread = -1, 0
+            self._forget(running)
             self._jobs.send_back(running)
+
+    def _forget(self, running: Running[State]) -> None:
+        del self._active[running.state.uid]
+        self._beginnings.pop(running.state.uid, None)
+        running.state.uid, running.state.unread = -1, 0
 
 
 # --- loading ---

@@ -21,6 +21,7 @@ from enginehouse.runtimes.contract import (
     Logprob,
     Pieces,
     Pooling,
+    Priority,
     Regex,
     Sampling,
     Structured,
@@ -31,6 +32,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.constraints import Constraints
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.pooling import pooled
+from enginehouse.runtimes.decoding.priorities import Riders
 from enginehouse.runtimes.decoding.sampling import GREEDY_BELOW, Choice, scored
 from enginehouse.runtimes.decoding.tokenizer import Vocabulary
 from enginehouse.runtimes.engines.openvino.constraints import Structures
@@ -115,6 +117,7 @@ class OpenVino:
         self._running: list[Running[State]] = []
         self._leaving: list[Running[State]] = []  # removed while their prompt is read: see remove()
         self._requests = 0
+        self._riders = Riders({})
         self._hidden: Any = None  # an infer request for embeddings, made when the first text comes
         self._whole: Any = None  # the same for scores: GenAI's own `echo` is wrong where a prefix is in its cache
         self.facts = Facts(
@@ -148,10 +151,10 @@ class OpenVino:
         if isinstance(constraint, Regex):  # see _state
             yield from self._jobs.make_ready(constraint)
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling) -> None:
+    def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
         # A constraint that is met can only be followed by the end.
         ends = () if sampling.ignore_eos and not sampling.constraint else self._vocabulary.ends
-        self._jobs.add(job, ids, sampling, ends)
+        self._jobs.add(job, ids, sampling, ends, priority)
 
     def step(self) -> list[Token]:
         self._admit()
@@ -159,7 +162,11 @@ class OpenVino:
             if self._jobs.waiting:  # for a constraint to be compiled
                 time.sleep(PAUSE_SECONDS)
             return []
+        answering = len(self._running) if all(running.generated for running in self._running) else 0
+        began = time.perf_counter()
         self._pipeline.step()
+        if answering and not self._leaving:
+            self._riders.note(answering, time.perf_counter() - began)
         for running in self._running:
             running.state.stepped = True
         out = [token for running in list(self._running) for token in self._read(running)]
@@ -228,9 +235,9 @@ class OpenVino:
     # --- one step ---
 
     def _admit(self) -> None:
+        for batch in self._riders.in_the_way(self._running, self._jobs):
+            self._make_way(batch)
         while self._jobs.waiting and len(self._running) < self.facts.slots:
-            if self._jobs.hold and self._running:
-                return
             running = next((running for running in self._jobs.waiting if self._may_begin(running)), None)
             if running is None:
                 return
@@ -243,7 +250,22 @@ class OpenVino:
             self._running.append(running)
 
     def _may_begin(self, running: Running[State]) -> bool:
+        if not self._riders.may_begin(running, self._running, self._jobs):
+            return False
         return not running.sampling.constraint or self._compiling.turns.begin_answer()
+
+    def _make_way(self, running: Running[State]) -> None:
+        """Sends a batch job back to wait, unless GenAI could not go on as if nothing had been: where a constraint or a
+        seed's numbers had come to, or in the middle of a prompt (see remove)."""
+        s, state = running.sampling, running.state
+        drawn = s.seed is not None and s.temperature >= GREEDY_BELOW
+        if (state.stepped and not running.generated) or (running.generated and (s.constraint or drawn)):
+            return
+        state.handle.cancel()
+        if running.generated:
+            self._prefixes.keep(running.tokens[:-1])
+        self._forget_handle(running)
+        self._jobs.wait(running)
 
     def _let_compile(self) -> None:
         if not any(running.sampling.constraint and not running.generated for running in self._running):
@@ -286,10 +308,13 @@ class OpenVino:
             self._running.remove(running)
             yield running.failed("the KV cache is full; raise options.openvino.kv_tokens, or lower 'slots'")
             return
+        self._forget_handle(running)
+        self._jobs.send_back(running)
+
+    def _forget_handle(self, running: Running[State]) -> None:
         self._running.remove(running)
         running.state.handle, running.state.stepped = None, False
         running.state.config = self._generation_config(running)
-        self._jobs.send_back(running)
 
     def _tensor(self, ids: Sequence[int]) -> Any:
         import numpy as np

@@ -196,8 +196,8 @@ class Watched:
         self.tokens: dict[int, list[Token]] = {}
         self.removed: set[int] = set()
 
-    def add(self, job: int, ids: list[int], sampling: Sampling) -> None:
-        self.engine.add(job, ids, sampling)
+    def add(self, job: int, ids: list[int], sampling: Sampling, batch: bool = False) -> None:
+        self.engine.add(job, ids, sampling, "batch" if batch else "interactive")
         self.prompts[job], self.samplings[job], self.tokens[job] = ids, sampling, []
 
     def open(self) -> list[int]:
@@ -275,8 +275,8 @@ samplings = st.builds(
 # A prompt is a part of one of three texts, or of what an earlier job has said and been asked, and some tokens more.
 prompts = st.tuples(st.integers(0, 8), st.integers(0, CONTEXT), st.lists(ids, min_size=1, max_size=9))
 events = st.one_of(
-    st.tuples(st.just("add"), prompts, samplings),
-    st.tuples(st.just("add"), prompts, samplings),
+    st.tuples(st.just("add"), prompts, samplings, st.booleans()),
+    st.tuples(st.just("add"), prompts, samplings, st.booleans()),
     st.tuples(st.just("step"), st.integers(1, 12)),
     st.tuples(st.just("remove"), st.integers(0, 12)),
 )
@@ -310,23 +310,22 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
         elif what == "remove":
             watched.remove(rest[0])
         else:
-            (origin, length, own), sampling = rest
+            (origin, length, own), sampling, batch = rest
             said = [watched.prompts[job] + generated(tokens) for job, tokens in watched.tokens.items()]
             begin = [*TEXTS, *said][origin % (len(said) + 3)][:length]
             job = len(watched.prompts)
-            watched.add(job, (begin + own)[: CONTEXT - 1], sampling)
+            watched.add(job, (begin + own)[: CONTEXT - 1], sampling, batch)
     watched.finish()
     assert watched.model.most <= CONTEXT + spare
-    before: list[list[int]] = []
+    texts = {job: watched.prompts[job] + generated(tokens) for job, tokens in watched.tokens.items()}
     for job, tokens in watched.tokens.items():
         prompt = watched.prompts[job]
         expected = shown(alone(prompt, watched.samplings[job], loops))
         assert shown(tokens) == (expected[: len(tokens)] if job in watched.removed else expected)
         if tokens:
-            shared = max((in_common(prompt, other) for other in before), default=0)
+            shared = max((in_common(prompt, text) for other, text in texts.items() if other != job), default=0)
             assert tokens[0].cached <= min(shared, len(prompt) - 1)
             assert {token.cached for token in tokens} == {tokens[0].cached}
-        before.append(prompt + generated(tokens))
     watched.engine.close()
 
 
@@ -406,6 +405,18 @@ def test_as_much_of_a_prompt_is_reused_as_the_cache_allows(
     assert cached([]) == continued
     assert cached([*TEXTS[0][:15], 1, 1, 1]) == parted
     assert cached(TEXTS[0][:20], busy=True) == beside
+
+
+def test_a_chat_finds_its_last_turn_in_its_slot_however_many_batch_jobs_came_between() -> None:
+    watched = Watched(Toy("alone", slots=3))
+    watched.add(0, TEXTS[0][:20], GREEDY)
+    watched.finish()
+    for job in range(1, 8):
+        watched.add(job, [job, *TEXTS[1][:10]], GREEDY, batch=True)
+    watched.finish()
+    watched.add(8, TEXTS[0][:20], GREEDY)
+    watched.finish()
+    assert watched.tokens[8][0].cached == 19
 
 
 @pytest.mark.parametrize("kind", ["recurrent", "window"])

@@ -24,6 +24,7 @@ from enginehouse.runtimes.contract import (
     Local,
     Pieces,
     Pooling,
+    Priority,
     Regex,
     Sampling,
     Structured,
@@ -109,9 +110,11 @@ class Jobs:
         self.engine = engine
         self.tokens: dict[int, list[Token]] = {}
 
-    def add(self, job: int, ids: Sequence[int], sampling: Sampling = GREEDY) -> None:
+    def add(
+        self, job: int, ids: Sequence[int], sampling: Sampling = GREEDY, priority: Priority = "interactive"
+    ) -> None:
         self.tokens[job] = []
-        self.engine.add(job, ids, sampling)
+        self.engine.add(job, ids, sampling, priority)
 
     def step(self) -> list[Token]:
         tokens = self.engine.step()
@@ -290,6 +293,57 @@ def test_when_the_kv_cache_is_full_every_job_still_gets_its_whole_answer(build: 
     jobs.finish()
     tight.close()
     assert [jobs.text(number) for number in range(4)] == alone
+
+
+def test_interactive_jobs_begin_before_batch_ones_and_each_kind_in_its_order(engine: Engine) -> None:
+    jobs, began, question = Jobs(engine), list[int](), engine.encode(prompt(QUESTIONS[1]))
+    for number in range(2 * SLOTS):
+        jobs.add(number, question, GREEDY, "batch")
+    while not jobs.step():
+        pass
+    for number in range(100, 100 + SLOTS):
+        jobs.add(number, question)
+    while not all(jobs.tokens.values()):
+        began += [token.job for token in jobs.step() if len(jobs.tokens[token.job]) == 1]
+    jobs.finish()
+    waited = [number for number in began if number >= SLOTS]  # the first batch jobs had slots before anybody came
+    assert waited == [*range(100, 100 + SLOTS), *range(SLOTS, 2 * SLOTS)]
+
+
+def test_a_chat_answers_in_every_step_and_the_batch_goes_on_beside_it(engine: Engine) -> None:
+    endless = Sampling(max_tokens=150, temperature=0, ignore_eos=True)
+    jobs = Jobs(engine)
+    for number in range(2 * SLOTS):
+        jobs.add(number, engine.encode(prompt(QUESTIONS[number % 3])), endless, "batch")
+    while len(jobs.tokens[0]) < 3:
+        jobs.step()
+    jobs.add(99, engine.encode(prompt(QUESTIONS[3])), Sampling(max_tokens=60, temperature=0, ignore_eos=True))
+    while not jobs.tokens[99]:
+        jobs.step()
+    said = [[token.job for token in jobs.step()] for _ in range(59)]
+    assert all(99 in step for step in said)
+    assert any(len(step) > 1 for step in said)
+    for number in range(2 * SLOTS):
+        engine.remove(number)
+
+
+def test_a_batch_job_that_made_way_says_what_it_says_alone(engine: Engine) -> None:
+    samplings = [
+        Sampling(max_tokens=60, temperature=0, ignore_eos=True),
+        Sampling(max_tokens=60, temperature=1.0, seed=5, ignore_eos=True),
+        Sampling(max_tokens=60, temperature=0, repetition_penalty=1.2, ignore_eos=True),
+    ]
+    alone = [answer(engine, prompt(QUESTIONS[n]), sampling).text(0) for n, sampling in enumerate(samplings)]
+    jobs = Jobs(engine)
+    for number, sampling in enumerate(samplings):
+        jobs.add(number, engine.encode(prompt(QUESTIONS[number])), sampling, "batch")
+    while any(len(jobs.tokens[number]) < 5 for number in range(3)):
+        jobs.step()
+    for number in range(100, 100 + 2 * SLOTS):
+        jobs.add(number, engine.encode(prompt(QUESTIONS[number % 6])))
+    jobs.finish()
+    assert [jobs.text(number) for number in range(3)] == alone
+    assert max(token.cached for token in jobs.tokens[0]) == jobs.tokens[0][0].cached
 
 
 def test_a_prompt_is_not_read_again_by_the_worker_that_follows(build: Any, tmp_path: Path, monkeypatch: Any) -> None:
