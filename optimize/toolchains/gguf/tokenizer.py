@@ -28,7 +28,7 @@ def write_tokenizer(path: Path, folder: Path, rows: int) -> None:
 
     `rows`: of the embedding.
     """
-    keys = gguf_header.read(path, arrays=gguf_header.TOKENIZER)[0]
+    keys = gguf_header.read(path, tokenizer=True)[0]
     tokens = keys.get("tokenizer.ggml.tokens", [])
     if len(tokens) != rows:
         raise CannotBuild(f"'{path.name}' has {len(tokens)} tokens and an embedding of {rows} rows; download it again")
