@@ -83,12 +83,14 @@ ARCHITECTURES = (
     Architecture("stablelm", "StableLmForCausalLM", "stablelm", LAYER_NORM, partial=True,
                  flags={"use_qkv_bias": "blk.0.attn_q.bias"}, always={"use_parallel_residual": False},
                  unread=("use_parallel_residual",)),
-    Architecture("command-r", "CohereForCausalLM", "cohere", LAYER_NORM | SCALE, always={"use_qk_norm": False}),
-    Architecture("cohere2", "Cohere2ForCausalLM", "cohere2", LAYER_NORM | SCALE | WINDOW, full_every=4),
+    Architecture("command-r", "CohereForCausalLM", "cohere", LAYER_NORM | SCALE, always={"use_qk_norm": False},
+                 unread=tuple(RMS_NORM)),
+    Architecture("cohere2", "Cohere2ForCausalLM", "cohere2", LAYER_NORM | SCALE | WINDOW, full_every=4,
+                 unread=tuple(RMS_NORM)),
     Architecture("glm4", "Glm4ForCausalLM", "glm4", RMS_NORM, partial=True,
                  flags={"attention_bias": "blk.0.attn_q.bias"}),
     Architecture("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", RMS_NORM, always={"use_bias": False}),
-    Architecture("exaone4", "Exaone4ForCausalLM", "exaone4", RMS_NORM, always={"sliding_window": None}),
+    Architecture("exaone4", "Exaone4ForCausalLM", "exaone4", RMS_NORM, always={"sliding_window": None}, full_every=1),
 )  # fmt: skip
 
 

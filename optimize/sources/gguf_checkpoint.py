@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,14 @@ def config_of(source: Source) -> dict[str, Any]:
     return read_config(source)
 
 
+def described(source: Source) -> dict[str, Any]:
+    """Its config.json, {} where it has none."""
+    try:
+        return config_of(source)
+    except CannotBuild:
+        return {}
+
+
 def folder_of(source: Source, cache: Path) -> Path:
     """Where the checkpoint lies that is made of a .gguf file."""
     name = hashlib.blake2b(f"{DEQUANTIZED_VERSION}\0{source.fingerprint}".encode(), digest_size=10).hexdigest()
@@ -71,7 +78,7 @@ def read_config(source: Source) -> dict[str, Any]:
     over: what a file says of its model is never dropped.
     """
     path = Path(source.path)
-    keys, held = gguf_header.read(path)[0], {tensor.name: tensor for tensor in tensors(path)}
+    keys, held = read_parts(path)
     name = str(keys.get("general.architecture", ""))
     said = {key.removeprefix(f"{name}."): value for key, value in keys.items() if key.startswith(f"{name}.")}
     architecture = architecture_named(name, said)
@@ -98,11 +105,14 @@ def read_config(source: Source) -> dict[str, Any]:
     }
 
 
-def tensors(path: Path) -> Iterator[Stored]:
-    """Of all parts of a split file."""
-    for part in parts_of(path, gguf_header.read_header(path).parts):
-        for tensor in gguf_header.read(part)[1]:
-            yield Stored(tensor.name, tensor.kind, tensor.shape, tensor.offset, tensor.bytes, part)
+def read_parts(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """The header's keys, and the tensors of all parts of a split file by their names."""
+    keys, first = gguf_header.read(path)
+    held: dict[str, Stored] = {}
+    for part in parts_of(path, int(keys.get("split.count", 1))):
+        for tensor in first if part == path else gguf_header.read(part)[1]:
+            held[tensor.name] = Stored(tensor.name, tensor.kind, tensor.shape, tensor.offset, tensor.bytes, part)
+    return keys, held
 
 
 def architecture_named(name: str, said: dict[str, Any]) -> Architecture:

@@ -15,7 +15,7 @@ import numpy as np
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
 from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.floats import narrow
-from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, Stored, folder_of, read_config, tensors
+from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, Stored, folder_of, read_config, read_parts
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.sources.safetensors import header
 from enginehouse.optimize.store import Store
@@ -54,7 +54,7 @@ def write(source: Source, folder: Path, report: Report) -> None:
     """Into an empty folder."""
     report("convert", 0.0)
     path, raw = Path(source.path), read_config(source)
-    stored = {tensor.name: tensor for tensor in tensors(path)}
+    stored = read_parts(path)[1]
     raw["tie_word_embeddings"] = tied = "output.weight" not in stored
     if "rope_theta" in raw["rope_parameters"] and (factors := stored.pop(FREQUENCIES, None)):
         raw["rope_parameters"] |= llama3(factors, raw)
