@@ -137,6 +137,8 @@ def numbers(file: str, architecture: Architecture, said: dict[str, Any]) -> dict
             raise CannotBuild(f"'{file}' gives '{value}' as the model's {word}; it is damaged, download it again")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    if "original_max_position_embeddings" in optional.values():
+        config.setdefault("original_max_position_embeddings", config["max_position_embeddings"])
     return config
 
 

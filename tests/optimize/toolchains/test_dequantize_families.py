@@ -1,6 +1,7 @@
 """A .gguf file of each family that is read gives back the checkpoint that it was made of, and computes the same."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -104,19 +105,22 @@ def test_sentencepiece_is_cut_as_llama_cpp_cuts_it(scheme: str, tmp_path: Path) 
     theirs = tokenizers.Tokenizer.from_file(str(Path(made(file, tmp_path / "cache").path, "tokenizer.json")))
     for text in (PROMPT, " x", "  two", "a</s> b", "\n"):
         assert theirs.encode(text).ids == own.encode(text).ids
-        assert theirs.decode(theirs.encode(text).ids) == own.decode(own.encode(text).ids)
+        back = own.decode(own.encode(text).ids)
+        assert theirs.decode(theirs.encode(text).ids) == (back if scheme == "never" else back.removeprefix(" "))
 
 
 def test_what_llama_cpp_finds_whole_is_found_whole(tmp_path: Path) -> None:
     """Qwen's vocabulary has a plain token '</s>', which llama.cpp takes for the end of a text."""
-    byte_level = tokenizer()
-    document = byte_level.to_str().replace('"<extra 0>"', '"</s>"')
-    file = convert(small(tmp_path, "Phi-3", tokenizer=tokenizers.Tokenizer.from_str(document)), "BF16")
-    own = tokenizers.Tokenizer.from_str(document)
+    document = json.loads(tokenizer().to_str())
+    del document["added_tokens"][-1]
+    end = document["model"]["vocab"]["</s>"] = len(document["model"]["vocab"])
+    for token in document["added_tokens"]:
+        token["id"] += token["id"] >= end
+    plain = tokenizers.Tokenizer.from_str(json.dumps(document))
+    file = convert(small(tmp_path, "Phi-3", tokenizer=plain), "BF16")
     theirs = tokenizers.Tokenizer.from_file(str(Path(made(file, tmp_path / "cache").path, "tokenizer.json")))
-    assert theirs.encode("a</s>b").ids == own.encode("a</s>b").ids
-    (added,) = (token for token in theirs.get_added_tokens_decoder().values() if token.content == "</s>")
-    assert added.special
+    assert end not in plain.encode("a</s>b").ids
+    assert end in theirs.encode("a</s>b").ids
 
 
 def test_what_a_header_of_theirs_tells_is_refused_before_anything_is_read(
