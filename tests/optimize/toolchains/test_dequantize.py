@@ -49,7 +49,13 @@ def rewrite(file: Path, output: Path, parts: int = 0, **changes: Any) -> Path:
     writer = gguf.GGUFWriter(output, architecture, split_max_tensors=each)
     for key, value in changes.items():
         if value is not None:
-            write = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+            write = {
+                int: writer.add_uint32,
+                float: writer.add_float32,
+                str: writer.add_string,
+                bool: writer.add_bool,
+                list: writer.add_array,
+            }
             write[type(value)](key.replace("__", "."), value)
     for key, field in reader.fields.items():
         if key.replace(".", "__") not in changes and not key.startswith(("GGUF.", "general.architecture")):

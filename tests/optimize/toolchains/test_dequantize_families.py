@@ -17,6 +17,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
+from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from tests.bench.families import FAMILIES, VOCABULARY, ids, tokenizer
@@ -113,13 +114,16 @@ def test_what_llama_cpp_finds_whole_is_found_whole(tmp_path: Path) -> None:
     """Qwen's vocabulary has a plain token '</s>', which llama.cpp takes for the end of a text."""
     document = json.loads(tokenizer().to_str())
     del document["added_tokens"][-1]
-    end = document["model"]["vocab"]["</s>"] = len(document["model"]["vocab"])
+    end = document["model"]["vocab"]["</t>"] = len(document["model"]["vocab"])
     for token in document["added_tokens"]:
         token["id"] += token["id"] >= end
     plain = tokenizers.Tokenizer.from_str(json.dumps(document))
     file = convert(small(tmp_path, "Phi-3", tokenizer=plain), "BF16")
-    theirs = tokenizers.Tokenizer.from_file(str(Path(made(file, tmp_path / "cache").path, "tokenizer.json")))
-    assert end not in plain.encode("a</s>b").ids
+    tokens = gguf_header.read_tokenizer(file)["tokenizer.ggml.tokens"]
+    tokens[tokens.index("</t>")] = "</s>"
+    changed = rewrite(file, tmp_path / "changed.gguf", tokenizer__ggml__tokens=tokens)
+    theirs = tokenizers.Tokenizer.from_file(str(Path(made(changed, tmp_path / "cache").path, "tokenizer.json")))
+    assert end not in plain.encode("a</t>b").ids
     assert end in theirs.encode("a</s>b").ids
 
 
