@@ -157,9 +157,10 @@ def layers(architecture: Architecture, config: dict[str, Any]) -> dict[str, Any]
 
 def check_rest(file: str, architecture: Architecture, said: dict[str, Any], config: dict[str, Any]) -> None:
     """Refuses what is said otherwise elsewhere, and what is said and not read."""
-    same = {"vocab_size": config["vocab_size"], "attention.value_length": config["head_dim"]}
-    if not architecture.partial:
-        same["rope.dimension_count"] = config["head_dim"]
+    size = config["head_dim"]
+    same = {"vocab_size": config["vocab_size"], "attention.value_length": size}
+    if not architecture.partial or not 0 < said.get("rope.dimension_count", size) <= size:
+        same["rope.dimension_count"] = size
     if architecture.full_every:
         windows = [kind == "sliding_attention" for kind in config["layer_types"]]
         same[PATTERN] = architecture.full_every if isinstance(said.get(PATTERN), int) else windows

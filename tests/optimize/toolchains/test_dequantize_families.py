@@ -18,6 +18,7 @@ from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
 from enginehouse.optimize.sources import gguf_header
+from enginehouse.optimize.sources.gguf_architectures import ARCHITECTURES
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains import toolchains
 from tests.bench.families import FAMILIES, VOCABULARY, ids, tokenizer
@@ -99,6 +100,11 @@ def test_what_is_read_is_the_checkpoint_and_computes_what_llama_cpp_does(family:
     assert (differences > LARGE).sum() <= 2
 
 
+def test_the_docs_name_what_is_read() -> None:
+    docs = Path("docs/configuration.md").read_text(encoding="utf-8")
+    assert [architecture.name for architecture in ARCHITECTURES if f"`{architecture.name}`" not in docs] == []
+
+
 @pytest.mark.parametrize("scheme", ["legacy", "first", "never"])
 def test_sentencepiece_is_cut_as_llama_cpp_cuts_it(scheme: str, tmp_path: Path) -> None:
     own = sentencepiece_tokenizer(scheme)
@@ -138,6 +144,7 @@ def test_what_a_header_of_theirs_tells_is_refused_before_anything_is_read(
         (gemma, {"gemma3__rope__dimension_count": 16}, "says 'gemma3.rope.dimension_count' 16, where 32 fits"),
         (gemma, {"gemma3__final_logit_softcapping": 30.0}, "'gemma3.final_logit_softcapping', which is not carried"),
         (phi, {"phi3__rope__scaling__attn_factor": 1.2}, "of 'longrope' positions is not carried over"),
+        (phi, {"phi3__rope__dimension_count": 99}, "says 'phi3.rope.dimension_count' 99, where 16 fits"),
         (phi, {"phi3__rope__freq_base_swa": 5.0}, "says 'phi3.rope.freq_base_swa', which is not carried over"),
         (mixture, {"qwen3moe__expert_used_count": None}, "does not say 'qwen3moe.expert_used_count'"),
         (mixture, {"qwen3moe__expert_gating_func": 2}, "says 'qwen3moe.expert_gating_func', which is not carried over"),
