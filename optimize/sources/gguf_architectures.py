@@ -76,7 +76,7 @@ ARCHITECTURES = (
     Architecture("granite", "GraniteForCausalLM", "granite",
                  RMS_NORM | {"attention.scale": "attention_multiplier", "embedding_scale": "embedding_multiplier",
                              "residual_scale": "residual_multiplier", "logit_scale": "logits_scaling"},
-                 tuned_rope=True),
+                 always={"attention_bias": False, "mlp_bias": False}, tuned_rope=True),
     Architecture("olmo2", "Olmo2ForCausalLM", "olmo2", RMS_NORM),
     Architecture("smollm3", "SmolLM3ForCausalLM", "smollm3", RMS_NORM,
                  always={**NO_WINDOW, "no_rope_layer_interval": 4}),
