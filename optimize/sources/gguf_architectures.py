@@ -90,7 +90,8 @@ ARCHITECTURES = (
     Architecture("glm4", "Glm4ForCausalLM", "glm4", RMS_NORM, partial=True,
                  flags={"attention_bias": "blk.0.attn_q.bias"}),
     Architecture("ernie4_5", "Ernie4_5ForCausalLM", "ernie4_5", RMS_NORM, always={"use_bias": False}),
-    Architecture("exaone4", "Exaone4ForCausalLM", "exaone4", RMS_NORM, always={"sliding_window": None}, full_every=1),
+    Architecture("exaone4", "Exaone4ForCausalLM", "exaone4", RMS_NORM,
+                 always={"sliding_window": None, "sliding_window_pattern": None}, full_every=1),
 )  # fmt: skip
 
 
