@@ -21,7 +21,7 @@ COMPANIONS = (
     "chat_template.jinja",
 )
 # Raise it with every change to the bytes of the checkpoints that .gguf files are made into.
-DEQUANTIZED_VERSION = "1"
+DEQUANTIZED_VERSION = "2"
 # Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
 Report = Callable[[str, float], None]
 

@@ -9,14 +9,13 @@ built or served: it shows whether the conversion is right. The verdict holds for
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from enginehouse.config.schema import Optimize
 from enginehouse.optimize.artifact import Quality, Source, Toolchain, bits
-from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.sources.gguf_checkpoint import described
 from enginehouse.optimize.store import Store
 
 NAMES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # in a config: of no consequence
@@ -47,7 +46,7 @@ def shortfall(quality: Quality, precision: str, rules: Optimize) -> str | None:
 
 def family(toolchain: Toolchain, source: Source) -> str:
     """Sources that are alike in all that a converter may get wrong: all of the config but its sizes, and the tools."""
-    config = read_json(Path(source.path) / "config.json") if source.kind == "checkpoint" else {}
+    config = described(source) if source.kind in ("checkpoint", "gguf") else {}
     told = [source.kind, source.architecture, shape(config), toolchain.versions()]
     digest = hashlib.blake2b(msgspec.json.encode(told, order="deterministic"), digest_size=10).hexdigest()
     return f"{toolchain.format}-{source.architecture}-{digest}"

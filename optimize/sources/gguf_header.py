@@ -1,4 +1,4 @@
-"""Reads what a GGUF file says of itself, its arrays only on demand: cheap enough for the server process."""
+"""Reads what a GGUF file says of itself, its tokenizer only on demand: cheap enough for the server process."""
 
 import math
 import mmap
@@ -32,7 +32,7 @@ TENSOR_TYPES = {
 }  # fmt: skip
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-TOKENIZER = "tokenizer.ggml."  # keys that begin with it
+TOKENIZER, GENERAL = "tokenizer.", "general."  # keys that begin with it
 PLAIN = {"F32", "F16", "BF16"}
 
 Scalar = int | float | bool | str
@@ -84,19 +84,19 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
     gguf.GGUFReader takes 8 s for what takes 0.3 s here.
     """
-    keys, _ = read(path, arrays=TOKENIZER)
+    keys, _ = read(path, tokenizer=True)
     return {key: value for key, value in keys.items() if key.startswith(TOKENIZER)}
 
 
-def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[Tensor]]:
-    """Keys and tensors; an array is [] unless its key begins with `arrays`."""
+def read(path: Path, tokenizer: bool = False) -> tuple[dict[str, Any], list[Tensor]]:
+    """Keys and tensors; general arrays are [], and the tokenizer's, which are long, unless they are asked for."""
     truncated = f"'{path.name}' is damaged or truncated at {path.stat().st_size} bytes; download it again"
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise CannotBuild(f"'{path.name}' is not a gguf file; give one, or a Hugging Face folder")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                keys, tensors, end = read_all(data, path.name, arrays)
+                keys, tensors, end = read_all(data, path.name, tokenizer)
             except (struct.error, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
                 raise CannotBuild(truncated) from error
             if end > len(data):
@@ -104,7 +104,7 @@ def read(path: Path, arrays: str = "") -> tuple[dict[str, Any], list[Tensor]]:
     return keys, tensors
 
 
-def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], list[Tensor], int]:
+def read_all(data: mmap.mmap, name: str, tokenizer: bool) -> tuple[dict[str, Any], list[Tensor], int]:
     """What `read` gives, and where the last tensor ends."""
     (version,) = struct.unpack_from("<I", data, 4)
     if version not in (2, 3):
@@ -117,7 +117,7 @@ def read_all(data: mmap.mmap, name: str, arrays: str) -> tuple[dict[str, Any], l
         if kind != ARRAY:
             keys[key], position = read_value(data, position + 4, kind, name)
         else:
-            keep = bool(arrays) and key.startswith(arrays)
+            keep = tokenizer if key.startswith(TOKENIZER) else not key.startswith(GENERAL)
             keys[key], position = read_array(data, position + 4, keep)
     tensors = []
     for _ in range(tensor_count):

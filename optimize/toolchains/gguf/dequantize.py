@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,26 +13,21 @@ import gguf
 import numpy as np
 
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
-from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.floats import narrow
-from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, folder_of, read_config
-from enginehouse.optimize.sources.resolve import parts_of, resolve
+from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, Stored, folder_of, read_config, read_parts
+from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.sources.safetensors import header
 from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains.gguf.config import decode_config
-from enginehouse.optimize.toolchains.gguf.families import FAMILIES
-from enginehouse.optimize.toolchains.gguf.plan import Target, check_traits, targets
+from enginehouse.optimize.toolchains.gguf.plan import Target, check_heads, targets
+from enginehouse.optimize.toolchains.gguf.readable import family_of
 from enginehouse.optimize.toolchains.gguf.rope import Scaling, llama3_divisors
 from enginehouse.optimize.toolchains.gguf.tokenizer import write_tokenizer
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK = 1 << 22  # weights dequantized together
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
-
-class Stored(gguf_header.Tensor, frozen=True):
-    file: Path = Path()
 
 
 @contextmanager
@@ -58,24 +54,18 @@ def write(source: Source, folder: Path, report: Report) -> None:
     """Into an empty folder."""
     report("convert", 0.0)
     path, raw = Path(source.path), read_config(source)
-    stored = {tensor.name: tensor for tensor in tensors(path)}
+    stored = read_parts(path)[1]
     raw["tie_word_embeddings"] = tied = "output.weight" not in stored
-    if factors := stored.pop(FREQUENCIES, None):
+    if "rope_theta" in raw["rope_parameters"] and (factors := stored.pop(FREQUENCIES, None)):
         raw["rope_parameters"] |= llama3(factors, raw)
-    family = FAMILIES[raw["architectures"][0]]
+    family = family_of(raw)
     config = decode_config(raw, family.defaults)
-    check_traits(config, family)
+    check_heads(config, family)
     expected = targets(config, family, tied)
     check_tensors(path.name, stored, expected)
     write_tokenizer(path, folder, raw["vocab_size"])
     (folder / "config.json").write_text(json.dumps(raw, indent=1))
     write_weights(folder / "model.safetensors", stored, expected, report)
-
-
-def tensors(path: Path) -> Iterator[Stored]:
-    for part in parts_of(path, gguf_header.read_header(path).parts):
-        for tensor in gguf_header.read(part)[1]:
-            yield Stored(tensor.name, tensor.kind, tensor.shape, tensor.offset, tensor.bytes, part)
 
 
 def llama3(stored: Stored, raw: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +86,17 @@ def check_tensors(name: str, stored: dict[str, Stored], expected: dict[str, Targ
         raise CannotBuild(f"'{name}' has no '{missing.name}', which its header promises; download it again")
     if foreign := sorted(stored.keys() - {target.name for target in expected.values()}):
         raise CannotBuild(f"'{name}' has a tensor '{foreign[0]}', which is not carried over to other engines")
+    experts = Counter(target.name for target in expected.values() if target.expert is not None)
     for target in expected.values():
         shape = stored[target.name].shape
-        if shape != target.shape:
-            raise CannotBuild(
-                f"'{target.name}' in '{name}' has shape {list(shape)}, its header says {list(target.shape)}"
-            )
+        promised = target.shape if target.expert is None else (experts[target.name], *target.shape)
+        if without_ones(shape) != without_ones(promised):
+            raise CannotBuild(f"'{target.name}' in '{name}' has shape {list(shape)}, its header says {list(promised)}")
+
+
+def without_ones(shape: tuple[int, ...]) -> list[int]:
+    """Some converters leave them out."""
+    return [size for size in shape if size != 1]
 
 
 def write_weights(file: Path, stored: dict[str, Stored], expected: dict[str, Target], report: Report) -> None:
@@ -120,11 +115,12 @@ def write_weights(file: Path, stored: dict[str, Stored], expected: dict[str, Tar
 def blocks(tensor: Stored, target: Target) -> Iterator[memoryview]:
     """BF16, as the checkpoint has it."""
     rows = target.shape[0] if len(target.shape) > 1 else 1
+    first = rows * (target.expert or 0)
     together = rows // target.rotate_heads if target.rotate_heads else 1
-    step = max(together, BLOCK * rows // tensor.weights // together * together)
+    step = max(together, BLOCK * rows // math.prod(target.shape) // together * together)
     for start in range(0, rows, step):
         count = min(step, rows - start)
-        wide = dequantize(tensor, start, count)
+        wide = dequantize(tensor, first + start, count)
         if target.rotate_heads:
             wide = halve_rows(wide, count // together)
         narrowed = narrow(wide - np.float32(1) if target.add_one else wide, "BF16")
@@ -135,8 +131,7 @@ def blocks(tensor: Stored, target: Target) -> Iterator[memoryview]:
 
 def dequantize(tensor: Stored, start: int, count: int) -> Array:
     """Rows of a tensor in 32 bits."""
-    rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-    width = tensor.bytes // rows
+    width = tensor.bytes // math.prod(tensor.shape[:-1])
     try:
         kind = gguf.GGMLQuantizationType[tensor.kind]
         raw = np.memmap(tensor.file, np.uint8, "r", tensor.offset + start * width, (count, width))

@@ -4,13 +4,16 @@ from typing import Any
 
 import msgspec
 
+EXPERT = ".*."  # in a name: of each expert
+
 
 class Family(msgspec.Struct, frozen=True):
     """Architectures that share names, shapes and a graph in llama.cpp. Shapes are in the words of plan.sizes."""
 
     architecture: str  # llama.cpp's name
     layer: dict[str, tuple[str, str]]  # name in the checkpoint's layer -> (name in GGUF's block, shape)
-    ropes: tuple[str, ...]
+    ropes: tuple[str, ...] = ()
+    last: dict[str, tuple[str, str]] = {}  # behind the layers, besides the norm
     activation: str = "silu"
     defaults: dict[str, Any] = {}  # what this architecture's config.json may leave out
     rotates_pairs: bool = False  # llama.cpp turns neighbouring values, the checkpoint's rows are in halves

@@ -5,7 +5,7 @@ import msgspec
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.optimize.sources.safetensors import ITEM_BYTES, StoredTensor
 from enginehouse.optimize.toolchains.gguf.config import Config, Value
-from enginehouse.optimize.toolchains.gguf.families import GEMMA3, Family
+from enginehouse.optimize.toolchains.gguf.families import EXPERT, GEMMA3, Family
 from enginehouse.optimize.toolchains.gguf.rope import rope
 
 VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
@@ -16,6 +16,7 @@ class Target(msgspec.Struct, frozen=True):
 
     name: str
     shape: tuple[int, ...]
+    expert: int | None = None  # GGUF has one tensor of all experts
     rotate_heads: int = 0  # heads whose rows are brought from halves into pairs; 0 for none
     add_one: bool = False
 
@@ -30,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 def plan(config: Config, family: Family, stored: dict[str, StoredTensor]) -> Plan:
     """Decides the conversion; raises CannotBuild for whatever is not exactly what the family has."""
+    check_heads(config, family)
     check_traits(config, family)
     rope_keys, factors = rope(config, family.architecture, family.ropes)
     # by the name in a text model: the name in the checkpoint
@@ -64,17 +66,20 @@ def text_name(name: str) -> str:
     return name.removeprefix("language_model.")
 
 
+def check_heads(config: Config, family: Family) -> None:
+    if config.num_attention_heads % config.key_value_heads:
+        raise CannotBuild(f"{config.num_attention_heads} heads do not divide over {config.key_value_heads} key heads")
+    if not family.free_head_size and config.head_size * config.num_attention_heads != config.hidden_size:
+        raise CannotBuild(
+            f"'head_dim' {config.head_size} is not hidden size / heads, which a {family.architecture} model needs"
+        )
+
+
 def check_traits(config: Config, family: Family) -> None:
     name = family.architecture
     activation = config.hidden_activation or config.hidden_act or family.activation
     if activation != family.activation:
         raise CannotBuild(f"activation '{activation}' is not known for a {name} model; known: {family.activation}")
-    if config.num_attention_heads % config.key_value_heads:
-        raise CannotBuild(f"{config.num_attention_heads} heads do not divide over {config.key_value_heads} key heads")
-    if not family.free_head_size and config.head_size * config.num_attention_heads != config.hidden_size:
-        raise CannotBuild(
-            f"'head_dim' {config.head_size} is not hidden size / heads, which a {name} model in llama.cpp needs"
-        )
     if config.attn_logit_softcapping or config.final_logit_softcapping:
         raise CannotBuild(f"logit softcapping is not known for a {name} model")
     if config.use_bidirectional_attention:
@@ -98,22 +103,29 @@ def check_stored(name: str, tensor: StoredTensor, target: Target) -> None:
 def targets(config: Config, family: Family, tied: bool) -> dict[str, Target]:
     """Every tensor the family must have, by its name in the checkpoint, in the order they are written."""
     dimensions = sizes(config)
-    table = {"model.embed_tokens.weight": ("token_embd.weight", "vocabulary hidden")}
+    table: dict[str, tuple[str, str, int | None]] = {
+        "model.embed_tokens.weight": ("token_embd.weight", "vocabulary hidden", None)
+    }
     for i in range(config.num_hidden_layers):
         for name, (gguf_name, shape) in family.layer.items():
-            table[f"model.layers.{i}.{name}"] = (f"blk.{i}.{gguf_name}", shape)
-    table["model.norm.weight"] = ("output_norm.weight", "hidden")
+            stacked = EXPERT in name
+            for expert in range(dimensions["experts"]) if stacked else (None,):
+                own = name.replace(EXPERT, f".{expert}.")
+                table[f"model.layers.{i}.{own}"] = (f"blk.{i}.{gguf_name}", shape, expert)
+    table["model.norm.weight"] = ("output_norm.weight", "hidden", None)
+    table |= {name: (*entry, None) for name, entry in family.last.items()}
     if not tied:
-        table["lm_head.weight"] = ("output.weight", "vocabulary hidden")
+        table["lm_head.weight"] = ("output.weight", "vocabulary hidden", None)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.key_value_heads} if family.rotates_pairs else {}
     return {
         name: Target(
             name=gguf_name,
             shape=tuple(dimensions[word] for word in shape.split()),
+            expert=expert,
             rotate_heads=heads.get(gguf_name.split(".")[-2], 0),
             add_one=family.norms_from_zero and gguf_name.endswith("norm.weight"),
         )
-        for name, (gguf_name, shape) in table.items()
+        for name, (gguf_name, shape, expert) in table.items()
     }
 
 
@@ -129,6 +141,10 @@ def sizes(config: Config) -> dict[str, int]:
         "queries": queries,
         "keys": keys,
         "queries_keys_values": queries + 2 * keys,
+        "one": 1,
+        "experts": config.num_experts or config.num_local_experts or 0,
+        "expert_feed_forward": config.moe_intermediate_size or 0,
+        "shared_feed_forward": config.shared_expert_intermediate_size or 0,
     }
 
 

@@ -17,8 +17,12 @@ from enginehouse.optimize.sources.tokenizer_json import NoTokenizer, of_gguf
 from enginehouse.optimize.toolchains.gguf.library import Log
 from enginehouse.optimize.toolchains.gguf.logits import load
 from enginehouse.optimize.toolchains.gguf.text import KEY, TextRules, prepare_text
+from enginehouse.optimize.toolchains.gguf.vocabulary import BYTE, SPACE, UNKNOWN
 
 TEXTS, LONGEST = 300, 12  # of tokens by chance that are compared
+WHOLE = (
+    llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+)
 NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 END_KEY = "enginehouse.eos_token_ids"  # those that GGUF has no room for, in files of ours
 
@@ -28,14 +32,15 @@ def write_tokenizer(path: Path, folder: Path, rows: int) -> None:
 
     `rows`: of the embedding.
     """
-    keys = gguf_header.read(path, arrays=gguf_header.TOKENIZER)[0]
+    keys = gguf_header.read(path, tokenizer=True)[0]
     tokens = keys.get("tokenizer.ggml.tokens", [])
     if len(tokens) != rows:
         raise CannotBuild(f"'{path.name}' has {len(tokens)} tokens and an embedding of {rows} rows; download it again")
     model = load(path, Log(), vocabulary_only=True)
     try:
         vocabulary = llama_cpp.llama_model_get_vocab(model)
-        tokenizer, rules = tokenizer_of(path, keys), msgspec.json.decode(keys.get(KEY, "{}"), type=TextRules)
+        rules = msgspec.json.decode(keys.get(KEY, "{}"), type=TextRules)
+        tokenizer = with_added(tokenizer_of(path, keys, rules), vocabulary, tokens)
         if rules.nfc:
             tokenizer.normalizer = tokenizers.normalizers.NFC()
         close(tokenizer, vocabulary, tokens)
@@ -54,7 +59,9 @@ def write_tokenizer(path: Path, folder: Path, rows: int) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": sorted(ends)}))
 
 
-def tokenizer_of(path: Path, keys: dict[str, Any]) -> Any:
+def tokenizer_of(path: Path, keys: dict[str, Any], rules: TextRules) -> Any:
+    if keys["tokenizer.ggml.model"] == "llama":
+        return sentencepiece(path, keys, rules)
     try:
         document = of_gguf(keys, path)
     except NoTokenizer:
@@ -62,6 +69,59 @@ def tokenizer_of(path: Path, keys: dict[str, Any]) -> Any:
     tokenizer = tokenizers.Tokenizer.from_str(msgspec.json.encode(document).decode())
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
+
+
+def sentencepiece(path: Path, keys: dict[str, Any], rules: TextRules) -> Any:
+    """As llama.cpp does it: what is joined first is what gives the token with the highest score."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    fields = [keys.get(f"tokenizer.ggml.{name}", []) for name in ("tokens", "token_type", "scores")]
+    if len({len(field) for field in fields}) > 1:
+        raise CannotBuild(f"the tokenizer of '{path.name}' has no score and type for each token; download it again")
+    tokens, types, scores = fields
+    ids = {token: id for id, token in enumerate(tokens)}
+    joined = sorted((id for id, type in enumerate(types) if type != BYTE), key=lambda id: -scores[id])
+    merges = [pair for id in joined for pair in halves(tokens[id], ids)]
+    unknown = next((token for token, type in zip(tokens, types, strict=True) if type == UNKNOWN), None)
+    tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    blanks = normalizers.Replace(" ", SPACE)
+    prefix = keys.get("tokenizer.ggml.add_space_prefix", True)
+    if rules.space:
+        scheme = {"first": "first", "each": "always"}[rules.space]
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blanks]) if prefix else blanks
+    first = [decoders.Strip(" ", 1, 0)] if prefix or rules.space else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *first]
+    )
+    return tokenizer
+
+
+def halves(token: str, ids: dict[str, int]) -> list[tuple[str, str]]:
+    pairs = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ids and token[i:] in ids]
+    return sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
+
+
+def with_added(tokenizer: Any, vocabulary: Any, tokens: list[str]) -> Any:
+    """With the tokens that llama.cpp finds whole in a text: those which the file says, and some that it knows by name,
+    as '</s>' in Qwen's vocabulary. Some swallow blanks: Phi-3's."""
+    document = json.loads(tokenizer.to_str())
+    attributes = {id: llama_cpp.llama_vocab_get_attr(vocabulary, id) for id in range(len(tokens))}
+    document["added_tokens"] = [
+        {
+            "id": id,
+            "content": tokens[id],
+            "special": not its & llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED,
+            "lstrip": bool(its & llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP),
+            "rstrip": bool(its & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP),
+            "single_word": False,
+            "normalized": False,
+        }
+        for id, its in attributes.items()
+        if its & WHOLE
+    ]
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
 
 
 def by_transformers(path: Path) -> Any:

@@ -49,7 +49,14 @@ def rewrite(file: Path, output: Path, parts: int = 0, **changes: Any) -> Path:
     writer = gguf.GGUFWriter(output, architecture, split_max_tensors=each)
     for key, value in changes.items():
         if value is not None:
-            {int: writer.add_uint32, str: writer.add_string}[type(value)](key.replace("__", "."), value)
+            write = {
+                int: writer.add_uint32,
+                float: writer.add_float32,
+                str: writer.add_string,
+                bool: writer.add_bool,
+                list: writer.add_array,
+            }
+            write[type(value)](key.replace("__", "."), value)
     for key, field in reader.fields.items():
         if key.replace(".", "__") not in changes and not key.startswith(("GGUF.", "general.architecture")):
             kind, items = field.types[0], field.types[-1] if len(field.types) > 1 else None
@@ -152,12 +159,18 @@ def test_what_the_header_hides_is_refused_and_leaves_nothing(
     assert list((tmp_path / "cache" / "dequantized").iterdir()) == []
 
 
-def test_a_tokenizer_that_cuts_otherwise_than_llama_cpp_is_refused(tmp_path: Path) -> None:
+def test_tokens_that_swallow_blanks_in_llama_cpp_do_everywhere(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<|endoftext|>"])
     file = convert(tiny(tmp_path, tokenizer=tokenizer), "BF16")
-    # llama.cpp lets the added tokens of a model of this name swallow blanks
-    changed = rewrite(file, tmp_path / "changed.gguf", general__name="phi-3")
+    changed = rewrite(file, tmp_path / "changed.gguf", general__name="phi-3")  # by which llama.cpp knows them
+    made_of_it = tokenizers.Tokenizer.from_file(str(Path(made(changed, tmp_path / "cache").path, "tokenizer.json")))
+    assert made_of_it.encode("</s>  x").ids == made_of_it.encode("</s>x").ids
+    assert made_of_it.encode("<unk>  x").ids != made_of_it.encode("<unk>x").ids
+
+
+def test_a_tokenizer_that_cuts_otherwise_than_llama_cpp_is_refused(file: Path, tmp_path: Path) -> None:
+    changed = rewrite(file, tmp_path / "changed.gguf", tokenizer__ggml__pre="deepseek-llm")
     with pytest.raises(CannotBuild, match=r"gives other tokens than llama.cpp's own on .*; only llama.cpp serves"):
         made(changed, tmp_path / "cache")
     assert list((tmp_path / "cache" / "dequantized").iterdir()) == []
