@@ -1,16 +1,15 @@
 """What a .gguf file would be as a Hugging Face checkpoint, by its header alone: the config, and what forbids it."""
 
-import hashlib
 import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import DEQUANTIZED_VERSION, CannotBuild, Source
 from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.files import read_json
 
-FOLDER = "dequantized"  # in the cache
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 TOKENIZERS = ("gpt2", "llama")  # byte-level BPE, and SentencePiece's
 # after the architecture's name in the header -> in config.json
@@ -55,8 +54,7 @@ def config_of(source: Source) -> dict[str, Any]:
 
 def folder_of(source: Source, cache: Path) -> Path:
     """Where the checkpoint lies that is made of a .gguf file."""
-    name = hashlib.blake2b(f"{DEQUANTIZED_VERSION}\0{source.fingerprint}".encode(), digest_size=10).hexdigest()
-    return cache / FOLDER / name
+    return intermediate.place(cache, "dequantized", DEQUANTIZED_VERSION, source.fingerprint)
 
 
 def read_config(source: Source) -> dict[str, Any]:

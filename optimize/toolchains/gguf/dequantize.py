@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import Any
 import gguf
 import numpy as np
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
 from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.floats import narrow
-from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, folder_of, read_config
+from enginehouse.optimize.sources.gguf_checkpoint import FREQUENCIES, folder_of, read_config
 from enginehouse.optimize.sources.resolve import parts_of, resolve
 from enginehouse.optimize.sources.safetensors import header
-from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains.gguf.config import decode_config
 from enginehouse.optimize.toolchains.gguf.families import FAMILIES
 from enginehouse.optimize.toolchains.gguf.plan import Target, check_traits, targets
@@ -37,14 +36,13 @@ class Stored(gguf_header.Tensor, frozen=True):
 @contextmanager
 def checkpoint_of(source: Source, cache: Path, report: Report) -> Iterator[Source]:
     """The file as a checkpoint in the cache, made by who asks first; nobody prunes it within. Raises CannotBuild."""
-    store, target = Store(cache, FOLDER), folder_of(source, cache)
-    with store.building(target.name) as folder:
-        if not whole(target):
-            store.check_free(bytes_in_16_bits(source))
-            write(source, folder, report)
-            shutil.rmtree(target, ignore_errors=True)
-            store.publish_checkpoint(folder, target)
-        yield resolve(source.id, at=str(target))
+
+    def make(folder: Path) -> None:
+        intermediate.check_free(folder, bytes_in_16_bits(source))
+        write(source, folder, report)
+
+    with intermediate.kept(folder_of(source, cache), make, whole) as made:
+        yield resolve(source.id, at=str(made))
 
 
 def whole(folder: Path) -> bool:

@@ -3,20 +3,18 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report
-from enginehouse.optimize.sources.files import read_json
 
 # The hub is never asked: the checkpoint is on this disk.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Axes of length 1 would become constants of the graph.
 SEQUENCES, PAST, NEW = 2, 5, 3
 
 
-def export(checkpoint: Path, output: Path, precision: str | None, report: Report) -> None:
-    """Writes `output`, its .bin beside it, and the tokenizer's two graphs. `precision` None: the checkpoint's own."""
+def export(checkpoint: Path, output: Path, precision: str, report: Report) -> None:
+    """Writes `output`, its .bin beside it, and the tokenizer's two graphs."""
     os.environ.update(OFFLINE)
     import openvino
     import torch
@@ -29,7 +27,7 @@ def export(checkpoint: Path, output: Path, precision: str | None, report: Report
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype(checkpoint, precision), attn_implementation="sdpa", trust_remote_code=False
+            checkpoint, dtype=getattr(torch, DTYPES[precision]), attn_implementation="sdpa", trust_remote_code=False
         ).eval()
     except ValueError as error:  # of a family without that attention, the only one the exporter takes
         raise CannotBuild(f"transformers cannot make '{checkpoint}' ready for OpenVINO: {sentence(error)}") from error
@@ -53,15 +51,6 @@ def export(checkpoint: Path, output: Path, precision: str | None, report: Report
     openvino.save_model(exported, output, compress_to_fp16=False)
     save_tokenizer(checkpoint, output.parent)
     report("convert", 1.0)
-
-
-def dtype(checkpoint: Path, precision: str | None) -> Any:
-    import torch
-
-    config = read_json(checkpoint / "config.json")
-    text = config.get("text_config") or config
-    stored = text.get("dtype") or text.get("torch_dtype") or "float32"
-    return getattr(torch, NAMES[precision] if precision else stored)
 
 
 def save_tokenizer(checkpoint: Path, folder: Path) -> None:

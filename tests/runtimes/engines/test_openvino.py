@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.artifact import CannotBuild, Source
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.openvino.toolchain import FAMILIES, TOOLCHAIN
 from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Regex, Sampling
@@ -48,8 +48,21 @@ ALWAYS = FAMILIES[:6]  # the rest takes too long for every run
 
 def build(source: Path, precision: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    TOOLCHAIN.build(resolve(str(source)), precision, folder, lambda stage, done: None)
+    given = resolve(str(source))
+    if given.kind == "checkpoint":
+        given = export(given, precision, folder.with_name(f"{folder.name}-exported"))
+    TOOLCHAIN.build(given, precision, folder, quiet)
     return folder
+
+
+def export(source: Source, precision: str, folder: Path) -> Source:
+    folder.mkdir()
+    assert TOOLCHAIN.export
+    TOOLCHAIN.export.make(source, TOOLCHAIN.export.precision(source, precision), folder, quiet)
+    return resolve(str(folder))
+
+
+def quiet(stage: str, done: float) -> None: ...
 
 
 def load(folder: Path, slots: int = 2, context: int = 256, free: int = 0, **options: Any) -> Engine:
