@@ -13,7 +13,7 @@ from enginehouse.optimize.store import INTERMEDIATE, Store
 
 
 def place(cache: Path, kind: str, *told: str) -> Path:
-    """Where it lies. `kind`: as in the store's INTERMEDIATES; `told`: all that its bytes depend on."""
+    """Where it lies. `kind`: as in the store's FOR_BUILDS and FOR_MODELS; `told`: all that its bytes depend on."""
     digest = hashlib.blake2b("\0".join(told).encode(), digest_size=10).hexdigest()
     return cache / INTERMEDIATE / f"{kind}-{digest}"
 
@@ -51,7 +51,7 @@ def touch(folder: Path) -> None:
 def remove(folder: Path) -> None:
     """Unless somebody uses it."""
     if folder.exists():
-        Store(folder.parents[1], INTERMEDIATE).remove_unused(folder.name)
+        Store(folder.parents[1], INTERMEDIATE).remove_unmarked(folder.name)
 
 
 def check_free(folder: Path, needed: int) -> None:
