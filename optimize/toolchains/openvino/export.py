@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from enginehouse.optimize.artifact import CannotBuild, Report
 
@@ -19,8 +20,6 @@ def export(checkpoint: Path, output: Path, precision: str, report: Report) -> No
     import openvino
     import torch
     import transformers
-    from transformers.exporters import OpenVINOConfig
-    from transformers.exporters.exporter_openvino import OpenVINOExporter
 
     report("convert", 0.0)
     transformers.logging.set_verbosity_error()
@@ -44,13 +43,43 @@ def export(checkpoint: Path, output: Path, precision: str, report: Report) -> No
         "use_cache": True,
     }
     try:
-        exported = OpenVINOExporter().export(model, inputs, OpenVINOConfig(dynamic=True, stateful=True)).program
+        exported = traced(model, inputs)
     except Exception as error:  # whatever torch.export or the frontend cannot express
         raise CannotBuild(f"transformers cannot export '{checkpoint}' to OpenVINO: {first_line(error)}") from error
     report("convert", 0.8)
     openvino.save_model(exported, output, compress_to_fp16=False)
     save_tokenizer(checkpoint, output.parent)
     report("convert", 1.0)
+
+
+def traced(model: Any, inputs: dict[str, Any]) -> Any:
+    """As it was traced where OpenVINO knows all of its operations, else decomposed, which takes longer than tracing."""
+    import openvino.frontend
+    from transformers.exporters import OpenVINOConfig, exporter_openvino
+    from transformers.exporters.utils import patch_attributes
+
+    config = OpenVINOConfig(dynamic=True, stateful=True)
+    exporter = exporter_openvino.OpenVINOExporter()
+    try:
+        with patch_attributes([(exporter_openvino, "_run_openvino_decompositions", lambda original: by_known_names)]):
+            return exporter.export(model, inputs, config).program
+    except openvino.frontend.OpConversionFailure:
+        return exporter.export(model, inputs, config).program
+
+
+def by_known_names(program: Any) -> Any:
+    """An exported program's operations that OpenVINO knows only by the names of their decomposition."""
+    import torch
+
+    aten = torch.ops.aten
+    names = {
+        aten.__and__.Tensor: aten.bitwise_and.Tensor,
+        aten.contiguous.default: aten.clone.default,
+        aten.reshape.default: aten.view.default,
+    }
+    for node in program.graph.nodes:
+        node.target = names.get(node.target, node.target)
+    return program
 
 
 def save_tokenizer(checkpoint: Path, folder: Path) -> None:
