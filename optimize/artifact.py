@@ -22,6 +22,7 @@ COMPANIONS = (
 )
 # Raise it with every change to the bytes of the checkpoints that .gguf files are made into.
 DEQUANTIZED_VERSION = "1"
+ELSEWHERE = "another runtime may serve it, see docs/families.md"  # what a tool says of a family that it does not take
 # Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
 Report = Callable[[str, float], None]
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.artifact import ELSEWHERE, CannotBuild, Report
 
 # The hub is never asked: the checkpoint is on this disk.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -45,7 +45,10 @@ def export(checkpoint: Path, output: Path, precision: str, report: Report) -> No
     try:
         exported = traced(model, inputs)
     except Exception as error:  # whatever torch.export or the frontend cannot express
-        raise CannotBuild(f"transformers cannot export '{checkpoint}' to OpenVINO: {first_line(error)}") from error
+        family = (model.config.architectures or ["?"])[0]
+        raise CannotBuild(
+            f"transformers cannot export '{family}' to OpenVINO: {first_line(error)}; {ELSEWHERE}"
+        ) from error
     report("convert", 0.8)
     openvino.save_model(exported, output, compress_to_fp16=False)
     save_tokenizer(checkpoint, output.parent)
