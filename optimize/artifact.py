@@ -22,6 +22,7 @@ COMPANIONS = (
 )
 # Raise it with every change to the bytes of the checkpoints that .gguf files are made into.
 DEQUANTIZED_VERSION = "2"
+ELSEWHERE = "another runtime may serve it, see docs/families.md"  # what a tool says of a family that it does not take
 # Called from a build: stage ("convert", "quantize", "check") and the fraction of that stage done, 0 to 1.
 Report = Callable[[str, float], None]
 
@@ -108,6 +109,14 @@ class Artifact(msgspec.Struct, frozen=True):
     key: str = ""  # in the store; "" for the source itself
 
 
+class Export(msgspec.Struct, frozen=True):
+    """The first half of a build, the same for several precisions: kept in the cache for the next of them."""
+
+    precision: Callable[[Source, str], str]  # (source, precision) -> that of what it is made of
+    # (checkpoint, the export's precision, empty folder, report): writes a source of the toolchain's own format
+    make: Callable[[Source, str, Path, Report], None]
+
+
 class Toolchain(msgspec.Struct, frozen=True):
     """One artifact format and the tool that makes it. Functions import their heavy libraries inside."""
 
@@ -130,6 +139,7 @@ class Toolchain(msgspec.Struct, frozen=True):
     # whether sources of this architecture were compared with the reference implementation, artifact by artifact; others
     # are on trial: see ladder.py
     proven: Callable[[Source], bool] = lambda source: True
+    export: Export | None = None  # then `build` is given that in place of the source
 
     @property
     def exact(self) -> str:

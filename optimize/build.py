@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from enginehouse.config.schema import Limits
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import (
     Artifact,
     CannotBuild,
@@ -101,13 +102,15 @@ def work(order: Order, report: Report) -> Fetched | Merged | Dequantized | Built
             case FetchAdapter(adapter, cached_only):
                 return Fetched(*fetch_adapter(adapter, stages.report, cached_only))
             case Merge(base, adapter, cache):
-                return Merged(merge(base, adapter, Path(cache), stages.report))
+                with intermediate.held(base.path, Path(cache)):
+                    return Merged(merge(base, adapter, Path(cache), stages.report))
             case Dequantize(source, cache):
                 return Dequantized(dequantize(source, Path(cache), stages.report))
-            case Build(bar=bar):
+            case Build(source, cache=cache, bar=bar):
                 if bar:  # nobody may be waiting for it, and others are served meanwhile
                     os.nice(10)
-                return build(order, stages)
+                with intermediate.held(source.path, Path(cache)):
+                    return build(order, stages)
     except OSError as error:
         reason = no_room(order, error) if is_no_room(error) else f"building failed: {error}"
         raise CannotBuild(reason, environment=True) from error
@@ -139,8 +142,8 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
         stages.report(stage, fraction / 2 if order.bar and stage == "check" else fraction)
 
     try:
-        with origin(order, toolchain, report) as checkpoint:
-            toolchain.build(checkpoint, recipe.precision, folder, report)
+        with origin(order, toolchain, report) as given:
+            toolchain.build(given, recipe.precision, folder, report)
         check_unchanged(source)
         peak = peak_bytes()
         files = {file.name: File(file.stat().st_size, digest(file)) for file in sorted(folder.iterdir())}
@@ -155,12 +158,37 @@ def make(order: Build, toolchain: Toolchain, folder: Path, store: Store, stages:
 
 @contextmanager
 def origin(order: Build, toolchain: Toolchain, report: Report) -> Iterator[Source]:
-    """What the toolchain is given, which holds numbers only."""
+    """What the toolchain is given: its export of the source, if there is one."""
+    folder, export = export_of(order.source, toolchain, order.recipe.precision, Path(order.cache)), toolchain.export
+    if folder is None or export is None:
+        with checkpoint(order, toolchain, report) as source:
+            yield source
+        return
+
+    def make(folder: Path) -> None:
+        with checkpoint(order, toolchain, report) as source:
+            export.make(source, export.precision(source, order.recipe.precision), folder, report)
+
+    with intermediate.kept(folder, make):
+        yield resolve(order.source.id, at=str(folder))
+
+
+def export_of(source: Source, toolchain: Toolchain, precision: str, cache: Path) -> Path | None:
+    """Where what this precision is made of lies, there or not; None where that is the source itself."""
+    if toolchain.export is None or source.kind == toolchain.format:
+        return None
+    recipe = toolchain.recipe(source, toolchain.export.precision(source, precision))
+    return intermediate.place(cache, "exported", recipe.key)
+
+
+@contextmanager
+def checkpoint(order: Build, toolchain: Toolchain, report: Report) -> Iterator[Source]:
+    """The source as converters read it, which holds numbers only."""
     if toolchain.dequantizes(order.source):
         from enginehouse.optimize.toolchains.gguf.dequantize import checkpoint_of
 
-        with checkpoint_of(order.source, Path(order.cache), report) as checkpoint:
-            yield checkpoint
+        with checkpoint_of(order.source, Path(order.cache), report) as made:
+            yield made
     else:
         if order.source.kind == "checkpoint":
             check_weights(Path(order.source.path))
@@ -183,8 +211,7 @@ def judged(order: Build, toolchain: Toolchain, folder: Path, report: Report) -> 
 
 def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
     """Refuses a build before it starts whose estimates are beyond the disk or the memory there is."""
-    unmade = toolchain.dequantizes(order.source) and not folder_of(order.source, store.cache).exists()
-    check_disk(order, toolchain, store.free_bytes(), bytes_in_16_bits(order.source) if unmade else 0)
+    check_disk(order, toolchain, store.free_bytes())
     precision, free = order.recipe.precision, free_memory()
     needed = toolchain.memory_bytes(order.source, precision)
     if needed > free:
@@ -195,8 +222,15 @@ def check_room(order: Build, toolchain: Toolchain, store: Store) -> None:
         )
 
 
-def check_disk(order: Build, toolchain: Toolchain, free: int, beside: int = 0) -> None:
-    needed = toolchain.needs_bytes(order.source, order.recipe.precision) + beside
+def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
+    """What is made on the way is counted where it is not there yet."""
+    source, precision, cache = order.source, order.recipe.precision, Path(order.cache)
+    needed = toolchain.needs_bytes(source, precision)
+    exported = export_of(source, toolchain, precision, cache)
+    if exported and exported.exists():
+        needed -= bytes_in(exported)
+    elif toolchain.dequantizes(source) and not folder_of(source, cache).exists():
+        needed += bytes_in_16_bits(source)
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 

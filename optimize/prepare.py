@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.config.schema import Optimize
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Report, Source, Toolchain, bits, bytes_in_16_bits
 from enginehouse.optimize.build import (
     Build,
@@ -19,6 +20,7 @@ from enginehouse.optimize.build import (
     Merge,
     Merged,
     Order,
+    export_of,
 )
 from enginehouse.optimize.child_process import Result, run
 from enginehouse.optimize.sources import dequantize
@@ -68,6 +70,7 @@ async def in_16_bits(
         log.info("bringing the quantized weights of '%s' to 16 bits (%s)", source.id, mebibytes(source.bytes))
         report("convert", 0.0)
         await build_process(Dequantize(source, str(cache)), Dequantized, report, bytes_in_16_bits(source))
+    await in_thread(intermediate.touch, made)
     found: Source = await in_thread(resolve, source.id, at=str(made))
     return found
 
@@ -90,6 +93,7 @@ async def adapt(
         log.info("merging adapter '%s' into '%s'", name, base.id)
         report("convert", 0.0)
         await build_process(Merge(base, adapter, str(cache)), Merged, report, bytes_in_16_bits(base))
+    await in_thread(intermediate.touch, merged)
     found: Source = await in_thread(resolve, f"{base.id} + {name}", at=str(merged))
     return found
 
@@ -132,6 +136,13 @@ async def prepare(
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, mebibytes(source.bytes), mebibytes(built.artifact.bytes), spent)
     return built.artifact
+
+
+def forget_exports(source: Source, toolchain: Toolchain, precision: str, cache: Path) -> None:
+    """An artifact of this precision is good, or the last of the ladder: no more are to be made of its source."""
+    exports = {export_of(source, toolchain, rung, cache) for rung in (*toolchain.ladder, precision)}
+    for folder in filter(None, exports):
+        intermediate.remove(folder)
 
 
 def mebibytes(count: int) -> str:

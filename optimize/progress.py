@@ -92,7 +92,7 @@ def at_least(estimates: Mapping[str, float]) -> dict[str, float]:
 def estimate(toolchain: Toolchain, source: Source, precision: str, built: Iterable[Manifest]) -> dict[str, float]:
     """Seconds by stage from the source to a loaded model. What was `built` here of a source of about that size says
     more than the prior, and the same precision more than another."""
-    like = [manifest for manifest in built if manifest.recipe.format == toolchain.format and alike(manifest, source)]
+    like = [manifest for manifest in built if tells_of(manifest, toolchain) and alike(manifest, source)]
     like.sort(key=lambda manifest: (manifest.recipe.precision != precision, distance(manifest, source)))
     if like:
         scale = bytes_as_checkpoint(source) / bytes_as_checkpoint(like[0].source)
@@ -104,6 +104,12 @@ def estimate(toolchain: Toolchain, source: Source, precision: str, built: Iterab
         seconds["convert"] += toolchain.start_seconds + dequantizing
         seconds["check"] = seconds.get("check", 0.0) + GATE_SECONDS
     return seconds | {"load": LOAD_SECONDS_PER_GIB * source.bytes / 2**30}
+
+
+def tells_of(manifest: Manifest, toolchain: Toolchain) -> bool:
+    """Not what was made of an export that was there: it says nothing of how long that takes."""
+    whole = not toolchain.export or manifest.source.kind == toolchain.format or "convert" in manifest.seconds
+    return manifest.recipe.format == toolchain.format and whole
 
 
 def alike(manifest: Manifest, source: Source) -> bool:

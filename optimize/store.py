@@ -1,6 +1,5 @@
 """The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -17,26 +16,23 @@ from enginehouse.optimize.locks import Locks
 MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
-# What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts;
-# checkpoints that .gguf files were made into; sources with an adapter merged into them; sources whose quantized weights
-# were brought to 16 bits; KV of prompts that were read. Merged and widened ones are what a model is served from,
-# and are not pruned; nor are databases of what was learnt and of stored responses.
-KINDS = {
-    "artifact": "artifacts",
-    "reference": "references",
-    "dequantized": "dequantized",
-    "merged": "merged",
-    "widened": "widened",
-    "kv": "kv",
-}
-PRUNED = ("unfinished", "kv", "dequantized", "artifact", "reference")  # in this order
+# What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts; KV
+# of prompts that were read; and what is made on the way to an artifact, by the beginning of its name.
+KINDS = {"artifact": "artifacts", "reference": "references", "kv": "kv"}
+INTERMEDIATE = "intermediate"
+# Checkpoints that .gguf files were made into, and exports that several precisions are made of: only builds want them.
+FOR_BUILDS = ("dequantized", "exported")
+# Sources with an adapter merged into them, and those whose quantized weights were brought to 16 bits: models are served
+# from them. Databases of what was learnt and of stored responses are not pruned.
+FOR_MODELS = ("merged", "widened")
+PRUNED = (("unfinished",), ("kv",), FOR_BUILDS, ("artifact", *FOR_MODELS), ("reference",))  # in this order
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
     """Something that takes room in the cache."""
 
     name: str  # an artifact's key, or what it is called in the folder of its kind
-    kind: str  # as in KINDS, "unfinished" or "database"
+    kind: str  # as in KINDS, FOR_BUILDS and FOR_MODELS, "unfinished" or "database"
     bytes: int
     used: float  # when last, in seconds since the epoch
     in_use: bool
@@ -124,11 +120,6 @@ class Store:
         sync(self._artifacts)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def check_free(self, needed: int) -> None:
-        """Raises OSError where so many bytes are not free."""
-        if needed > (free := self.free_bytes()):
-            raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
-
     def publish_checkpoint(self, folder: Path, target: Path) -> None:
         """The same for a checkpoint, which has no manifest; made again it is the same, whatever the time."""
         for path in folder.iterdir():
@@ -145,8 +136,9 @@ class Store:
 
     def sweep(self) -> None:
         """Removes what killed builds have left."""
-        for folder in self._artifacts.glob(f"{BUILDING}*"):
-            self._sweep(folder)
+        for folder in (self._artifacts, self.cache / INTERMEDIATE):
+            for leftover in folder.glob(f"{BUILDING}*"):
+                self._sweep(leftover)
 
     def _sweep(self, path: Path) -> bool:
         """Removes it, unless somebody is making it: then False."""
@@ -183,10 +175,11 @@ class Store:
     def entries(self) -> list[CacheEntry]:
         """Everything kept, the least recently used first."""
         found = []
-        for kind, folder in KINDS.items():
-            for path in paths(self.cache / folder):
-                with suppress(FileNotFoundError):  # another process has removed it just now
-                    found.append(self._entry(kind, path))
+        there = [(kind, path) for kind, folder in KINDS.items() for path in paths(self.cache / folder)]
+        there += [(path.name.partition("-")[0], path) for path in paths(self.cache / INTERMEDIATE)]
+        for kind, path in there:
+            with suppress(FileNotFoundError):  # another process has removed it just now
+                found.append(self._entry(kind, path))
         for path in self.cache.glob("*.sqlite"):
             found.append(CacheEntry(path.name, "database", path.stat().st_size, path.stat().st_mtime, False))
         return sorted(found, key=lambda entry: entry.used)
@@ -213,16 +206,15 @@ class Store:
             self.remove(key)
 
     def prune(self, budget: int, dry_run: bool = False) -> Iterator[CacheEntry]:
-        """Removes leftovers, then KV, what was dequantized, artifacts and references, the least recently used first,
-        until what is left is within the budget; nothing that is in use. Gives what it removed, or would remove.
-        """
+        """Removes in the order of PRUNED, of each the least recently used first, until what is left is within the
+        budget; nothing that is in use. Gives what it removed, or would remove."""
         entries = self.entries()
         left = sum(entry.bytes for entry in entries)
-        for kind in PRUNED:
+        for kinds in PRUNED:
             for entry in entries:
-                if entry.kind != kind or entry.in_use:
+                if entry.kind not in kinds or entry.in_use:
                     continue
-                broken = kind == "unfinished" or (kind == "artifact" and entry.manifest is None)
+                broken = entry.kind == "unfinished" or (entry.kind == "artifact" and entry.manifest is None)
                 if (broken or left > budget) and (dry_run or self._try_remove(entry)):
                     left -= entry.bytes
                     yield entry
@@ -231,8 +223,10 @@ class Store:
         """False where somebody has begun to make or to use it."""
         if entry.kind == "unfinished":
             return self._sweep(self.cache / entry.name)
-        if entry.kind in ("reference", "dequantized", "kv"):
+        if entry.kind in ("reference", "kv"):
             return self._sweep(self.cache / KINDS[entry.kind] / entry.name)
+        if entry.kind != "artifact":
+            return Store(self.cache, INTERMEDIATE).remove_unmarked(entry.name)
         use = f"{entry.name}{USE}"
         try:
             with self._locks.alone(use, wait=False) as is_there, self._locks.alone(entry.name, wait=False):
@@ -240,6 +234,15 @@ class Store:
                     return False
                 self._remove(entry.name)
                 self._locks.remove(use)
+        except BlockingIOError:
+            return False
+        return True
+
+    def remove_unmarked(self, key: str) -> bool:
+        """Of what has no lock that tells its use: False where somebody makes it, or holds it while it is read."""
+        try:
+            with self._locks.alone(key, wait=False):
+                self._remove(key)
         except BlockingIOError:
             return False
         return True

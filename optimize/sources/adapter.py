@@ -1,6 +1,5 @@
 """A PEFT adapter, and the checkpoint that comes of merging one into a base."""
 
-import hashlib
 import os
 import re
 from importlib.metadata import version
@@ -9,16 +8,15 @@ from typing import Any
 
 import msgspec
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.checks import is_finite
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.quantizations import already_quantized
 from enginehouse.optimize.sources.resolve import copy_beside_weights, fingerprint, list_files
 from enginehouse.optimize.sources.safetensors import read_header
-from enginehouse.optimize.store import Store
 
 MERGE_VERSION = "1"  # raise it with every change to the bytes of a merged checkpoint
-FOLDER = "merged"  # in the cache
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MERGED = "merged.json"  # what was merged, in the result; by it, results of the same size and edges differ
 # Whose merged weights gave what PEFT gives with the adapter beside the model; prompts and prefixes are no weights.
@@ -73,20 +71,18 @@ def check_adapter(folder: Path) -> None:
 
 
 def folder_of(base: Source, adapter: Adapter, cache: Path) -> Path:
-    parts = (MERGE_VERSION, base.fingerprint, adapter.fingerprint)
-    return cache / FOLDER / hashlib.blake2b("\0".join(parts).encode(), digest_size=10).hexdigest()
+    return intermediate.place(cache, "merged", MERGE_VERSION, base.fingerprint, adapter.fingerprint)
 
 
 def merge(base: Source, adapter: Adapter, cache: Path, report: Report) -> str:
     """Writes the merged checkpoint into the cache, whole or not at all, once for all processes."""
-    target, store = folder_of(base, adapter, cache), Store(cache, FOLDER)
-    with store.building(target.name) as folder:
-        if target.exists():
-            return str(target)
-        store.check_free(base.bytes)
+
+    def make(folder: Path) -> None:
+        intermediate.check_free(folder, base.bytes)
         write(base, adapter, folder, report)
-        store.publish_checkpoint(folder, target)
-    return str(target)
+
+    with intermediate.kept(folder_of(base, adapter, cache), make) as made:
+        return str(made)
 
 
 def write(base: Source, adapter: Adapter, folder: Path, report: Report) -> None:

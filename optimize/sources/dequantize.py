@@ -1,19 +1,18 @@
 """A checkpoint that was published with quantized weights, in 16 bits: made once, in the cache, for all engines."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import CannotBuild, Report, Source
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.floats import FLOATS, narrow
 from enginehouse.optimize.sources.quantizations import UNUSED, Weight, method_of, refusal, settings_of, weights
 from enginehouse.optimize.sources.resolve import copy_beside_weights
 from enginehouse.optimize.sources.safetensors import INDEX, StoredTensor, header, list_tensors
-from enginehouse.optimize.store import KINDS, Store
 
 DEQUANTIZE_VERSION = "1"  # raise it with every change to the bytes of a dequantized checkpoint
 ORIGIN = "dequantized.json"  # in the result: what it was made of
@@ -40,22 +39,20 @@ def is_quantized(source: Source) -> bool:
 
 
 def folder_of(source: Source, cache: Path) -> Path:
-    key = f"{DEQUANTIZE_VERSION}\0{source.fingerprint}".encode()
-    return cache / KINDS["widened"] / hashlib.blake2b(key, digest_size=10).hexdigest()
+    return intermediate.place(cache, "widened", DEQUANTIZE_VERSION, source.fingerprint)
 
 
 def dequantize(source: Source, cache: Path, report: Report) -> str:
     """Writes the checkpoint into the cache, whole or not at all, once for all processes."""
-    target, store = folder_of(source, cache), Store(cache, KINDS["widened"])
-    with store.building(target.name) as folder:
-        if target.exists():
-            return str(target)
+
+    def make(folder: Path) -> None:
         outputs = plan(Path(source.path))
-        store.check_free(sum(output.bytes for output in outputs))
+        intermediate.check_free(folder, sum(output.bytes for output in outputs))
         write(outputs, folder, report)
         copy_rest(source, folder)
-        store.publish_checkpoint(folder, target)
-    return str(target)
+
+    with intermediate.kept(folder_of(source, cache), make) as made:
+        return str(made)
 
 
 def plan(folder: Path) -> list[Output]:

@@ -1,11 +1,11 @@
 """What a .gguf file would be as a Hugging Face checkpoint, by its header alone: the config, and what forbids it."""
 
-import hashlib
 import importlib.util
 import math
 from pathlib import Path
 from typing import Any
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import DEQUANTIZED_VERSION, CannotBuild, Source
 from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.files import read_json
@@ -19,7 +19,6 @@ from enginehouse.optimize.sources.gguf_architectures import (
 )
 from enginehouse.optimize.sources.resolve import parts_of
 
-FOLDER = "dequantized"  # in the cache
 TOKENIZERS = ("gpt2", "llama")  # byte-level BPE, and SentencePiece's
 # What the header may say besides, and says again of the numbers.
 ROPE, PATTERN = "rope.scaling.", "attention.sliding_window_pattern"
@@ -67,8 +66,7 @@ def described(source: Source) -> dict[str, Any]:
 
 def folder_of(source: Source, cache: Path) -> Path:
     """Where the checkpoint lies that is made of a .gguf file."""
-    name = hashlib.blake2b(f"{DEQUANTIZED_VERSION}\0{source.fingerprint}".encode(), digest_size=10).hexdigest()
-    return cache / FOLDER / name
+    return intermediate.place(cache, "dequantized", DEQUANTIZED_VERSION, source.fingerprint)
 
 
 def read_config(source: Source) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import msgspec
 from enginehouse.config.schema import Config, Model, Optimize, bytes_of, seconds
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source, Toolchain, bytes_in_16_bits
-from enginehouse.optimize.prepare import prepare
+from enginehouse.optimize.prepare import forget_exports, prepare
 from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import KINDS, Store
 from enginehouse.runtimes.contract import Load, Local
@@ -63,7 +63,7 @@ class Loader:
         rules = self._config.optimize if gate else None
         artifact = await self._prepared(name, source, candidate, candidate.precision, rules, anew)
         if gate and artifact.quality:
-            await self._judge(name, source, candidate, artifact.key, artifact.quality)
+            await self._judge(name, source, candidate, toolchain, artifact.key, artifact.quality)
         return artifact
 
     async def _prepared(
@@ -95,14 +95,18 @@ class Loader:
         if wrong:
             raise Unavailable(f"model '{name}': {ladder.not_right(toolchain, source, wrong)}", "model_load_failed")
 
-    async def _judge(self, name: str, source: Source, candidate: Candidate, key: str, quality: Quality) -> None:
+    async def _judge(
+        self, name: str, source: Source, candidate: Candidate, toolchain: Toolchain, key: str, quality: Quality
+    ) -> None:
         """Raises Unavailable for what is not to serve; the next decision then knows why."""
-        rules = self._config.optimize
+        rules, climbs = self._config.optimize, self._config.models[name].precision == "auto"
         below = ladder.shortfall(quality, candidate.precision, rules)
+        if not (below and climbs) or candidate.precision == toolchain.exact:
+            await self._threads.run(name, forget_exports, source, toolchain, candidate.precision, self._cache)
         if not below:
             return
         self._decisions.expire(source)
-        if self._config.models[name].precision == "auto":
+        if climbs:
             await self._threads.run(name, self._store.discard, key)
         elif rules.quality == "warn":
             log.warning("'%s' is served all the same: %s %s", name, candidate.key, below)

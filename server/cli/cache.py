@@ -14,7 +14,7 @@ from rich.table import Table
 from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config, Model, bytes_of
 from enginehouse.optimize.artifact import Quality
-from enginehouse.optimize.store import CacheEntry, Store
+from enginehouse.optimize.store import FOR_BUILDS, FOR_MODELS, CacheEntry, Store
 
 BUDGET = re.compile(r"\d+(\.\d+)?(MiB|GiB)")
 
@@ -26,14 +26,21 @@ def models(config: Config, as_json: bool, verify: bool) -> int:
     artifacts = [describe(config, entry) for entry in entries if entry.kind == "artifact"]
     broken = {entry.name: store.verify(entry.name) for entry in entries if entry.kind == "artifact"} if verify else {}
     read = [entry for entry in entries if entry.kind == "kv"]
+    made = [entry for entry in entries if entry.kind in (*FOR_BUILDS, *FOR_MODELS)]
     total, others, kv = (sum(entry.bytes for entry in some) for some in (entries, beside_artifacts(entries), read))
     if as_json:
         if verify:
             artifacts = [row | {"broken": broken[row["key"]]} for row in artifacts]
         shown = {"models": [list_model(config, name, artifacts) for name in config.models], "artifacts": artifacts}
+        shown["intermediate"] = [
+            {"name": entry.name, "bytes": entry.bytes, "last_used": int(entry.used), "in_use": entry.in_use}
+            for entry in made
+        ]
         print(json.dumps(shown | {"total_bytes": total, "kv_bytes": kv, "cache": str(store.cache)}, indent=2))
     else:
         show(config, artifacts)
+        for entry in made:
+            print(f"{entry.name}: {gib(entry.bytes)}, made on the way, last used {when(entry.used)}")
         print(f"{gib(total)} in '{store.cache}', of it {gib(others)} beside the artifacts, of that {gib(kv)} prompts")
         for reason in filter(None, broken.values()):
             print(f"broken: {reason}")

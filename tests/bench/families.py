@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import tokenizers
 
-from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.child_process import MESSAGE_LETTERS
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
@@ -191,7 +191,7 @@ def compare(format: str, work: Path) -> dict[str, Any]:
         raise CannotBuild(reason)
     folder = work / format
     folder.mkdir()
-    toolchain.build(source, toolchain.precisions["f32"], folder, lambda stage, fraction: None)
+    build(toolchain, source, toolchain.precisions["f32"], folder)
     expected = np.load(work / "expected.npy")
     got = log_softmax(next(toolchain.logits(folder / toolchain.entry, [ids()]))[:, : expected.shape[1]])
     if not np.isfinite(got).all():
@@ -205,6 +205,17 @@ def compare(format: str, work: Path) -> dict[str, Any]:
     rounded: dict[str, Any] = {name: float(f"{figure:.2g}") for name, figure in figures.items()}
     rounded["outliers"] = int((differences >= LARGE).sum())
     return rounded | ({"converter": converter(work / "model")} if format == "gguf" else {})
+
+
+def build(toolchain: Toolchain, source: Source, precision: str, folder: Path) -> None:
+    def quiet(stage: str, fraction: float) -> None: ...
+
+    if export := toolchain.export:
+        exported = folder.with_name("exported")
+        exported.mkdir()
+        export.make(source, export.precision(source, precision), exported, quiet)
+        source = resolve(str(exported))
+    toolchain.build(source, precision, folder, quiet)
 
 
 def converter(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from typing import Any
 import gguf
 import numpy as np
 
+from enginehouse.optimize import intermediate
 from enginehouse.optimize.artifact import CannotBuild, Report, Source, bytes_in_16_bits
 from enginehouse.optimize.sources.checks import all_finite
 from enginehouse.optimize.sources.floats import narrow
-from enginehouse.optimize.sources.gguf_checkpoint import FOLDER, FREQUENCIES, Stored, folder_of, read_config, read_parts
+from enginehouse.optimize.sources.gguf_checkpoint import FREQUENCIES, Stored, folder_of, read_config, read_parts
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.sources.safetensors import header
-from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains.gguf.config import decode_config
 from enginehouse.optimize.toolchains.gguf.plan import Target, check_heads, targets
 from enginehouse.optimize.toolchains.gguf.readable import family_of
@@ -33,14 +32,13 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 @contextmanager
 def checkpoint_of(source: Source, cache: Path, report: Report) -> Iterator[Source]:
     """The file as a checkpoint in the cache, made by who asks first; nobody prunes it within. Raises CannotBuild."""
-    store, target = Store(cache, FOLDER), folder_of(source, cache)
-    with store.building(target.name) as folder:
-        if not whole(target):
-            store.check_free(bytes_in_16_bits(source))
-            write(source, folder, report)
-            shutil.rmtree(target, ignore_errors=True)
-            store.publish_checkpoint(folder, target)
-        yield resolve(source.id, at=str(target))
+
+    def make(folder: Path) -> None:
+        intermediate.check_free(folder, bytes_in_16_bits(source))
+        write(source, folder, report)
+
+    with intermediate.kept(folder_of(source, cache), make, whole) as made:
+        yield resolve(source.id, at=str(made))
 
 
 def whole(folder: Path) -> bool:

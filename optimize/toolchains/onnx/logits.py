@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.artifact import ELSEWHERE, CannotBuild
 from enginehouse.optimize.sources.files import read_json
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 HEAD = "/lm_head/"  # nodes behind the last layer
 PRUNING = "/lm_head/prune/"  # of them, those by which the builder leaves out all places but the last
 WANTED = "wanted_places"  # the input of a graph that gives what is asked for: counted from the end, the last is -1
+KNOWN = {"input_ids", "attention_mask", "position_ids", WANTED}
 BESIDE = "session.model_external_initializers_file_folder_path"  # where the weights of a graph in memory are
 
 
@@ -37,6 +38,12 @@ def logits(folder: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any
         for name, port in ports.items()
         if name.startswith("past_key_values.")
     }
+    if foreign := sorted(ports.keys() - empty.keys() - KNOWN):
+        family = (read_json(folder / "config.json").get("architectures") or ["?"])[0]
+        raise CannotBuild(
+            f"'{family}' on ONNX Runtime has a state '{foreign[0]}', no keys and values, and is not compared with its "
+            f"source; {ELSEWHERE}"
+        )
     for ids in sequences:
         inputs = {
             "input_ids": np.array([ids], np.int64),

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.artifact import ELSEWHERE, CannotBuild, Report
 from enginehouse.optimize.child_process import carry_out, run_blocking
 from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.onnx.precisions import PRECISIONS
@@ -65,13 +65,17 @@ def run_here(checkpoint: Path, precision: str, work: Path, report: Report) -> Pa
             "supported_algorithms": [],
             "supported_quantization_encodings": [],
         }
-    result = run_workflow(workflow(checkpoint, precision, work), package_config=packages)
-    output = work / "out"
+    output, result = work / "out", None
+    try:
+        result = run_workflow(workflow(checkpoint, precision, work), package_config=packages)
+    except Exception:  # it logs some of what a pass raises, and raises others
+        if not passes.failures:
+            raise
     if passes.failures:
-        reason = passes.failures.pop()
+        reason, builder = passes.failures.pop(), "ONNX Runtime GenAI's model builder"
         if isinstance(reason, NotImplementedError):  # it names the folder
-            raise CannotBuild(f"ONNX Runtime GenAI's model builder has no '{architecture(checkpoint)}'") from reason
-        raise CannotBuild(f"the model builder cannot make '{precision}' of '{checkpoint}': {reason!r}") from reason
+            raise CannotBuild(f"{builder} has no '{architecture(checkpoint)}'") from reason
+        raise CannotBuild(f"{builder} breaks at '{architecture(checkpoint)}' ({reason!r}); {ELSEWHERE}") from reason
     if result is None or not result.has_output_model() or not (output / "genai_config.json").exists():
         raise CannotBuild(f"Olive made no '{precision}' of '{checkpoint}'; the log says why")
     (output / "model_config.json").unlink(missing_ok=True)  # Olive's own

@@ -1,9 +1,11 @@
 """Proves an IR before it is used: the pipeline that will serve it loads it and says a few tokens."""
 
 import math
+import re
 from pathlib import Path
 
-from enginehouse.optimize.artifact import CannotBuild, Report
+from enginehouse.optimize.artifact import ELSEWHERE, CannotBuild, Report
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.toolchains.openvino.arithmetic import properties
 
 PROMPT, ANSWER = 8, 4  # tokens
@@ -15,11 +17,18 @@ def check(folder: Path, report: Report) -> None:
     try:
         logprobs = generate(folder)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise CannotBuild(f"OpenVINO GenAI does not run what was built: {reason}") from error
+        raise CannotBuild(refusal(folder, str(error).strip().splitlines()[-1])) from error
     if len(logprobs) != ANSWER or not all(math.isfinite(logprob) for logprob in logprobs):
         raise CannotBuild("what was built does not give numbers; try another precision")
     report("check", 1.0)
+
+
+def refusal(folder: Path, reason: str) -> str:
+    """`reason`: the last line of what OpenVINO said; of a graph that its paged attention does not fit, a parameter."""
+    family = (read_json(folder / "config.json").get("architectures") or ["?"])[0]
+    if left := re.search(r"Parameter (\w+) \(\)", reason):
+        reason = f"its paged attention leaves the input '{left[1]}' over"
+    return f"OpenVINO GenAI does not run '{family}' as it is exported: {reason}; {ELSEWHERE}"
 
 
 def generate(folder: Path) -> list[float]:

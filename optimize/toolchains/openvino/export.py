@@ -5,31 +5,28 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from enginehouse.optimize.artifact import CannotBuild, Report
-from enginehouse.optimize.sources.files import read_json
+from enginehouse.optimize.artifact import ELSEWHERE, CannotBuild, Report
 
 # The hub is never asked: the checkpoint is on this disk.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Axes of length 1 would become constants of the graph.
 SEQUENCES, PAST, NEW = 2, 5, 3
 
 
-def export(checkpoint: Path, output: Path, precision: str | None, report: Report) -> None:
-    """Writes `output`, its .bin beside it, and the tokenizer's two graphs. `precision` None: the checkpoint's own."""
+def export(checkpoint: Path, output: Path, precision: str, report: Report) -> None:
+    """Writes `output`, its .bin beside it, and the tokenizer's two graphs."""
     os.environ.update(OFFLINE)
     import openvino
     import torch
     import transformers
-    from transformers.exporters import OpenVINOConfig
-    from transformers.exporters.exporter_openvino import OpenVINOExporter
 
     report("convert", 0.0)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=dtype(checkpoint, precision), attn_implementation="sdpa", trust_remote_code=False
+            checkpoint, dtype=getattr(torch, DTYPES[precision]), attn_implementation="sdpa", trust_remote_code=False
         ).eval()
     except ValueError as error:  # of a family without that attention, the only one the exporter takes
         raise CannotBuild(f"transformers cannot make '{checkpoint}' ready for OpenVINO: {sentence(error)}") from error
@@ -46,22 +43,46 @@ def export(checkpoint: Path, output: Path, precision: str | None, report: Report
         "use_cache": True,
     }
     try:
-        exported = OpenVINOExporter().export(model, inputs, OpenVINOConfig(dynamic=True, stateful=True)).program
+        exported = traced(model, inputs)
     except Exception as error:  # whatever torch.export or the frontend cannot express
-        raise CannotBuild(f"transformers cannot export '{checkpoint}' to OpenVINO: {first_line(error)}") from error
+        family = (model.config.architectures or ["?"])[0]
+        raise CannotBuild(
+            f"transformers cannot export '{family}' to OpenVINO: {first_line(error)}; {ELSEWHERE}"
+        ) from error
     report("convert", 0.8)
     openvino.save_model(exported, output, compress_to_fp16=False)
     save_tokenizer(checkpoint, output.parent)
     report("convert", 1.0)
 
 
-def dtype(checkpoint: Path, precision: str | None) -> Any:
+def traced(model: Any, inputs: dict[str, Any]) -> Any:
+    """As it was traced where OpenVINO knows all of its operations, else decomposed, which takes longer than tracing."""
+    import openvino.frontend
+    from transformers.exporters import OpenVINOConfig, exporter_openvino
+    from transformers.exporters.utils import patch_attributes
+
+    config = OpenVINOConfig(dynamic=True, stateful=True)
+    exporter = exporter_openvino.OpenVINOExporter()
+    try:
+        with patch_attributes([(exporter_openvino, "_run_openvino_decompositions", lambda original: by_known_names)]):
+            return exporter.export(model, inputs, config).program
+    except openvino.frontend.OpConversionFailure:
+        return exporter.export(model, inputs, config).program
+
+
+def by_known_names(program: Any) -> Any:
+    """An exported program's operations that OpenVINO knows only by the names of their decomposition."""
     import torch
 
-    config = read_json(checkpoint / "config.json")
-    text = config.get("text_config") or config
-    stored = text.get("dtype") or text.get("torch_dtype") or "float32"
-    return getattr(torch, NAMES[precision] if precision else stored)
+    aten = torch.ops.aten
+    names = {
+        aten.__and__.Tensor: aten.bitwise_and.Tensor,
+        aten.contiguous.default: aten.clone.default,
+        aten.reshape.default: aten.view.default,
+    }
+    for node in program.graph.nodes:
+        node.target = names.get(node.target, node.target)
+    return program
 
 
 def save_tokenizer(checkpoint: Path, folder: Path) -> None:

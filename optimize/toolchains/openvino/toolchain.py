@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginehouse.optimize.artifact import (
     CannotBuild,
+    Export,
     Report,
     Source,
     Toolchain,
@@ -20,13 +21,16 @@ from enginehouse.optimize.artifact import (
 )
 from enginehouse.optimize.sources.gguf_checkpoint import architecture_of, config_of
 from enginehouse.optimize.sources.quantizations import already_quantized
+from enginehouse.optimize.sources.resolve import copy_beside_weights
 from enginehouse.optimize.toolchains.openvino import arithmetic
+from enginehouse.optimize.toolchains.openvino.export import DTYPES, export
 
 if TYPE_CHECKING:
     import numpy as np
 
-TOOLCHAIN_VERSION = "2"  # raise it with every change to the bytes this toolchain writes
-MODEL = "openvino_model.xml"
+TOOLCHAIN_VERSION = "3"  # raise it with every change to the bytes this toolchain writes
+MODEL, WEIGHTS = "openvino_model.xml", "openvino_model.bin"
+EXPORTED = "exported"  # in an IR of ours that artifacts are made of
 DISTRIBUTIONS = {
     "openvino": "openvino",
     "openvino_genai": "openvino-genai",
@@ -62,38 +66,62 @@ OVERHEAD_BYTES = 64 * 2**20  # tokenizers, and alignment
 RESIDENT_BYTES = 300 << 20  # of the process, without weights: torch
 
 
+def export_precision(source: Source, precision: str) -> str:
+    """The checkpoint's own but where another is wanted: 32-bit arithmetic over 16-bit weights is what 32-bit weights
+    would give, at half the size and the memory."""
+    if precision in CONVERTED and precision != "F32":
+        return precision
+    config = config_of(source)
+    text = config.get("text_config") or config
+    stored = text.get("dtype") or text.get("torch_dtype")
+    return next((name for name, dtype in DTYPES.items() if dtype == stored), "F32")
+
+
+def make_export(source: Source, precision: str, folder: Path, report: Report) -> None:
+    silence()
+    if reason := refuses(source):
+        raise CannotBuild(reason)
+    copy_beside_weights(Path(source.path), folder)
+    export(Path(source.path), folder / MODEL, precision, report)
+    (folder / EXPORTED).write_text(precision)
+    gc.collect()  # the model and its graph hold each other; neither may be in memory beside what comes next
+
+
 def build(source: Source, precision: str, folder: Path, report: Report) -> None:
-    # OpenVINO and NNCF report what they do to Google Analytics; without this package both have a stub for it.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    silence()
     from enginehouse.optimize.toolchains.openvino.check import check
     from enginehouse.optimize.toolchains.openvino.compress import compress
-    from enginehouse.optimize.toolchains.openvino.export import export
 
     if reason := refuses(source):
         raise CannotBuild(reason)
-    origin, exported = Path(source.path), folder / "exported.xml"
+    origin = Path(source.path)
     copy_companions(origin, folder)
-    if source.kind == "openvino":
-        if precision in CONVERTED:
-            raise CannotBuild(f"an IR is not converted to {precision}; serve it as it is, or in int8 or int4")
-        for graph in origin.glob("openvino_*tokenizer.*"):
-            shutil.copyfile(graph, folder / graph.name)
+    for graph in origin.glob("openvino_*tokenizer.*"):
+        shutil.copyfile(graph, folder / graph.name)
+    if precision not in CONVERTED:
         compress(origin / MODEL, folder / MODEL, precision, origin, report)
-    elif precision in CONVERTED:
-        # 32-bit arithmetic over 16-bit weights is what 32-bit weights would give, at half the size and the memory.
-        export(origin, folder / MODEL, None if precision == "F32" else precision, report)
-        if precision == "F32":
-            (folder / arithmetic.FILE).write_text("f32")
+    elif (origin / EXPORTED).exists():
+        for name in (MODEL, WEIGHTS):
+            share(origin / name, folder / name)
     else:
-        try:
-            export(origin, exported, None, report)
-            gc.collect()  # the model and its graph hold each other; neither may be in memory beside what comes next
-            compress(exported, folder / MODEL, precision, origin, report)
-        finally:
-            for leftover in folder.glob("exported.*"):
-                leftover.unlink()
+        raise CannotBuild(f"an IR is not converted to {precision}; serve it as it is, or in int8 or int4")
+    if precision == "F32":
+        (folder / arithmetic.FILE).write_text("f32")
     gc.collect()
     check(folder, report)
+
+
+def silence() -> None:
+    """OpenVINO and NNCF report what they do to Google Analytics; without this package both have a stub for it."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def share(file: Path, other: Path) -> None:
+    """Another name of the same bytes, or a copy on disks that have no such thing."""
+    try:
+        other.hardlink_to(file)
+    except OSError:
+        shutil.copyfile(file, other)
 
 
 def logits(path: Path, sequences: list[list[int]]) -> "Iterator[np.ndarray[Any, Any]]":
@@ -188,4 +216,5 @@ TOOLCHAIN = Toolchain(
         "BF16": "the checkpoint itself, in the arithmetic of the CPU",
     },
     proven=proven,
+    export=Export(export_precision, make_export),
 )

@@ -185,7 +185,7 @@ def test_a_changed_adapter_is_merged_and_built_anew(sailor: Path, cook: Path, tm
     second = merged_here(adapter, cache)
     assert second.id == first.id == f"builtin:pocket + {adapter}"
     assert second.fingerprint != first.fingerprint
-    assert len(list((cache / "merged").iterdir())) == 2
+    assert len(list((cache / "intermediate").iterdir())) == 2
 
 
 def test_what_was_merged_again_is_known_to_be_the_same(sailor: Path, tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_merge_killed_in_the_middle_leaves_nothing_that_is_served_and_the_next
         child.stdin.flush()
         assert b"convert" in child.stdout.readline()
         child.kill()
-    assert all(path.name.startswith(".building-") for path in (tmp_path / "merged").iterdir())
+    assert all(path.name.startswith(".building-") for path in (tmp_path / "intermediate").iterdir())
     source = merged(sailor, tmp_path)
-    assert [str(path) for path in (tmp_path / "merged").iterdir()] == [source.path]
+    assert [str(path) for path in (tmp_path / "intermediate").iterdir()] == [source.path]
 
 
 # --- refused ---
@@ -214,13 +214,13 @@ def test_a_merge_that_would_not_fit_the_disk_is_refused_before_it_starts(sailor:
     large = msgspec.structs.replace(base(), bytes=10**15)
     with pytest.raises(CannotBuild, match=r"no room on the disk of the cache '.*MiB are needed.*set cache_dir"):
         asyncio.run(adapt(large, str(sailor), tmp_path, quiet))
-    assert list((tmp_path / "merged").iterdir()) == []
+    assert list((tmp_path / "intermediate").iterdir()) == []
 
 
 def test_an_adapter_of_another_base_is_refused(checkpoint: Path, sailor: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotBuild, match=r"does not fit '.*': size mismatch for .*; it was made for '.*pocket'"):
         merged_here(sailor, tmp_path, str(checkpoint))
-    assert list((tmp_path / "merged").iterdir()) == []
+    assert list((tmp_path / "intermediate").iterdir()) == []
 
 
 def test_an_adapter_of_a_deeper_base_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_pickled_a_cut_short_a_broken_and_a_missing_adapter_are_refused(sailor
         merged_here(adapter, tmp_path)
     with pytest.raises(CannotBuild, match="there is no such folder"):
         merged_here(tmp_path / "nowhere", tmp_path)
-    assert not (tmp_path / "merged").exists()
+    assert not (tmp_path / "intermediate").exists()
 
 
 def test_an_adapter_as_source_and_a_ready_artifact_as_base_are_refused(sailor: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_what_the_header_hides_is_refused_and_leaves_nothing(
     with pytest.raises(CannotBuild, match=sentence) as refusal:
         made(changed, tmp_path / "cache")
     assert not refusal.value.environment
-    assert list((tmp_path / "cache" / "dequantized").iterdir()) == []
+    assert list((tmp_path / "cache" / "intermediate").iterdir()) == []
 
 
 def test_tokens_that_swallow_blanks_in_llama_cpp_do_everywhere(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_tokenizer_that_cuts_otherwise_than_llama_cpp_is_refused(file: Path, t
     changed = rewrite(file, tmp_path / "changed.gguf", tokenizer__ggml__pre="deepseek-llm")
     with pytest.raises(CannotBuild, match=r"gives other tokens than llama.cpp's own on .*; only llama.cpp serves"):
         made(changed, tmp_path / "cache")
-    assert list((tmp_path / "cache" / "dequantized").iterdir()) == []
+    assert list((tmp_path / "cache" / "intermediate").iterdir()) == []
 
 
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_engines_are_built_of_one_copy_and_compared_with_the_file(file: Path, tm
     assert (copy.in_use, copy.bytes > 0) == (False, True)
     (removed, *_) = Store(cache).prune(0)
     assert removed == copy, "it can be made again"
-    assert list((cache / "dequantized").iterdir()) == []
+    assert list((cache / "intermediate").iterdir()) == []
 
 
 def test_what_is_kept_and_broken_is_made_again(file: Path, tmp_path: Path) -> None:

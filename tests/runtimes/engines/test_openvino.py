@@ -1,5 +1,6 @@
 """The OpenVINO toolchain and engine beyond what every engine must do."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,8 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from enginehouse.optimize.artifact import CannotBuild
+from enginehouse.optimize.artifact import CannotBuild, Source
+from enginehouse.optimize.prepare import forget_exports, prepare
 from enginehouse.optimize.sources.resolve import resolve
+from enginehouse.optimize.store import Store
 from enginehouse.optimize.toolchains.openvino.toolchain import FAMILIES, TOOLCHAIN
 from enginehouse.runtimes.contract import JSON_OBJECT, Engine, JsonSchema, Load, Regex, Sampling
 from enginehouse.runtimes.engines.openvino import constraints
@@ -48,8 +51,21 @@ ALWAYS = FAMILIES[:6]  # the rest takes too long for every run
 
 def build(source: Path, precision: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    TOOLCHAIN.build(resolve(str(source)), precision, folder, lambda stage, done: None)
+    given = resolve(str(source))
+    if given.kind == "checkpoint":
+        given = export(given, precision, folder.with_name(f"{folder.name}-exported"))
+    TOOLCHAIN.build(given, precision, folder, quiet)
     return folder
+
+
+def export(source: Source, precision: str, folder: Path) -> Source:
+    folder.mkdir()
+    assert TOOLCHAIN.export
+    TOOLCHAIN.export.make(source, TOOLCHAIN.export.precision(source, precision), folder, quiet)
+    return resolve(str(folder))
+
+
+def quiet(stage: str, done: float) -> None: ...
 
 
 def load(folder: Path, slots: int = 2, context: int = 256, free: int = 0, **options: Any) -> Engine:
@@ -116,6 +132,29 @@ def test_a_ready_made_ir_is_compressed_and_still_answers(ir: Path, precision: st
     assert len(answer(engine, "hello", Sampling(max_tokens=8, temperature=0, ignore_eos=True)).tokens[0]) == 8
     engine.close()
     assert "compressed already" in str(TOOLCHAIN.refuses(resolve(str(small))))
+
+
+def test_several_precisions_are_made_of_one_export_until_no_more_are_wanted(tmp_path: Path, checkpoint: Path) -> None:
+    source = resolve(str(checkpoint))
+
+    def prepared(precision: str) -> Path:
+        return Path(asyncio.run(prepare(source, TOOLCHAIN, precision, tmp_path, quiet, rules=None)).path)
+
+    small = prepared("INT8_ASYM")
+    (export,) = (tmp_path / "intermediate").iterdir()
+    before = export.stat().st_ino
+    whole = prepared("F32")
+    assert [path.stat().st_ino for path in (tmp_path / "intermediate").iterdir()] == [before]
+    manifests = {manifest.recipe.precision: manifest for manifest in Store(tmp_path).manifests()}
+    assert "convert" in manifests["INT8_ASYM"].seconds
+    assert "convert" not in manifests["F32"].seconds
+    assert (whole / "openvino_model.bin").samefile(export / "openvino_model.bin"), "no room for it twice"
+    forget_exports(source, TOOLCHAIN, "F32", tmp_path)
+    assert list((tmp_path / "intermediate").iterdir()) == []
+    for folder in (small, whole):
+        engine = load(folder)
+        assert len(answer(engine, "hello", Sampling(max_tokens=8, temperature=0, ignore_eos=True)).tokens[0]) == 8
+        engine.close()
 
 
 def test_a_mixture_keeps_four_bits_for_the_matrices_that_widen(ir: Path, tmp_path: Path) -> None:
