@@ -26,7 +26,7 @@ R = TypeVar("R")  # what a model gives for one place: logits, or where they lie
 C = TypeVar("C", contravariant=True)  # the same, taken
 
 
-STRETCH = 2.0  # times that reading a prompt may make those who answer wait for their next token
+STRETCH = 3.0  # times that a step of one answer alone takes, which one that reads a prompt may take
 OLDEST_SHARE = 4  # one part in so many of what a step reads is the oldest job's
 
 # Of a sequence that cannot be cut where one likes (a recurrent state, a sliding window) the state is kept at some
@@ -234,7 +234,7 @@ class BatchedEngine(Generic[R]):
         )
         answering = self._answers(answerers, guess)
         guessed = sum(chunk.rows - 1 for chunk in answering)
-        reading, room = list[Chunk](), min(self._budget.tokens(len(answering)), self._most_rows - guessed)
+        reading, room = list[Chunk](), min(self._budget.tokens(len(answering), len(readers)), self._most_rows - guessed)
         kept_free = room // OLDEST_SHARE
         for slot, running in sorted(readers, key=lambda pair: unread(*pair)):
             if running is readers[0][1]:

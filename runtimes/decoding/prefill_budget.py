@@ -5,18 +5,21 @@ import math
 
 RECENT = 0.3  # the weight of the last step among all before
 LEAST_TOKENS = 8  # of a prompt, however slow the host: it must end some day
+LEAST_SHARE = 0.25  # for reading, of what a step of answers alone takes, however many they are
 
 
 class PrefillBudget:
     def __init__(self, chunk: int, stretch: float) -> None:
-        """`chunk`: tokens that a step reads at most. `stretch`: times that a step of answers alone takes, which one
-        that reads beside them may take."""
+        """`chunk`: tokens that a step reads at most. `stretch`: times that a step of one answer alone takes, which one
+        that reads a prompt may take. What is left of that for reading is as many times more as prompts are read: those
+        who wait for their first token would else wait for each other's whole answers."""
         self._chunk, self._stretch = chunk, stretch
         self.answers: dict[int, float] = {}  # seconds of a step of answers alone, by how many they are
         self._token = math.nan  # seconds of a token read
 
-    def tokens(self, answering: int) -> int:
-        """To be read in a step beside so many who answer; none where a step of answers alone is still to be timed."""
+    def tokens(self, answering: int, reading: int = 1) -> int:
+        """To be read of so many prompts beside so many who answer; none where a step of answers alone is still to be
+        timed."""
         if not answering:
             return self._chunk
         beside = self._answers(answering)
@@ -24,7 +27,8 @@ class PrefillBudget:
             return 0
         if math.isnan(self._token):
             return min(self._chunk, LEAST_TOKENS)
-        fitting = (self._stretch - 1) * beside / self._token
+        left = max(self._stretch * self._answers(min(self.answers)) - beside, LEAST_SHARE * beside)
+        fitting = left * reading / self._token
         return max(min(self._chunk, LEAST_TOKENS), min(self._chunk, int(fitting)))
 
     def note(self, answering: int, read: int, seconds: float) -> None:

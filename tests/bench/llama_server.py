@@ -67,7 +67,9 @@ async def answer(client: httpx.AsyncClient, url: str, model: str, path: str, **f
     async with client.stream("POST", f"{url}/v1/{path}", json=body, timeout=1200) as response:
         assert response.status_code == 200, await response.aread()
         async for line in response.aiter_lines():
-            choices = json.loads(line[6:])["choices"] if line.startswith("data: {") else []
+            event = json.loads(line[6:]) if line.startswith("data: {") else {}
+            assert "error" not in event, event
+            choices = event.get("choices")
             if choices and (choices[0].get("text") or choices[0].get("delta", {}).get("content")):
                 last = time.perf_counter() - began
                 first = first or last
@@ -268,11 +270,15 @@ def main() -> None:
     arguments = parser.parse_args()
     source = arguments.source or str(make(HOME / "qwen3-0.6b-shape"))
     gguf, slots = artifact(source, arguments.precision), max(arguments.streams)
-    context = max(1024, 2 * TOKENS + max(arguments.prompt_tokens) * 3 // 2 if len(arguments.parts) > 1 else 0)
+    context = max(1024, 256 + max(arguments.prompt_tokens) * 5 // 4 if {"prompts", "turns"} & {*arguments.parts} else 0)
     common = {"slots": slots, "context": context, "keep_alive": "forever"}
     models = {
         name: common
-        | ({"source": gguf} if name == "llamacpp" else {"source": source, "runtime": name, "precision": "int4"})
+        | (
+            {"source": gguf, "runtime": name}
+            if name == "llamacpp"
+            else {"source": source, "runtime": name, "precision": "int4"}
+        )
         for name in arguments.runtimes
     }
     rows: list[Measured] = []

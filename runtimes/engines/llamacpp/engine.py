@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kv_precision: Literal["f16", "f32", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
-    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of a lone answer's step
     speculation: Literal["lookup", "off"] = "lookup"  # guesses of what follows, from the text itself
 
 
@@ -434,5 +434,5 @@ RUNTIME = Local(
     distributions=("llama-cpp-python",),
     # OpenMP threads that spin for long are five times slower on a busy machine, and those that never do lose a third or
     # more on a quiet one; a short spin is best on both (DECISIONS.md). A failed assertion must not start gdb.
-    environment={"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"},
+    environment={"GOMP_SPINCOUNT": "20000", "GGML_NO_BACKTRACE": "1"},
 )

@@ -34,7 +34,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Literal["auto", "slots", "generator"] = "auto"  # auto: slots where the graph fits
     kv_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # KV cells for all slots together
     prefill_chunk: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 256  # prompt tokens read in one step
-    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of the time between tokens
+    prefill_stretch: Annotated[float, msgspec.Meta(ge=1)] = STRETCH  # of a lone answer's step
     speculation: Literal["lookup", "off"] = "lookup"  # guesses of what follows, from the text itself
 
 
