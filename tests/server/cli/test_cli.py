@@ -170,6 +170,27 @@ def test_explain_of_a_model_that_is_not_there_ends_with_one_line(tmp_path: Path)
     assert ended.stderr == "enginehouse: The model 'gpt-9' does not exist; have: pocket\n"
 
 
+@pytest.mark.parametrize(
+    ("written", "reason"), [("", "has no prompts"), ('{"x": 1}', "field `messages`"), ("{", "p.jsonl")]
+)
+def test_bench_of_what_is_no_prompts_ends_with_one_line(tmp_path: Path, written: str, reason: str) -> None:
+    (tmp_path / "p.jsonl").write_text(written)
+    ended = run(tmp_path, "bench", "pocket", "--prompts", "p.jsonl")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert reason in ended.stderr
+
+
+def test_bench_times_prompts_of_ones_own(tmp_path: Path) -> None:
+    config = {"models": {"mine": {"source": "builtin:echo", "runtime": "echo"}}, "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "enginehouse.yaml").write_text(json.dumps(config))
+    chat = {"messages": [{"role": "user", "content": "one two three four"}], "model": "gpt-9"}
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps(chat)}\n\n{json.dumps('a text by itself')}\n")
+    ended = run(tmp_path, "bench", "mine", "--prompts", "p.jsonl", "--json")
+    (explained,) = json.loads(ended.stdout)["explained"]
+    assert explained["candidates"][0]["figures"]["decode"] > 0
+
+
 # --- models, optimize, prune ---
 
 
