@@ -439,7 +439,7 @@ def test_whatever_is_not_honoured_is_refused_by_name(engine: Engine) -> None:
     asked: dict[str, Any] = {
         "min_tokens": 1, "ignore_eos": True, "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.1, "seed": 1,
         "frequency_penalty": 1.0, "presence_penalty": 1.0, "repetition_penalty": 1.1, "logit_bias": {1: 1.0},
-        "stop_token_ids": (1,), "logprobs": 0, "constraint": Regex("a"), "max_tokens": 1,
+        "stop_token_ids": (1,), "logprobs": 0, "constraint": Regex("a"), "max_tokens": 1, "prediction": "a",
     }  # fmt: skip
     assert asked.keys() | {"stop"} == set(Sampling.__struct_fields__)
     for name, value in asked.items():
