@@ -723,6 +723,9 @@ def test_guesses_change_no_answer(build: Any, monkeypatch: pytest.MonkeyPatch) -
     said, guessed, wrong = list[Any](), 0, 0
     for speculation in ("off", "lookup"):
         engine = build(speculation=speculation)
+        if speculation == "lookup" and "prediction" not in engine.facts.features:
+            engine.close()
+            pytest.skip("this way of running a graph does not guess")
         for constraint in filter(None, (sampling.constraint for sampling in samplings)):
             whole(engine.make_ready(constraint))
         for together in (1, SLOTS):
