@@ -280,6 +280,7 @@ def test_neither_building_nor_serving_leaves_telemetry_behind(checkpoint: Path, 
         command = [sys.executable, "-c", BUILD_AND_SERVE, act, str(checkpoint), str(artifact)]
         done = subprocess.run(command, env={**inherited, **where, **own}, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    written = [str(file) for file in home.rglob("*") if file.is_file()]
+    # matplotlib, which torch's friends import where the benchmarks have brought it, lists the fonts it has found.
+    written = [str(file) for file in home.rglob("*") if file.is_file() and "matplotlib" not in file.parts]
     assert written == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "home"]
