@@ -35,7 +35,7 @@ from enginehouse.optimize.sources.dequantize import dequantize
 from enginehouse.optimize.sources.gguf_checkpoint import folder_of
 from enginehouse.optimize.sources.hub import fetch, fetch_adapter
 from enginehouse.optimize.sources.resolve import resolve
-from enginehouse.optimize.store import Store, bytes_in, digest
+from enginehouse.optimize.store import Store, bytes_in, check_free, digest
 from enginehouse.optimize.toolchains import toolchains
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -231,8 +231,7 @@ def check_disk(order: Build, toolchain: Toolchain, free: int) -> None:
         needed -= bytes_in(exported)
     elif toolchain.dequantizes(source) and not folder_of(source, cache).exists():
         needed += bytes_in_16_bits(source)
-    if needed > free:
-        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+    check_free(needed, free)
 
 
 def check_unchanged(source: Source) -> None:

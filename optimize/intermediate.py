@@ -1,6 +1,5 @@
 """What is made on the way from a source to an artifact: folders of the cache, each whole or not there."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -8,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from enginehouse.optimize import store
 from enginehouse.optimize.locks import Locks
 from enginehouse.optimize.store import INTERMEDIATE, Store
 
@@ -21,12 +21,12 @@ def place(cache: Path, kind: str, *told: str) -> Path:
 @contextmanager
 def kept(folder: Path, write: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Iterator[Path]:
     """The folder is there within, as `write` makes it of an empty one, and nobody prunes it. Made by who asks first."""
-    store = Store(folder.parents[1], INTERMEDIATE)
-    with store.building(folder.name) as making:
+    own = Store(folder.parents[1], INTERMEDIATE)
+    with own.building(folder.name) as making:
         if not is_whole(folder):
             write(making)
             shutil.rmtree(folder, ignore_errors=True)
-            store.publish_checkpoint(making, folder)
+            own.publish_checkpoint(making, folder)
         touch(folder)
         yield folder
 
@@ -56,5 +56,4 @@ def remove(folder: Path) -> None:
 
 def check_free(folder: Path, needed: int) -> None:
     """Raises OSError where so many bytes are not free beside a folder."""
-    if needed > (free := shutil.disk_usage(folder).free):
-        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+    store.check_free(needed, shutil.disk_usage(folder).free)

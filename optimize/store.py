@@ -1,5 +1,6 @@
 """The artifact store: a folder per artifact, named by its recipe's key, complete or not there at all."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,12 @@ FOR_BUILDS = ("dequantized", "exported")
 # from them. Databases of what was learnt and of stored responses are not pruned.
 FOR_MODELS = ("merged", "widened")
 PRUNED = (("unfinished",), ("kv",), FOR_BUILDS, ("artifact", *FOR_MODELS), ("reference",))  # in this order
+
+
+def check_free(needed: int, free: int) -> None:
+    """Raises OSError where there is less room on the disk than is needed."""
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
 
 
 class CacheEntry(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.jobs import Jobs, Running
 from enginehouse.runtimes.decoding.kv_disk import KvDisk, Saved
 from enginehouse.runtimes.decoding.prefill_budget import PrefillBudget
-from enginehouse.runtimes.decoding.priorities import Riders, batch_slots
+from enginehouse.runtimes.decoding.priorities import Riders, may_begin
 from enginehouse.runtimes.decoding.sampling import Choice
 from enginehouse.runtimes.decoding.speculation import Guesser, StepCost
 from enginehouse.runtimes.errors import ConstraintFailed
@@ -332,7 +332,8 @@ class BatchedEngine(Generic[R]):
     def _admit(self) -> None:
         while self._jobs.waiting:
             free = [slot for slot in self._slots if not slot.running]
-            if not self._may_begin(self._jobs.waiting[0], free) and not self._make_way(free):
+            active = [running for _, running in self._busy()]
+            if not may_begin(self._jobs.waiting[0], active, self._jobs) and not self._make_way(free):
                 return
             running = self._jobs.waiting.pop(0)
             if running.batch:  # what a chat left is for its next turn
@@ -341,13 +342,6 @@ class BatchedEngine(Generic[R]):
             slot.running, slot.batch = running, running.batch
             if running.cached is None:
                 running.cached = len(slot.kv)
-
-    def _may_begin(self, running: Running[Sampler[R]], free: list[Slot[R]]) -> bool:
-        busy = [running for _, running in self._busy()]
-        if not free or (self._jobs.hold and busy):
-            return False
-        batch = sum(other.batch for other in busy)
-        return not running.batch or batch < batch_slots(len(self._slots), len(busy) - batch)
 
     def _make_way(self, free: list[Slot[R]]) -> bool:
         """Where an interactive job waits, the youngest batch job waits in its place: that slot is free then, too."""

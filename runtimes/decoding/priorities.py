@@ -23,6 +23,13 @@ def batch_slots(slots: int, interactive: int) -> int:
     return max(slots - max(interactive, 1), 0 if interactive else 1)
 
 
+def may_begin(running: Running[S], active: Collection[Running[S]], jobs: Jobs[S]) -> bool:
+    """Whether there is a slot for one who waits. `active`: those who hold one."""
+    if len(active) >= jobs.slots or (jobs.hold and active):
+        return False
+    return not running.batch or sum(other.batch for other in active) < batch_slots(jobs.slots, jobs.interactive(active))
+
+
 class Riders:
     """Batch jobs in steps of interactive ones."""
 
@@ -72,11 +79,10 @@ class Riders:
     # --- where all who hold a slot answer in every step ---
 
     def may_begin(self, running: Running[S], active: Collection[Running[S]], jobs: Jobs[S]) -> bool:
-        """Whether there is a slot for one who waits. `active`: those who hold one."""
-        if len(active) >= jobs.slots or (jobs.hold and active):
-            return False
+        """As the function, and whether a step with one more batch job is not too long."""
         batch = sum(other.batch for other in active)
-        return not running.batch or batch < self._room(active, jobs, batch + 1, STRETCH)
+        fits = not running.batch or batch < self._room(active, jobs, batch + 1, STRETCH)
+        return fits and may_begin(running, active, jobs)
 
     def in_the_way(self, active: Collection[Running[S]], jobs: Jobs[S]) -> list[Running[S]]:
         """Batch jobs that are to wait, so that interactive ones are answered as quickly as they may expect."""

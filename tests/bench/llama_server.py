@@ -109,23 +109,20 @@ CODE = "\n\n".join(
 )
 
 
-class Places:
-    """Where each server answers, and as which model."""
+Places = dict[str, tuple[str, str]]  # by server: where it answers, and as which model
 
-    def __init__(self, urls: dict[str, tuple[str, str]]) -> None:
-        self.urls = urls
 
-    def rounds(
-        self, count: int, part: str, at: str, ask: Callable[[str, str, int], dict[str, float]]
-    ) -> Iterator[Measured]:
-        """`ask` takes a URL, a model and the round."""
-        seen: dict[str, dict[str, list[float]]] = {}
-        for number in range(count):
-            for name, (url, model) in self.urls.items():
-                for what, value in ask(url, model, number).items():
-                    seen.setdefault(what, {}).setdefault(name, []).append(value)
-        for what, figures in seen.items():
-            yield Measured(part, at, what, figures)
+def rounds(
+    places: Places, count: int, part: str, at: str, ask: Callable[[str, str, int], dict[str, float]]
+) -> Iterator[Measured]:
+    """All servers in turn, so many times. `ask` takes a URL, a model and the round."""
+    seen: dict[str, dict[str, list[float]]] = {}
+    for number in range(count):
+        for name, (url, model) in places.items():
+            for what, value in ask(url, model, number).items():
+                seen.setdefault(what, {}).setdefault(name, []).append(value)
+    for what, figures in seen.items():
+        yield Measured(part, at, what, figures)
 
 
 def crowd(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
@@ -136,7 +133,7 @@ def crowd(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
             prompts = [words(chance, PROMPT_WORDS) for _ in range(streams)]
             return asyncio.run(together(url, model, prompts))
 
-        yield from places.rounds(arguments.rounds, "crowd", str(streams), ask)
+        yield from rounds(places, arguments.rounds, "crowd", str(streams), ask)
 
 
 def prompts(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
@@ -147,7 +144,7 @@ def prompts(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]
             found = asyncio.run(together(url, model, [prompt]))
             return {"first token, s": found["first token, s"]}
 
-        yield from places.rounds(arguments.rounds, "prompts", str(tokens), ask)
+        yield from rounds(places, arguments.rounds, "prompts", str(tokens), ask)
 
 
 def turns(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
@@ -159,7 +156,7 @@ def turns(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
         second = asyncio.run(together(url, model, [prompt + " and then?"]))
         return {"first turn, s": first["first token, s"], "second turn, s": second["first token, s"]}
 
-    yield from places.rounds(arguments.rounds, "turns", str(tokens), ask)
+    yield from rounds(places, arguments.rounds, "turns", str(tokens), ask)
 
 
 def edit(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
@@ -178,7 +175,7 @@ def edit(places: Places, arguments: argparse.Namespace) -> Iterator[Measured]:
         found = asyncio.run(one())
         return {"tokens/s": (found.tokens - 1) / (found.last - found.first)}
 
-    yield from places.rounds(arguments.rounds, "edit", "1", ask)
+    yield from rounds(places, arguments.rounds, "edit", "1", ask)
 
 
 MEASURES = {"crowd": crowd, "prompts": prompts, "turns": turns, "edit": edit}
@@ -298,9 +295,8 @@ def main() -> None:
         urls |= {f"enginehouse, {name}": (ours.root, name) for name in models}
         for url, model in urls.values():
             asyncio.run(together(url, model, [words(random.Random(0), 8)]))
-        places = Places(urls)
         for part in arguments.parts:
-            for row in MEASURES[part](places, arguments):
+            for row in MEASURES[part](urls, arguments):
                 note(row)
     if "turns" in arguments.parts:
         note(after_restart(arguments, models, max(arguments.prompt_tokens)))

@@ -19,8 +19,8 @@ from enginehouse.optimize.sources.gguf_checkpoint import FREQUENCIES, Stored, fo
 from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.sources.safetensors import header
 from enginehouse.optimize.toolchains.gguf.config import decode_config
+from enginehouse.optimize.toolchains.gguf.families_read_back import family_of
 from enginehouse.optimize.toolchains.gguf.plan import Target, check_heads, targets
-from enginehouse.optimize.toolchains.gguf.readable import family_of
 from enginehouse.optimize.toolchains.gguf.rope import Scaling, llama3_divisors
 from enginehouse.optimize.toolchains.gguf.tokenizer import write_tokenizer
 

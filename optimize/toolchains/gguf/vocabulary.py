@@ -23,14 +23,14 @@ CASED = (
     r"|%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SHORTENED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# the Split regex in tokenizer.json -> llama.cpp's name for its hand-written equal
+# the regexes of the Splits in tokenizer.json -> llama.cpp's name for its hand-written equal
 PRE_TOKENIZERS = {
-    QWEN2: "qwen2",
-    LLAMA3: "llama-bpe",
-    CASED % ("", "", r"\p{N}"): "tekken",
-    CASED % (SHORTENED, SHORTENED, r"\p{N}{1,3}"): "gpt-4o",
+    (QWEN2,): "qwen2",
+    (LLAMA3,): "llama-bpe",
+    (CASED % ("", "", r"\p{N}"),): "tekken",
+    (CASED % (SHORTENED, SHORTENED, r"\p{N}{1,3}"),): "gpt-4o",
+    (r"\p{N}", GPT2): "smollm",
 }
-DIGITS_APART = (r"\p{N}", GPT2)
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -136,12 +136,10 @@ def pre_tokenizer(tokenizer: TokenizerFile) -> str:
             case ["Digits"] if by_regex and parts[0].get("individual_digits"):
                 return "smollm"
             case ["Split"] | ["Split", "Split"] if not by_regex and all(map(splits_off, parts)):
-                *digits, regex = [part["pattern"].get("Regex") for part in parts]
-                if not digits and regex in PRE_TOKENIZERS:
-                    return PRE_TOKENIZERS[regex]
-                if (*digits, regex) == DIGITS_APART:
-                    return "smollm"
-                raise CannotBuild(f"pre-tokenizer regex '{regex}' has no equal in llama.cpp")
+                regexes = tuple(part["pattern"].get("Regex") for part in parts)
+                if regexes in PRE_TOKENIZERS:
+                    return PRE_TOKENIZERS[regexes]
+                raise CannotBuild(f"pre-tokenizer regex '{regexes[-1]}' has no equal in llama.cpp")
     written = msgspec.json.encode(tokenizer.pre_tokenizer).decode()
     raise CannotBuild(f"pre-tokenizer '{written[:200]}' has no equal in llama.cpp")
 

@@ -63,23 +63,25 @@ def head_width(folder: Path) -> int:
     return int(config["model"]["decoder"]["head_size"])
 
 
-def choosing_graph(file: Path) -> bytes:
-    """With an input that says which places' logits are wanted, where it was pruned; the weights stay in their file."""
+def choosing_graph(file: Path) -> bytes | str:
+    """With an input that says which places' logits are wanted, and the weights in their file; the path of one that was
+    not pruned."""
     import onnx
 
     model = onnx.load(str(file), load_external_data=False)
     graph = model.graph
     pruning = [node for node in graph.node if node.name.startswith(PRUNING)]
-    if pruning:
-        at = list(graph.node).index(pruning[0])
-        before, after = pruning[0].input[0], pruning[-1].output[0]
-        for node in pruning:
-            graph.node.remove(node)
-        graph.node.insert(at, onnx.helper.make_node("Gather", [before, WANTED], [after], f"{PRUNING}{WANTED}", axis=1))
-        for known in [value for value in graph.value_info if value.name.startswith(HEAD)]:
-            graph.value_info.remove(known)  # their shapes say one place
-        graph.input.append(onnx.helper.make_tensor_value_info(WANTED, onnx.TensorProto.INT64, [WANTED]))
-        for output in graph.output:
-            if output.name == "logits":
-                output.type.tensor_type.shape.dim[1].dim_param = WANTED
+    if not pruning:
+        return str(file)
+    at = list(graph.node).index(pruning[0])
+    before, after = pruning[0].input[0], pruning[-1].output[0]
+    for node in pruning:
+        graph.node.remove(node)
+    graph.node.insert(at, onnx.helper.make_node("Gather", [before, WANTED], [after], f"{PRUNING}{WANTED}", axis=1))
+    for known in [value for value in graph.value_info if value.name.startswith(HEAD)]:
+        graph.value_info.remove(known)  # their shapes say one place
+    graph.input.append(onnx.helper.make_tensor_value_info(WANTED, onnx.TensorProto.INT64, [WANTED]))
+    for output in graph.output:
+        if output.name == "logits":
+            output.type.tensor_type.shape.dim[1].dim_param = WANTED
     return bytes(model.SerializeToString())

@@ -170,13 +170,13 @@ def open_session(file: Path, threads: int) -> Any:
     import onnxruntime
 
     model = choosing_graph(file) if importlib.util.find_spec("onnx") else str(file)
-
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
     settings.log_severity_level = 3  # errors
     # A thread that spins for one the kernel has put aside costs a busy machine several times the speed.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.add_session_config_entry(BESIDE, str(file.parent))
+    if isinstance(model, bytes):
+        settings.add_session_config_entry(BESIDE, str(file.parent))
     return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
 
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import tokenizers
 import torch
 
-from enginehouse.optimize.artifact import CannotBuild, Source
+from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.sources import gguf_header
 from enginehouse.optimize.sources.resolve import resolve
@@ -30,6 +30,14 @@ ROPE = {**LLAMA3_ROPE, "original_max_position_embeddings": 8192}
 
 
 def quiet(stage: str, fraction: float) -> None: ...
+
+
+def build_as_exact_as_the_file(source: Source, toolchain: Toolchain, precision: str, cache: Path) -> None:
+    artifact = asyncio.run(prepare(source, toolchain, precision, cache, quiet))
+    assert artifact.quality
+    assert artifact.quality.reference == "llamacpp"
+    assert artifact.quality.divergence < 0.001
+    assert artifact.quality.agreement > 0.9
 
 
 def tiny(folder: Path, architecture: str = "LlamaForCausalLM", **settings: Any) -> Path:
@@ -193,11 +201,7 @@ def test_engines_are_built_of_one_copy_and_compared_with_the_file(file: Path, tm
         toolchain = toolchains()[name]
         if reason := toolchain.unavailable():
             pytest.skip(reason)
-        artifact = asyncio.run(prepare(source, toolchain, precision, cache, quiet))
-        assert artifact.quality
-        assert artifact.quality.reference == "llamacpp"
-        assert artifact.quality.divergence < 0.001
-        assert artifact.quality.agreement > 0.9
+        build_as_exact_as_the_file(source, toolchain, precision, cache)
     (copy,) = (entry for entry in Store(cache).entries() if entry.kind == "dequantized")
     assert (copy.in_use, copy.bytes > 0) == (False, True)
     (removed, *_) = Store(cache).prune(0)

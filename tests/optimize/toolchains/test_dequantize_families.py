@@ -1,6 +1,5 @@
 """A .gguf file of each family that is read gives back the checkpoint that it was made of, and computes the same."""
 
-import asyncio
 import json
 import os
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import CannotBuild
-from enginehouse.optimize.prepare import prepare
 from enginehouse.optimize.quality.reference_runner import Transformers
 from enginehouse.optimize.quality.references import log_softmax
 from enginehouse.optimize.sources import gguf_header
@@ -24,7 +22,7 @@ from enginehouse.optimize.toolchains import toolchains
 from tests.bench.families import FAMILIES, VOCABULARY, ids, tokenizer
 from tests.bench.family_results import LARGE
 from tests.checkpoints import make_checkpoint, sentencepiece_tokenizer
-from tests.optimize.toolchains.test_dequantize import made, quiet, rewrite
+from tests.optimize.toolchains.test_dequantize import build_as_exact_as_the_file, made, rewrite
 from tests.optimize.toolchains.test_gguf import GEMMA_ROPE
 from tests.optimize.toolchains.test_gguf import build as convert
 
@@ -193,8 +191,4 @@ def test_engines_compute_what_the_file_does(
     toolchain, source = toolchains()[file_format], resolve(str(request.getfixturevalue(model)))
     if reason := toolchain.unavailable():
         pytest.skip(reason)
-    artifact = asyncio.run(prepare(source, toolchain, precision, tmp_path, quiet))
-    assert artifact.quality
-    assert artifact.quality.reference == "llamacpp"
-    assert artifact.quality.divergence < 0.001
-    assert artifact.quality.agreement > 0.9
+    build_as_exact_as_the_file(source, toolchain, precision, tmp_path)
