@@ -70,6 +70,7 @@ def serve(
     routing: dict[str, Any] | None = None,
     optimize: dict[str, Any] | None = None,
     command: Sequence[str] = COMMAND,
+    memory_budget: str = "80%",
     **server: Any,
 ) -> Iterator[Served]:
     """A server with this config, its cache in `folder` unless the environment says otherwise. Nothing outlives it.
@@ -81,7 +82,8 @@ def serve(
     config = folder / f"config-{port}.yaml"
     sections = {"server": {"port": port, **server}, "routing": routing or {"measure": "on-demand"}}
     sections["optimize"] = {"first_load": "wait"} | (optimize or {})
-    config.write_text(json.dumps({**sections, "cache_dir": str(folder / "cache"), "models": models}))
+    further = {"cache_dir": str(folder / "cache"), "memory_budget": memory_budget}
+    config.write_text(json.dumps({**sections, **further, "models": models}))
     process = subprocess.Popen(
         [*command, "serve", "--config", str(config)],
         stderr=subprocess.PIPE,
