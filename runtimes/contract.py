@@ -324,6 +324,18 @@ class Device(msgspec.Struct, frozen=True):
 CPU = Device("CPU", "cpu")
 
 
+class Setting(msgspec.Struct, frozen=True):
+    """What is best on one host and not on another: `bench` finds out."""
+
+    name: str
+    threads: float = 1.0  # of the host's processors
+    environment: Mapping[str, str] = {}  # of the worker process, over the runtime's
+
+
+USUAL = Setting("")
+HALF_THE_THREADS = Setting("half the threads", threads=0.5)  # a core may be two processors, or a slow one
+
+
 class Local(msgspec.Struct, frozen=True):
     """A runtime that runs in a worker of ours."""
 
@@ -336,3 +348,4 @@ class Local(msgspec.Struct, frozen=True):
     features: tuple[str, ...] = ()  # as in Facts: what its engines honour
     devices: Callable[[], list[Device]] = lambda: [CPU]  # asks the runtime; never called in the server's process
     distributions: tuple[str, ...] = ()  # installed packages whose versions change what it does
+    settings: tuple[Setting, ...] = ()  # beside the usual one

@@ -31,7 +31,7 @@ class Timed(msgspec.Struct, frozen=True):
         return max(1e-9, self.ended - self.began - self.first_seconds)
 
 
-async def measure(worker: Worker, prompts: Sequence[Prompt] = ()) -> Figures:
+async def measure(worker: Worker, prompts: Sequence[Prompt] = (), setting: str = "") -> Figures:
     """Takes as long as about 650 prompt tokens and 50 answers' steps, or as the prompts do; nothing else should run
     meanwhile."""
     alone, crowd = await given(worker, prompts) if prompts else await drawn(worker)
@@ -48,6 +48,7 @@ async def measure(worker: Worker, prompts: Sequence[Prompt] = ()) -> Figures:
         first_token_seconds=PROMPT_TOKENS / prefill,
         load_seconds=worker.load_seconds,
         memory_bytes=worker.memory()[1],
+        setting=setting,
     )
 
 

@@ -15,7 +15,7 @@ from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.prepare import adapt, in_16_bits, locate
 from enginehouse.optimize.store import Store
-from enginehouse.runtimes.contract import Local
+from enginehouse.runtimes.contract import USUAL, Local, Setting
 from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.explanation import ExplainedCandidate, ExplainedHost, Explanation
@@ -105,6 +105,14 @@ class Decisions:
         if self._host is None:
             self._host = asyncio.create_task(host.discover(self._runtimes))
         return await asyncio.shield(self._host)
+
+    def setting(self, name: str, candidate: Candidate) -> Setting:
+        """The one that was found best for it here."""
+        decided = self._decided_by_model.get(name)
+        ranked = decided.decision.ranked if decided else ()
+        found = next((one.figures.setting for one in ranked if one.candidate == candidate and one.figures), "")
+        settings = self._runtimes[candidate.runtime].settings
+        return next((setting for setting in settings if setting.name == found), USUAL)
 
     async def record_failure(self, source: Source, candidate: Candidate, kind: str, message: str) -> None:
         """Remembers what a candidate did; the next decision counts it in."""

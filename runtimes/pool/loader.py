@@ -15,7 +15,7 @@ from enginehouse.optimize.artifact import Artifact, CannotBuild, Quality, Source
 from enginehouse.optimize.prepare import forget_exports, prepare
 from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import KINDS, Store
-from enginehouse.runtimes.contract import Load, Local
+from enginehouse.runtimes.contract import Load, Local, Setting
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
 from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -172,11 +172,19 @@ class Loader:
         return self._toolchains[candidate.format].memory_bytes(source, candidate.precision)
 
     async def start(
-        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, gate: bool = True
+        self,
+        name: str,
+        source: Source,
+        candidate: Candidate,
+        artifact: Artifact,
+        gate: bool = True,
+        setting: Setting | None = None,
     ) -> Worker:
-        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives."""
+        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives. Without a
+        `setting`, in the one that was found best."""
+        setting = setting or self._decisions.setting(name, candidate)
         if not artifact.key:
-            return await self._start(name, source, candidate, artifact, None)
+            return await self._start(name, source, candidate, artifact, setting, None)
         try:
             use = await self._threads.run(name, self._store.use, artifact.key)
         except CannotBuild as error:
@@ -191,10 +199,16 @@ class Loader:
                 name, self._left_to_build, source, candidate
             ):  # it was broken, or pruned meanwhile
                 artifact = await self.prepare(name, source, candidate, gate)
-            return await self._start(name, source, candidate, artifact, use)
+            return await self._start(name, source, candidate, artifact, setting, use)
 
     async def _start(
-        self, name: str, source: Source, candidate: Candidate, artifact: Artifact, use: IO[bytes] | None
+        self,
+        name: str,
+        source: Source,
+        candidate: Candidate,
+        artifact: Artifact,
+        setting: Setting,
+        use: IO[bytes] | None,
     ) -> Worker:
         runtime, model = self._runtimes[candidate.runtime], self._config.models[name]
         load = Load(
@@ -202,7 +216,7 @@ class Loader:
             artifact.path,
             context_length(model, source),
             model.slots,
-            host.cores(),
+            max(1, round(setting.threads * host.cores())),
             host.free_memory(),
             model.options.get(runtime.name, {}),
             candidate.device,
@@ -212,7 +226,8 @@ class Loader:
         worker = Worker(name)
         try:
             report = functools.partial(self._report, name, candidate.key, "load")
-            await worker.start(load, runtime.environment, report, use, self._patience)
+            environment = {**runtime.environment, **setting.environment}
+            await worker.start(load, environment, report, use, self._patience)
         except Unavailable as error:
             if not error.retry_after:  # else it is not the candidate's fault
                 await self._decisions.record_failure(source, candidate, "load", error.message)

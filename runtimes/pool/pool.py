@@ -16,10 +16,10 @@ from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt
+from enginehouse.runtimes.contract import USUAL, Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt, Setting
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
-from enginehouse.runtimes.pool import records
+from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -29,7 +29,7 @@ from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
-from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked
+from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked, told
 from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker import prompt as chat
@@ -315,22 +315,36 @@ class Pool:
     async def measure(self, model: str, ranked: Ranked, prompts: Sequence[Prompt] = ()) -> Figures:
         """Times a candidate in a worker of its own, on these prompts if any, and keeps the figures. Nothing is unloaded
         for it."""
+        figures = await self._timed(model, ranked, prompts, USUAL)
+        await self._decisions.record_measurement(self.resolve(model), ranked.candidate, figures)
+        return figures
+
+    async def tune(self, model: str, ranked: Ranked, prompts: Sequence[Prompt] = ()) -> dict[str, Figures]:
+        """Times its engine's other settings beside the usual one, and keeps the best."""
+        others = self._runtimes[ranked.candidate.runtime].settings
+        settings = [one for one in others if one.environment or one.threads * host.cores() >= 1]
+        timed = functools.partial(self._timed, model, ranked, prompts)
+        objective = self.config.routing.objective
+        found = await tuning.timed_in_turn(settings, timed, objective)
+        await self._decisions.record_measurement(self.resolve(model), ranked.candidate, tuning.best(found, objective))
+        return found
+
+    async def _timed(self, model: str, ranked: Ranked, prompts: Sequence[Prompt], setting: Setting) -> Figures:
         name, key = self.resolve(model), (f"{model} (measured)", ranked.candidate.key)
         source = await self.source(name)
         artifact = await self._loader.prepare(name, source, ranked.candidate)
         await self._models.make_room(key, ranked, artifact, evict=False)
         try:
-            worker = await self._loader.start(name, source, ranked.candidate, artifact)
+            worker = await self._loader.start(name, source, ranked.candidate, artifact, setting=setting)
             try:
                 self._progress.report(name, ranked.candidate.key, "measure", 0.0)
-                figures = await measure(worker, prompts)
+                figures = await measure(worker, prompts, setting.name)
             finally:
                 self._models.close(worker)
         finally:
             self._models.release(key)
             self._progress.forget((name, ranked.candidate.key))
-        await self._decisions.record_measurement(name, ranked.candidate, figures)
-        log.info("measured '%s' on %s: %s", name, ranked.candidate.key, describe(figures))
+        log.info("measured '%s' on %s%s: %s", name, ranked.candidate.key, told(figures), describe(figures))
         return figures
 
     async def prepare(self, model: str, ranked: Ranked, anew: bool = False) -> Artifact:

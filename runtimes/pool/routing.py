@@ -66,6 +66,7 @@ class Figures(msgspec.Struct, frozen=True):
     first_token_seconds: float  # of a prompt of PROMPT_TOKENS
     load_seconds: float
     memory_bytes: int  # at its peak
+    setting: str = ""  # of the engine, by name; "" for the usual one
 
     def cost(self, objective: Objective) -> float:
         """What is to be least. Balanced: seconds of the latency request alone, and of its answer's share in a crowd."""
@@ -250,12 +251,18 @@ def rank(
     after_measured = bool(measured) and candidates[0][0].key in figures
     unmeasured = [(c, o) for c, o in candidates if c.key not in figures]
     by_figures = [
-        Ranked(c, f"measured on this host: {objective} cost {f.cost(objective):.2f}{warning(c, o)}", o.features, f)
+        Ranked(
+            c, f"measured on this host: {objective} cost {f.cost(objective):.2f}{told(f)}{warning(c, o)}", o.features, f
+        )
         for c, o, f in measured
     ]
     pinned = "pinned by 'runtime'" if model.runtime != "auto" else f"prior of a host of kind '{host}', not measured yet"
     by_prior = [Ranked(c, pinned + warning(c, o), o.features) for c, o in unmeasured]
     return (*by_figures, *by_prior) if after_measured else (*by_prior, *by_figures)
+
+
+def told(figures: Figures) -> str:
+    return f" with {figures.setting}" if figures.setting else ""
 
 
 def warning(candidate: Candidate, offer: Offer) -> str:

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from rich.box import SIMPLE
@@ -21,6 +21,7 @@ from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.runtimes.pool.routing import Figures, Ranked
 
+T = TypeVar("T")
 SHOW_SECONDS = 0.2
 
 
@@ -68,6 +69,7 @@ async def _bench(
 ) -> None:
     errors: dict[str, str] = {}
     explained: list[Explanation] = []
+    costs: dict[str, dict[str, float]] = {}  # of the best candidate's settings
     for one in [pinned(config, model, precision=precision) for precision in precisions or ()] or [config]:
         async with pool_of(one) as pool:
             name = pool.resolve(model)
@@ -78,35 +80,52 @@ async def _bench(
                 errors[runtime] = reasons[0]
             with progress(as_json) as bar:
                 for candidate in ranked:
-                    await timed(pool, name, candidate, prompts, bar, errors)
+                    await timed(pool, name, candidate, pool.measure(name, candidate, prompts), bar, errors)
                 unmeasured = (await pool.decision(name)).unmeasured
                 if unmeasured and (not only or unmeasured.candidate.runtime in only):
-                    await timed(pool, name, unmeasured, prompts, bar, errors)
+                    await timed(pool, name, unmeasured, pool.measure(name, unmeasured, prompts), bar, errors)
+                best = (await pool.decision(name)).ranked[:1]
+                for candidate in best if best and best[0].figures else ():
+                    found = await timed(pool, name, candidate, pool.tune(name, candidate, prompts), bar, errors)
+                    objective = one.routing.objective
+                    costs[candidate.candidate.key] = {
+                        setting or "as usual": figures.cost(objective) for setting, figures in (found or {}).items()
+                    }
             explained.append(await pool.explain(name))
     if as_json:
-        print(to_json({"explained": explained, "errors": errors}))
+        print(to_json({"explained": explained, "settings": costs, "errors": errors}))
         return
     for shown in explained:
         show(shown)
+    for key, by_setting in costs.items():
+        print(f"{key}, cost by setting: {', '.join(f'{name} {cost:.2f}' for name, cost in by_setting.items())}")
     for what, reason in errors.items():
         print(f"{what}: {reason}")
 
 
 async def timed(
-    pool: Pool, name: str, ranked: Ranked, prompts: Sequence[Prompt], bar: Progress, errors: dict[str, str]
-) -> None:
+    pool: Pool,
+    name: str,
+    ranked: Ranked,
+    work: Coroutine[Any, Any, T],
+    bar: Progress,
+    errors: dict[str, str],
+) -> T | None:
+    """What comes of it; None where it failed."""
     row = bar.add_task(ranked.candidate.key, total=1.0, stage="start")
-    measuring = asyncio.create_task(pool.measure(name, ranked, prompts))
+    measuring = asyncio.create_task(work)
     while not measuring.done():
         now = pool.progress(name)
         bar.update(row, completed=now.percent / 100, stage=now.stage)
         await asyncio.wait([measuring], timeout=SHOW_SECONDS)
     try:
-        await measuring
+        found = await measuring
         bar.update(row, completed=1.0, stage="done")
+        return found
     except (Unavailable, EngineFailed) as error:
         errors[ranked.candidate.key] = str(error)
         bar.update(row, stage="failed")
+        return None
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ import msgspec
 from enginehouse.optimize.toolchains.gguf.text import TextRules, prepare_text
 from enginehouse.runtimes.contract import (
     EVERYTHING,
+    HALF_THE_THREADS,
     Device,
     Engine,
     Facts,
@@ -21,6 +22,7 @@ from enginehouse.runtimes.contract import (
     Pieces,
     Pooling,
     Sampling,
+    Setting,
 )
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, CacheFull, Chunk
@@ -435,4 +437,5 @@ RUNTIME = Local(
     # OpenMP threads that spin for long are five times slower on a busy machine, and those that never do lose a third or
     # more on a quiet one; a short spin is best on both (DECISIONS.md). A failed assertion must not start gdb.
     environment={"GOMP_SPINCOUNT": "1000", "GGML_NO_BACKTRACE": "1"},
+    settings=(HALF_THE_THREADS, Setting("threads that spin for long", environment={"GOMP_SPINCOUNT": "20000"})),
 )

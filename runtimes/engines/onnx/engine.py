@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import msgspec
 
 from enginehouse.optimize.toolchains.onnx.logits import BESIDE, choosing_graph
-from enginehouse.runtimes.contract import EVERYTHING, Engine, Facts, Load, Local, Logprob, Pieces, Pooling, Sampling
+from enginehouse.runtimes.contract import (
+    EVERYTHING,
+    HALF_THE_THREADS,
+    Engine,
+    Facts,
+    Load,
+    Local,
+    Logprob,
+    Pieces,
+    Pooling,
+    Sampling,
+)
 from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.decoding.batching import STRETCH, BatchedEngine, Chunk
 from enginehouse.runtimes.decoding.kv_disk import kv_disk_of
@@ -207,4 +218,5 @@ RUNTIME = Local(
     features=FEATURES,
     distributions=("onnxruntime", "onnxruntime-genai"),
     environment={"ORT_DISABLE_TELEMETRY": "1"},  # onnxruntime and onnxruntime-genai phone home by default
+    settings=(HALF_THE_THREADS,),
 )

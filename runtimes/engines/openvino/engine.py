@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from enginehouse.runtimes.contract import (
+    HALF_THE_THREADS,
     Constraint,
     Device,
     Engine,
@@ -497,4 +498,5 @@ RUNTIME = Local(
     features=FEATURES,
     devices=devices,
     distributions=("openvino", "openvino-genai"),
+    settings=(HALF_THE_THREADS,),
 )
