@@ -192,6 +192,8 @@ class LoadedModels:
         self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
+            if not self.has(name):
+                self._keep_alive.pop(name, None)
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
         self.schedule_unload(name)  # whoever asked for it may have left
         self._load_ended()
@@ -211,9 +213,14 @@ class LoadedModels:
         return self._keep_alive.get(name, seconds(self._config.models[name].keep_alive))
 
     def set_keep_alive(self, name: str, idle_seconds: float | None) -> None:
-        """In the place of the config's, until the model is unloaded."""
+        """In the place of the config's, from the end of the next request until the model is unloaded."""
         self._keep_alive[name] = idle_seconds
-        self.schedule_unload(name)
+
+    def unload(self, name: str) -> None:
+        """As soon as nobody asks."""
+        if self.has(name):
+            self._keep_alive[name] = 0.0
+            self.schedule_unload(name)
 
     def _unload(self, key: Key, loaded: LoadedModel) -> None:
         if not loaded.users and not self._requests(key[0]):

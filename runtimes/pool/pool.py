@@ -128,8 +128,13 @@ class Pool:
         return assigned
 
     def keep_alive(self, model: str, seconds: float | None) -> None:
-        """How long it stays loaded when nobody asks, in the place of what the config says; None: for ever."""
+        """How long it stays loaded after the request that follows, in the place of what the config says; None: for
+        ever."""
         self._models.set_keep_alive(self.resolve(model), seconds)
+
+    def unload(self, model: str) -> None:
+        """As soon as nobody asks for it."""
+        self._models.unload(self.resolve(model))
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Assigned, Embedded]:
         """A vector for each text."""

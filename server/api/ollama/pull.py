@@ -34,7 +34,7 @@ class PullRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     password: Ignored = None
 
 
-@post("/pull", status_code=200, operation_class=documented(JSON, Body(PullRequest), own_failures=True))
+@post("/pull", status_code=200, operation_class=documented(JSON, Body(PullRequest), LINES, own_failures=True))
 async def pull(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """How far a model of the config is on its way to being loaded, line by line, or that it is."""
     asked = await body.read_as(request, lambda sent: body.parse(sent, PullRequest), any_kind=True)

@@ -11,7 +11,6 @@ from litestar.datastructures import State
 from litestar.enums import HttpMethod, MediaType
 
 from enginehouse.runtimes.contract import Job
-from enginehouse.runtimes.pool.explanation import Loaded
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api.ollama import models, options, protocol
@@ -76,10 +75,10 @@ async def load(
     began = time.monotonic()
     if asked.keep_alive is not None:
         stay = protocol.seconds_of(asked.keep_alive)
-        if stay != 0 or isinstance(pool.status(name), Loaded):
-            pool.keep_alive(name, stay)
         if stay == 0:
+            pool.unload(name)
             return Response(renderer.loaded("unload", 0.0), media_type="application/json")
+        pool.keep_alive(name, stay)
     assigned = await unless_client_leaves(request, pool.load(name, streamed=False))
     loaded = renderer.loaded("load", time.monotonic() - began)
     return Response(loaded, headers=assigned_headers(assigned), media_type="application/json")
