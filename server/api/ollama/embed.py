@@ -15,7 +15,7 @@ from enginehouse.runtimes.worker.protocol import Embedded
 from enginehouse.server import body
 from enginehouse.server.api.embeddings import shortened
 from enginehouse.server.api.ollama import options
-from enginehouse.server.api.ollama.models import resolve
+from enginehouse.server.api.ollama.models import check_context, resolve
 from enginehouse.server.api.ollama.protocol import Stay, seconds_of
 from enginehouse.server.api.ollama.render import nanoseconds
 from enginehouse.server.body import Count
@@ -48,7 +48,7 @@ async def embed(request: Request[Any, Any, State], state: State) -> Response[Any
     asked = await body.read_as(request, lambda sent: body.parse(sent, EmbedRequest), any_kind=True)
     texts = [asked.input] if isinstance(asked.input, str) and asked.input else list(asked.input)
     began, pool = time.monotonic(), state.pool
-    name = prepare(pool, asked)
+    name = await prepare(pool, asked)
     assigned, loading, embedded = await unless_client_leaves(request, vectors(pool, name, texts, asked.truncate))
     fields = {
         "model": asked.model,
@@ -69,16 +69,16 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
     """The vector of one text."""
     asked = await body.read_as(request, lambda sent: body.parse(sent, EmbeddingsRequest), any_kind=True)
     pool, texts = state.pool, [asked.prompt] if asked.prompt else []
-    name = prepare(pool, asked)
+    name = await prepare(pool, asked)
     assigned, _, embedded = await unless_client_leaves(request, vectors(pool, name, texts, truncate=True))
     vector = embedded.vectors[0] if texts else []
     return Response({"embedding": vector}, headers=assigned_headers(assigned), media_type="application/json")
 
 
-def prepare(pool: Pool, asked: EmbedRequest | EmbeddingsRequest) -> str:
-    """The model's name in the config. Of the options none has a meaning here."""
-    name = resolve(pool, asked.model)
-    options.read(asked.options)
+async def prepare(pool: Pool, asked: EmbedRequest | EmbeddingsRequest) -> str:
+    """The model's name in the config. Of the options, `num_ctx` alone has a meaning here."""
+    name, chosen = resolve(pool, asked.model), options.read(asked.options)
+    await check_context(pool, name, chosen)
     if asked.keep_alive is not None:
         pool.keep_alive(name, seconds_of(asked.keep_alive))
     return name

@@ -5,17 +5,17 @@ import datetime
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from enginehouse.config.schema import Model
 from enginehouse.optimize.artifact import Source
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import UnknownModel
+from enginehouse.runtimes.errors import Refused, UnknownModel
 from enginehouse.runtimes.pool.explanation import Loaded, OnDisk
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.runtimes.tool_calls.parsers import parser_of
+from enginehouse.server.api.ollama.options import Options
 from enginehouse.server.api.ollama.render import Fields, time_of
 
 LATEST = ":latest"
@@ -159,6 +159,13 @@ def moment(seconds: int) -> str:
     return time_of(datetime.datetime.fromtimestamp(seconds, datetime.UTC))
 
 
-def context_of(pool: Pool, name: str, known: OnDisk | None) -> int | None:
-    status: Any = pool.status(name)
-    return status.context_length if isinstance(status, Loaded) else known.context_length if known else None
+async def check_context(pool: Pool, name: str, chosen: Options) -> None:
+    """Of a model that must be fetched first it is not known yet, and whatever is asked for is taken."""
+    known = await pool.on_disk(name) if chosen.num_ctx else None
+    if known and chosen.num_ctx and chosen.num_ctx > known.context_length:
+        raise Refused(
+            f"'options.num_ctx' is {chosen.num_ctx}, and this model's context is {known.context_length} tokens; leave "
+            "it out, or raise 'context' of the model in the config",
+            "options.num_ctx",
+            "invalid_value",
+        )

@@ -87,14 +87,3 @@ def sampling_of(options: Options, logprobs: int | None, constraint: Constraint |
         logprobs=logprobs,
         constraint=constraint,
     )
-
-
-def check_context(options: Options, context: int | None) -> None:
-    """`context`: tokens the model takes; None: not known before it is fetched."""
-    if options.num_ctx and context and options.num_ctx > context:
-        raise Refused(
-            f"'options.num_ctx' is {options.num_ctx}, and this model's context is {context} tokens; leave it out, or "
-            "raise 'context' of the model in the config",
-            "options.num_ctx",
-            "invalid_value",
-        )

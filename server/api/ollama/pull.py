@@ -53,9 +53,10 @@ async def progress(request: Request[Any, Any, State], pool: Pool, name: str) -> 
     try:
         yield line({"status": "pulling manifest"})
         while not loading.done():
-            if deadline and asyncio.get_running_loop().time() > deadline.at:
+            left = deadline.at - asyncio.get_running_loop().time() if deadline else COMMENT_SECONDS
+            if deadline and left <= 0:
                 raise deadline.missed()
-            await asyncio.wait([loading], timeout=COMMENT_SECONDS)
+            await asyncio.wait([loading], timeout=min(left, COMMENT_SECONDS))
             if waited := pool.waiting_for(name):
                 percent = round(pool.progress(name).percent)
                 yield line({"status": waited, "total": 100, "completed": percent})

@@ -55,8 +55,7 @@ async def generate(request: Request[Any, Any, State], state: State) -> Response[
 async def prepare(pool: Pool, asked: protocol.Request) -> tuple[str, options.Options]:
     """The model's name in the config, and the options, where they can be had of it."""
     name, chosen = models.resolve(pool, asked.model), options.read(asked.options)
-    if chosen.num_ctx:
-        options.check_context(chosen, models.context_of(pool, name, await pool.on_disk(name)))
+    await models.check_context(pool, name, chosen)
     return name, chosen
 
 

@@ -306,6 +306,7 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("/api/chat", CHAT | {"options": {"repeat_penalty": 1.1}}, 400, "repetition_penalty"),
     ("/api/embed", {"model": "pocket", "input": ["a", ""]}, 400, "empty text"),
     ("/api/embed", {"model": "pocket", "input": [1]}, 400, "'input[0]'"),
+    ("/api/embed", {"model": "pocket", "input": "a", "options": {"num_ctx": 9999}}, 400, "'options.num_ctx' is 9999"),
     ("/api/embed", {"model": "pocket", "input": "a", "dimensions": 10_000}, 400, "'dimensions' is at most"),
     ("/api/embed", {"model": "pocket", "input": "a " * 9000, "truncate": False}, 400, "maximum context length"),
     ("/api/copy", {"source": "pocket", "destination": "b"}, 501, "'aliases'"),
