@@ -102,6 +102,9 @@ def test_while_a_model_is_made_ready_pieces_of_nothing_keep_the_stream_alive() -
 
 
 def test_a_chat_streams_unless_it_is_told_not_to(client: httpx.Client) -> None:
+    client.post(
+        "/api/pull", json={"model": "echo", "stream": False}
+    )  # else headers go out before it is known who answers
     streamed = client.post("/api/chat", json=CHAT)
     assert streamed.headers["content-type"].startswith(LINES)
     assert streamed.headers["x-enginehouse-runtime"] == "echo"
