@@ -19,6 +19,7 @@ WRONG = re.compile(r"(.+?)(?: - at `\$\.?(.*)`)?$")
 PATTERNS = {
     "memory_budget": "a size such as 80%, 12GiB or 900MiB",
     "_keys": "a key of printable ASCII without blanks",
+    "cors_origins": "an origin such as https://chat.example, without a path, or *",
 }
 T = TypeVar("T")
 

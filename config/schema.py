@@ -14,6 +14,7 @@ Duration = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?[smh]|forever)$")]
 Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header can carry: any other would never match
+Origin = Annotated[str, msgspec.Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^*/?#\s]+)$")]  # as browsers write it
 
 
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +27,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
     request_timeout: Duration = "forever"  # a request that is not finished by then ends with 504, or an error event
     drop_attribution: bool = True  # lines at the head of a prompt by which clients are billed reach no model
+    cors_origins: tuple[Origin, ...] = ()  # of pages that browsers let read the answers; "*": any
+    ollama: bool = False  # listen on port 11434 too, where programs look for Ollama
     send_timeout: Duration = "60s"  # a connection whose client takes nothing of an answer for so long is ended
 
     def __post_init__(self) -> None:

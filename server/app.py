@@ -19,6 +19,7 @@ from enginehouse.server.api.embeddings import embeddings
 from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.metrics import metrics
 from enginehouse.server.api.models import get_model, health, list_models, ready
+from enginehouse.server.api.ollama import routes as ollama
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
 from enginehouse.server.api.responses.store import ResponseStore
@@ -58,11 +59,11 @@ def create(config: Config) -> Litestar:
     guards = [key_guard(config.server), urgency_guard(config.server)]
     api = Router(
         "/",
-        route_handlers=[*guarded, messages.ROUTER],
+        route_handlers=[*guarded, messages.ROUTER, ollama.ROUTER],
         guards=guards,
     )
     app = Litestar(
-        [api, health, ready],
+        [api, health, ready, ollama.root],
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond},
@@ -77,6 +78,6 @@ def create(config: Config) -> Litestar:
         ),
         logging_config=None,
     )
-    handlers = [*guarded, messages.create_message, messages.count_tokens, health, ready]
+    handlers = [*guarded, messages.create_message, messages.count_tokens, *ollama.DESCRIBED, health, ready]
     app.openapi_schema.components.schemas = openapi.components([handler.operation_class for handler in handlers])
     return app

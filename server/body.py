@@ -25,16 +25,17 @@ PLACE = re.compile(r"^(.*?)(?: - at (?:`key` in )?`\$\.?(.*)`)?$", re.DOTALL)
 UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
 
 
-async def read(request: Request[Any, Any, State]) -> bytes:
+async def read(request: Request[Any, Any, State], any_kind: bool = False) -> bytes:
+    """`any_kind`: whatever it is called, but for a page in a browser, which must ask first to send JSON elsewhere."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    if kind != "application/json" and not (any_kind and "origin" not in request.headers):
         raise HTTPException(detail=f"content-type '{kind}' is not read here; send application/json", status_code=415)
     return await request.body()
 
 
-async def read_as(request: Request[Any, Any, State], reader: Callable[[bytes], T]) -> T:
+async def read_as(request: Request[Any, Any, State], reader: Callable[[bytes], T], any_kind: bool = False) -> T:
     """The body through `reader`, which raises Refused."""
-    body = await read(request)
+    body = await read(request, any_kind)
     return reader(body) if len(body) < IN_A_THREAD_BYTES else await asyncio.to_thread(reader, body)
 
 

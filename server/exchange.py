@@ -27,7 +27,7 @@ from enginehouse.server.keepalive import (
     unless_client_leaves,
     until,
 )
-from enginehouse.server.sse import comment, encode
+from enginehouse.server.sse import EVENTS, Framing, encode
 from enginehouse.server.urgency import deadline_of, priority_of
 
 log = logging.getLogger("enginehouse.server")
@@ -41,6 +41,7 @@ class Answer:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
         self.done: Done | None = None
+        self.seconds = 0.0  # from the request to its end
         self._job, self._began = job, time.monotonic()
 
     def take(self, event: Event) -> list[Step]:
@@ -50,7 +51,8 @@ class Answer:
                 return self.content.feed(event)
             case Done():
                 self.done = event
-                log_done(self._job, self.assigned, event, time.monotonic() - self._began)
+                self.seconds = time.monotonic() - self._began
+                log_done(self._job, self.assigned, event, self.seconds)
                 return self.content.end(event)
             case Assigned():
                 handed_over, self.assigned = self.assigned is not None, event
@@ -78,7 +80,9 @@ class Renderer(Protocol):
         """The end of a stream that broke: its status is out."""
 
 
-async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Response[Any]:
+async def answer(
+    request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer, framing: Framing = EVENTS
+) -> Response[Any]:
     """The response to a request that is these jobs."""
     pool: Pool = request.app.state.pool
     jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
@@ -88,9 +92,9 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
         if deadline := deadline_of(request):
             events = until(deadline, events)
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
-        body = functools.partial(stream, renderer, answers)
+        body = functools.partial(stream, renderer, answers, framing=framing)
         return await keepalive.stream_response(
-            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
+            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers), framing
         )
     assigned = await unless_client_leaves(request, collect(answers, events))
     whole = await renderer.whole(assigned, answers)
@@ -112,7 +116,13 @@ async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:
     return first
 
 
-async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvent, events: IndexedEvents) -> Parts:
+async def stream(
+    renderer: Renderer,
+    answers: Sequence[Answer],
+    first: FirstEvent,
+    events: IndexedEvents,
+    framing: Framing = EVENTS,
+) -> Parts:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     index, assigned = first
     answers[index].take(assigned)
@@ -121,7 +131,7 @@ async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEven
         try:
             async for index, event in events:
                 if isinstance(event, Assigned) and answers[index].assigned:
-                    yield comment("its engine died; another goes on") + assigned_comments(event)
+                    yield framing.comment("its engine died; another goes on") + assigned_comments(event, framing)
                 for step in answers[index].take(event):
                     if part := renderer.step(index, step):
                         yield part

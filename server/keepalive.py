@@ -13,7 +13,7 @@ from litestar.response import Stream
 
 from enginehouse.runtimes.contract import Assigned, Event
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
-from enginehouse.server.sse import comment
+from enginehouse.server.sse import EVENTS, Framing
 from enginehouse.server.urgency import Deadline, deadline_of
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ async def stream_response(
     waiting_for: Callable[[], str | None],
     body: Body,
     failure: Callable[[Exception], bytes],
+    framing: Framing = EVENTS,
 ) -> Stream:
     """The response to a streaming client. `waiting_for`: what is being made ready, None when nothing is; `body`
     renders the events, `failure` what went wrong before the first, once the status is out."""
@@ -45,11 +46,11 @@ async def stream_response(
         raise
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     if not first.done():
-        parts = commented(first, events, waiting_for, body, failure)
-        return Stream(parts, media_type="text/event-stream", headers=headers)
+        parts = commented(first, events, waiting_for, body, failure, framing)
+        return Stream(parts, media_type=framing.media_type, headers=headers)
     _, assigned = first.result()
     return Stream(
-        body(first.result(), events), media_type="text/event-stream", headers=headers | assigned_headers(assigned)
+        body(first.result(), events), media_type=framing.media_type, headers=headers | assigned_headers(assigned)
     )
 
 
@@ -73,10 +74,11 @@ async def commented(
     waiting_for: Callable[[], str | None],
     body: Body,
     failure: Callable[[Exception], bytes],
+    framing: Framing = EVENTS,
 ) -> Parts:
     try:
         while not first.done():
-            yield comment(waiting_for() or "reading the prompt")
+            yield framing.comment(waiting_for() or "reading the prompt")
             await asyncio.wait([first], timeout=COMMENT_SECONDS)
     except BaseException:
         first.cancel()  # and the events end with it
@@ -87,7 +89,7 @@ async def commented(
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
-        yield assigned_comments(assigned)
+        yield assigned_comments(assigned, framing)
         async with aclosing(body(first.result(), events)) as parts:
             async for part in parts:
                 yield part
@@ -112,9 +114,9 @@ def assigned_headers(assigned: Assigned) -> dict[str, str]:
     return {f"x-enginehouse-{name}": header_value(getattr(assigned, name)) for name in names}
 
 
-def assigned_comments(assigned: Assigned) -> bytes:
+def assigned_comments(assigned: Assigned, framing: Framing = EVENTS) -> bytes:
     """The same in the middle of a stream."""
-    return b"".join(comment(f"{name}: {value}") for name, value in assigned_headers(assigned).items())
+    return b"".join(framing.comment(f"{name}: {value}") for name, value in assigned_headers(assigned).items())
 
 
 def header_value(text: str) -> str:

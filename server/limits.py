@@ -19,7 +19,10 @@ TEXTS = 2048
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
-FREE_FORM, FREE_FORM_BYTES = ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
+FREE_FORM, FREE_FORM_BYTES = (
+    ("chat_template_kwargs", "response_format", "text", "output_config", "format"),
+    2 * SCHEMA_BYTES,
+)
 LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
@@ -46,8 +49,8 @@ TABLE = (
     Limit(("logit_bias",), LOGIT_BIASES, "tokens"),
     Limit(("stop_token_ids",), STOP_TOKENS, "tokens"),
     Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
-    Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
-    Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
+    Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
+    Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
 )
 
 # What of a connection, how much at most, and what is answered to more.

@@ -66,13 +66,13 @@ class Described(Operation):
 def described(
     answer: type[msgspec.Struct] | tuple[type[msgspec.Struct], ...] | str,
     body: Body | None = None,
-    streams: bool = False,
+    streams: bool | str = False,
     failures: Sequence[int] = (),
     assigned: bool = False,
     own_failures: bool = False,
 ) -> type[Operation]:
     """Of a handler that reads `body` and answers with a struct (or one of several) as JSON or, by its media type, with
-    text or any object. `own_failures`: not in OpenAI's shape."""
+    text or any object. `streams` may be a media type too; `own_failures`: not in OpenAI's shape."""
     given_answers = () if isinstance(answer, str) else answer if isinstance(answer, tuple) else (answer,)
     given_body, codes = body, list(failures) or [code for code in FAILURES if body or code not in NOT_OF_GET]
 
@@ -90,7 +90,9 @@ def described(
                 ]
             content = {JSON: media(*given_answers)} if not isinstance(answer, str) else {answer: any_of(answer)}
             if streams:
-                content[EVENTS] = OpenAPIMediaType(Schema())  # a stream is no value; its events are the dialect's
+                content[EVENTS if streams is True else streams] = OpenAPIMediaType(
+                    Schema()
+                )  # a stream is no value; its events are the dialect's
             headers: dict[str, Any] = {
                 f"x-enginehouse-{name}": OpenAPIHeader(
                     Schema(type=OpenAPIType.STRING), description=f"{name} of the answer"

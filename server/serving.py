@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 
 import uvicorn
 from litestar import Litestar
@@ -11,6 +12,7 @@ from litestar import Litestar
 from enginehouse.config.schema import Config, seconds
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.connection import Connections
+from enginehouse.server.cors import allowing
 from enginehouse.server.limits import IDLE_SECONDS
 
 log = logging.getLogger("enginehouse.server")
@@ -19,11 +21,11 @@ FAREWELL_SECONDS = 1  # then, in which the others may say that they do not
 LOOK_SECONDS = 0.05
 
 
-def run(app: Litestar, config: Config, listener: socket.socket) -> None:
+def run(app: Litestar, config: Config, listeners: Sequence[socket.socket]) -> None:
     """Until a signal ends it: SIGTERM, SIGINT, or SIGHUP where it was not ignored from the start, as by nohup."""
     connections = Connections(seconds(config.server.send_timeout))
     options = uvicorn.Config(
-        app,
+        allowing(app, config.server.cors_origins),
         http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
         ws="none",  # else whoever asks for one leaves our connections' limits
         log_config=None,
@@ -36,7 +38,7 @@ def run(app: Litestar, config: Config, listener: socket.socket) -> None:
     server = Server(options, app, connections)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run([listener])
+    server.run(list(listeners))
 
 
 class Server(uvicorn.Server):

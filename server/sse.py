@@ -1,6 +1,7 @@
-"""Server-sent events as bytes."""
+"""Server-sent events as bytes, and what another form of stream has in their place."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,3 +16,13 @@ def comment(text: str) -> bytes:
 def event(kind: str, fields: dict[str, Any]) -> bytes:
     """One that bears its name, within and without."""
     return b"event: " + kind.encode() + b"\ndata: " + encode({"type": kind, **fields}) + b"\n\n"
+
+
+class Framing(NamedTuple):
+    """Of a stream: how a client is told what it may pass over."""
+
+    media_type: str
+    comment: Callable[[str], bytes]
+
+
+EVENTS = Framing("text/event-stream", comment)

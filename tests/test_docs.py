@@ -19,6 +19,10 @@ from enginehouse.server.api.chat import protocol as wire
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.api.embeddings import EmbeddingRequest
 from enginehouse.server.api.messages import protocol as messages_request
+from enginehouse.server.api.ollama import options as ollama_options
+from enginehouse.server.api.ollama import protocol as ollama_request
+from enginehouse.server.api.ollama.embed import EmbedRequest
+from enginehouse.server.api.ollama.pull import PullRequest
 from enginehouse.server.api.rerank import RerankRequest
 from enginehouse.server.api.responses import protocol as responses_request
 from enginehouse.server.api.tokenize import TokenizeRequest
@@ -105,8 +109,13 @@ def test_every_field_of_the_other_dialects_is_listed() -> None:
     for request, rest in (
         (responses_request.ResponseRequest, responses_request.IGNORED | responses_request.NEUTRAL.keys()),
         (messages_request.MessageRequest, messages_request.IGNORED | messages_request.NEUTRAL.keys()),
+        (ollama_request.OllamaChatRequest, ollama_request.NEUTRAL.keys()),
+        (ollama_request.GenerateRequest, ollama_request.NEUTRAL_OF_TEXT.keys()),
+        (ollama_options.Options, ollama_options.IGNORED | ollama_options.NEUTRAL.keys()),
+        (EmbedRequest, set()),
+        (PullRequest, set()),
     ):
-        assert {field.name for field in msgspec.structs.fields(request)} | rest <= listed | {"model"}
+        assert {field.name for field in msgspec.structs.fields(request)} | rest <= listed | {"model", "name"}
 
 
 def test_the_limits_are_what_the_server_keeps_to() -> None:

@@ -1,5 +1,6 @@
 """Chat templates: where a checkpoint keeps its own, and the sandbox whose settings Hugging Face's are written for."""
 
+import functools
 import json
 import math
 import time
@@ -13,6 +14,9 @@ import jinja2
 import jinja2.compiler
 import jinja2.sandbox
 
+from enginehouse.optimize.artifact import Source
+from enginehouse.optimize.sources.gguf_header import read
+
 RENDER_SECONDS = 2.0
 
 
@@ -24,6 +28,19 @@ def template_of(folder: Path, settings: dict[str, Any]) -> str:
         by_name = {entry["name"]: entry["template"] for entry in template}
         template = by_name.get("default") or next(iter(by_name.values()), "")
     return str(template)
+
+
+@functools.lru_cache(maxsize=64)
+def kept_template(source: Source) -> str:
+    """That of a source as it lies there; "" where there is none."""
+    if not source.path:
+        return ""
+    path = Path(source.path)
+    if source.kind == "gguf":
+        keys, _ = read(path)
+        return str(keys.get("tokenizer.chat_template", ""))
+    settings = path / "tokenizer_config.json"
+    return template_of(path, json.loads(settings.read_bytes()) if settings.exists() else {})
 
 
 class Endless(jinja2.TemplateError):

@@ -55,6 +55,7 @@ class Decisions:
         self._sources: dict[str, asyncio.Task[Source]] = {}
         self._decided_by_model: dict[str, Decided] = {}
         self._deciding: dict[str, asyncio.Task[Decided]] = {}
+        self._looks: dict[str, tuple[float, asyncio.Task[Decided]]] = {}  # at what is on the disk, and when
 
     async def of(self, name: str, fresh: bool = False) -> Decided:
         """What was decided for a model. No await while a decision is young: this is in the way of every request."""
@@ -153,11 +154,11 @@ class Decisions:
             source, decision = decided.source, decided.decision
         else:
             try:
-                source = await self._find(name, cached_only=True)
+                decided = await self._look(name)
             except Unavailable as error:
                 model, objective = self._config.models[name], self._config.routing.objective
                 return Explanation(name, model.source, objective, None, error.message, (), (), host)
-            decision = await self._threads.run(name, self._decide, name, source, machine)
+            source, decision = decided.source, decided.decision
         at = await self._threads.run(name, self._measurements, name, source, machine)
         keys = [self._artifact_of(source, ranked.candidate.key) for ranked in decision.ranked]
         qualities = await self._threads.run(name, lambda: [self._store.quality(key) for key in keys])
@@ -185,8 +186,30 @@ class Decisions:
             host,
         )
 
+    async def on_disk(self, name: str) -> Decided | None:
+        """What was decided for a model, or would be as long as its source stays what it is; None where that must be
+        fetched or made first."""
+        if name in self._decided_by_model:
+            return await self.of(name)
+        now = time.monotonic()
+        at, look = self._looks.get(name, (0.0, None))
+        if look is None or (look.done() and now > at + DECISION_SECONDS):
+            look = asyncio.create_task(self._look(name))
+            self._looks[name] = now, look
+        try:
+            return await asyncio.shield(look)
+        except Unavailable:
+            return None
+
+    async def _look(self, name: str) -> Decided:
+        """Fetches and makes nothing; raises Unavailable where that is needed."""
+        source = await self._find(name, cached_only=True)
+        decision = await self._threads.run(name, self._decide, name, source, await self.host())
+        return Decided(source, decision, 0.0)
+
     async def close(self) -> None:
-        tasks = [*self._deciding.values(), *self._sources.values(), *([self._host] if self._host else [])]
+        looks = (look for _, look in self._looks.values())
+        tasks = [*self._deciding.values(), *looks, *self._sources.values(), *([self._host] if self._host else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,9 +4,9 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.optimize.artifact import Quality
+from enginehouse.optimize.artifact import Quality, Source
 from enginehouse.runtimes.pool.host import Host
-from enginehouse.runtimes.pool.routing import Candidate, Figures, Rejected
+from enginehouse.runtimes.pool.routing import Candidate, Figures, Ranked, Rejected
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -41,6 +41,15 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag_field="state", tag="
 
 
 Status = Unloaded | Loading | Loaded
+
+
+class OnDisk(msgspec.Struct, frozen=True):
+    """A model whose source is on this machine."""
+
+    source: Source
+    context_length: int  # tokens that a request may use
+    chosen: Ranked | None  # what serves it, or would
+    chat_template: str | None
 
 
 class ExplainedCandidate(msgspec.Struct, frozen=True):

@@ -75,6 +75,7 @@ class LoadedModels:
         self._requests, self._load_ended = requests, load_ended
         self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
+        self._keep_alive: dict[str, float | None] = {}  # seconds, as clients asked, until the model is unloaded
         self._closing: list[Worker] = []
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
@@ -191,19 +192,35 @@ class LoadedModels:
         self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
+            if not self.has(name):
+                self._keep_alive.pop(name, None)
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
         self.schedule_unload(name)  # whoever asked for it may have left
         self._load_ended()
 
     def schedule_unload(self, name: str) -> None:
         """Unloads what nobody has wanted for its keep_alive; a request puts that off until it has ended."""
-        loop, idle_seconds = asyncio.get_running_loop(), seconds(self._config.models[name].keep_alive)
+        loop, idle_seconds = asyncio.get_running_loop(), self.keep_alive(name)
         for key, loaded in self._all():
             if key[0] == name:
                 if loaded.unload:
                     loaded.unload.cancel()
                 if not self._requests(name) and idle_seconds is not None and not self._draining:
                     loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+
+    def keep_alive(self, name: str) -> float | None:
+        """Seconds that a model stays when nobody asks; None: for ever."""
+        return self._keep_alive.get(name, seconds(self._config.models[name].keep_alive))
+
+    def set_keep_alive(self, name: str, idle_seconds: float | None) -> None:
+        """In the place of the config's, from the end of the next request until the model is unloaded."""
+        self._keep_alive[name] = idle_seconds
+
+    def unload(self, name: str) -> None:
+        """As soon as nobody asks."""
+        if self.has(name):
+            self._keep_alive[name] = 0.0
+            self.schedule_unload(name)
 
     def _unload(self, key: Key, loaded: LoadedModel) -> None:
         if not loaded.users and not self._requests(key[0]):
@@ -218,6 +235,7 @@ class LoadedModels:
         del self._loads[key]
         if not self.has(key[0]):
             self._decisions.forget(key[0])
+            self._keep_alive.pop(key[0], None)
         self.close(loaded.worker)
         return True
 

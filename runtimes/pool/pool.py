@@ -15,6 +15,7 @@ from enginehouse.config.schema import Config, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
+from enginehouse.optimize.sources.chat_template import kept_template
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import USUAL, Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt, Setting
 from enginehouse.runtimes.engines import runtimes
@@ -23,7 +24,7 @@ from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
-from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, Stage, Status, Unloaded
+from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, OnDisk, Stage, Status, Unloaded
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
@@ -117,30 +118,53 @@ class Pool:
                         self.counts["completion_tokens", name] += event.usage.completion_tokens
                     yield event
 
+    async def load(self, model: str, streamed: bool) -> Assigned:
+        """Who answers for a model from now on: it is made ready as for a request of that kind."""
+
+        async def nothing(worker: Worker) -> None:
+            pass
+
+        assigned, _ = await self._ask(model, [], nothing, None if streamed else self._patience)
+        return assigned
+
+    def keep_alive(self, model: str, seconds: float | None) -> None:
+        """How long it stays loaded after the request that follows, in the place of what the config says; None: for
+        ever."""
+        self._models.set_keep_alive(self.resolve(model), seconds)
+
+    def unload(self, model: str) -> None:
+        """As soon as nobody asks for it."""
+        self._models.unload(self.resolve(model))
+
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Assigned, Embedded]:
         """A vector for each text."""
-        return await self._ask(model, [("embeddings", "model")], lambda worker: worker.embed(texts, pooling))
+        needs = [("embeddings", "model")]
+        return await self._ask(model, needs, lambda worker: worker.embed(texts, pooling), self._patience)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[Assigned, list[int]]:
         """The token ids of a prompt, rendered as for an answer."""
         stable = self._stable(prompt)
-        return await self._ask(model, [], lambda worker: worker.tokenize(stable))
+        return await self._ask(model, [], lambda worker: worker.tokenize(stable), self._patience)
 
     async def detokenize(self, model: str, ids: list[int]) -> tuple[Assigned, str]:
-        return await self._ask(model, [], lambda worker: worker.detokenize(ids))
+        return await self._ask(model, [], lambda worker: worker.detokenize(ids), self._patience)
 
     def _stable(self, prompt: Prompt) -> Prompt:
         return without_attribution(prompt) if self.config.server.drop_attribution else prompt
 
     async def _ask(
-        self, model: str, needs: Collection[tuple[str, str]], question: Callable[[Worker], Awaitable[T]]
+        self,
+        model: str,
+        needs: Collection[tuple[str, str]],
+        question: Callable[[Worker], Awaitable[T]],
+        patience: float | None,
     ) -> tuple[Assigned, T]:
         """What one worker says to a question that can be put again to the next should it die."""
         name = self.resolve(model)
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
-                loaded = await self._stand_ins.lease(name, needs, tried, self._patience)
+                loaded = await self._stand_ins.lease(name, needs, tried, patience)
                 with self._models.using(loaded):
                     try:
                         return loaded.assigned, await question(loaded.worker)
@@ -271,6 +295,27 @@ class Pool:
             slots=first.worker.facts.slots,
             memory_bytes=self.memory(name),
         )
+
+    async def on_disk(self, name: str) -> OnDisk | None:
+        """What is known of a model without fetching or making anything for it; None where that is needed."""
+        decided = await self._decisions.on_disk(name)
+        if decided is None:
+            return None
+        found, source = self._models.of(name), decided.source
+        chosen = next(iter(decided.decision.ranked), None)
+        if found:
+            facts = found[0].worker.facts
+            return OnDisk(source, facts.context_length, chosen, facts.chat_template)
+        template = await self._threads.run(name, kept_template, source)
+        return OnDisk(source, context_length(self.config.models[name], source), chosen, template or None)
+
+    def stays(self, name: str) -> float | None:
+        """Seconds until a loaded model is unloaded if nobody asks any more; None: it stays."""
+        found = self._models.of(name)
+        timer = found[0].unload if found else None
+        if timer and not timer.cancelled():
+            return max(0.0, timer.when() - asyncio.get_running_loop().time())
+        return self._models.keep_alive(name)
 
     def under_way(self, name: str) -> int:
         """Requests that are answered now or wait."""

@@ -16,6 +16,7 @@ from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
 
+OLLAMA_PORT = 11434
 SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
 
 
@@ -133,15 +134,17 @@ def serve(arguments: argparse.Namespace) -> None:
 
     config = with_flags(configured(arguments), arguments)
     refuse_open(config)
-    listener = listen(config.server.host, config.server.port)
-    host, port = listener.getsockname()[:2]
+    listeners = [listen(config.server.host, config.server.port)]
+    if config.server.ollama and config.server.port != OLLAMA_PORT:
+        listeners.append(listen(config.server.host, OLLAMA_PORT, "stop Ollama, or leave out server.ollama"))
+    host, port = listeners[0].getsockname()[:2]
     models = ", ".join(config.models)
     logging.getLogger("enginehouse").info(
         "http://%s:%d/v1 serves %s", f"[{host}]" if ":" in host else host, port, models
     )
     status = 0
     try:
-        serving.run(app.create(config), config, listener)
+        serving.run(app.create(config), config, listeners)
     except KeyboardInterrupt:
         status = 130
     logging.shutdown()
@@ -177,7 +180,7 @@ def refuse_open(config: Config) -> None:
     )
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, remedy: str = "choose another with --port") -> socket.socket:
     """Bound here and not by uvicorn, whose message for a port in use names no remedy."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
@@ -186,7 +189,7 @@ def listen(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # Python 3.11 and older add the address again
-        raise BadConfig(f"cannot listen on {host} port {port}: {reason}; choose another with --port") from error
+        raise BadConfig(f"cannot listen on {host} port {port}: {reason}; {remedy}") from error
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ LEFT_SECONDS = 10.0
 BODIED = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize", "/v1/tokenize",
     "/detokenize", "/v1/detokenize", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
-    "/v1/messages/count_tokens",
+    "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pull",
+    "/api/show",
 )  # fmt: skip
 # What echo answers, and fields whose every value it takes.
 SENSIBLE: dict[str, dict[str, Any]] = {
@@ -44,17 +45,22 @@ SENSIBLE: dict[str, dict[str, Any]] = {
     "/v1/messages": {"model": "echo", "max_tokens": 5, "messages": [{"role": "user", "content": "one two three"}]},
     "/v1/messages/count_tokens": {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]},
     "/v1/detokenize": {"model": "echo", "tokens": [65, 66]},
+    "/api/chat": {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]},
+    "/api/generate": {"model": "echo", "prompt": "one two three", "stream": False},
 }
-TAKEN = {route: {"stream"} for route in ("/v1/responses", "/v1/messages")}
+DIALECTS = ("/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
+TAKEN = {route: {"stream"} for route in DIALECTS}
 PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_tokens", "user", "metadata"}
 ROUTES = (
     *BODIED, "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
-    "/health", "/ready",
+    "/health", "/ready", "/api/tags", "/api/ps", "/api/version",
 )  # fmt: skip
 # Echo makes no embeddings, and there is nothing of an invented name.
 NEVER_ANSWERED = (
     "/v1/embeddings",
     "/v1/rerank",
+    "/api/embed",
+    "/api/embeddings",
     "/v1/models/{name}",
     "/v1/responses/{id}",
     "/v1/responses/{id}/input_items",
@@ -102,7 +108,7 @@ def test_every_route_answers_as_its_schema_says(api: Any, route: str) -> None:
             if sensible:
                 for header in (PRIORITY, TIMEOUT):
                     (case.headers or {}).pop(header, None)
-                case.body = SENSIBLE.get(route, {}) | {
+                case.body = SENSIBLE.get(route, {"model": "echo"}) | {
                     key: case.body[key] for key in TAKEN.get(route, PLAIN) & case.body.keys()
                 }
         answered.add(case.call_and_validate(checks=TRUE, timeout=30).status_code)

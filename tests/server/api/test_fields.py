@@ -15,6 +15,10 @@ from enginehouse.server.api.chat import protocol as chat
 from enginehouse.server.api.completions import protocol as completions
 from enginehouse.server.api.embeddings import EmbeddingRequest
 from enginehouse.server.api.messages import protocol as messages
+from enginehouse.server.api.ollama import embed as ollama_embed
+from enginehouse.server.api.ollama import protocol as ollama
+from enginehouse.server.api.ollama.options import Options
+from enginehouse.server.api.ollama.pull import PullRequest
 from enginehouse.server.api.rerank import RerankRequest
 from enginehouse.server.api.responses import protocol as responses
 from enginehouse.server.api.tokenize import DetokenizeRequest, TokenizeRequest
@@ -29,6 +33,12 @@ REQUESTS = (
     RerankRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ollama.OllamaChatRequest,
+    ollama.GenerateRequest,
+    Options,
+    ollama_embed.EmbedRequest,
+    ollama_embed.EmbeddingsRequest,
+    PullRequest,
 )
 
 
@@ -77,8 +87,16 @@ UNKNOWN: list[tuple[Callable[[bytes], Any], dict[str, Any], str]] = [
     (messages.read, {"tools": [{"name": "f", "input_schema": {}, "x": 1}]}, "tools[0].x"),
     (messages.read, with_content({"type": "text", "text": "a", "x": 1}), "messages[0].content[0].x"),
     (messages.read, {"output_config": {"format": {"type": "json_schema", "schema": {}, "x": 1}}}, "output_config.format.x"),  # noqa: E501
+    (ollama.read_chat, {"tools": [TOOL | {"x": 1}]}, "tools[0].x"),
+    (ollama.read_chat, {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "x": 1}}]}]},
+     "messages[0].tool_calls[0].function.x"),
 ]  # fmt: skip
-GOOD: dict[Any, dict[str, Any]] = {chat.read: CHAT, read_response: RESPONSE, messages.read: MESSAGE}
+GOOD: dict[Any, dict[str, Any]] = {
+    chat.read: CHAT,
+    read_response: RESPONSE,
+    messages.read: MESSAGE,
+    ollama.read_chat: CHAT,
+}
 
 
 @pytest.mark.parametrize(("read", "change", "name"), UNKNOWN, ids=[name for _, _, name in UNKNOWN])
@@ -116,6 +134,11 @@ SENT: list[tuple[Callable[[bytes], Any], dict[str, Any]]] = [
     (chat.read, {"messages": [SAID, {
         "role": "assistant", "content": None, "refusal": None, "annotations": [], "audio": None, "function_call": None,
         "tool_calls": [CALL | {"index": 0}]}, {"role": "tool", "content": "1", "tool_call_id": "c"}]}),
+    (ollama.read_chat, {"messages": [SAID, {  # what Ollama's packages for Python and Node send back
+        "role": "assistant", "content": "", "thinking": "t", "images": None, "tool_name": None,
+        "tool_calls": [{"id": "c", "function": {"index": 0, "name": "f", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": "1", "tool_name": "f"}],
+        "tools": [TOOL | {"items": None}], "keep_alive": 300, "options": {}, "format": ""}),
     (read_response, {"input": [
         {"id": "rs_1", "type": "reasoning", "summary": [], "status": None, "encrypted_content": None,
          "content": [{"type": "reasoning_text", "text": "t"}]},

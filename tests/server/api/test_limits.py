@@ -10,6 +10,8 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.server import limits
 from enginehouse.server.api.chat import protocol as chat
 from enginehouse.server.api.messages import protocol as messages
+from enginehouse.server.api.ollama import options as ollama_options
+from enginehouse.server.api.ollama import protocol as ollama
 from enginehouse.server.api.responses import protocol as responses
 from enginehouse.server.api.tools import Tool, ToolFunction, check_tools
 
@@ -42,6 +44,11 @@ def ask_message(change: dict[str, Any]) -> None:
     messages.to_job(messages.read(json.dumps(MESSAGE | change).encode()), "id")
 
 
+def ask_ollama(change: dict[str, Any]) -> None:
+    asked = ollama.read_chat(json.dumps(CHAT | change).encode())
+    ollama.chat_job(asked, ollama_options.read(asked.options), "id", "m")
+
+
 def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
 
@@ -68,6 +75,11 @@ BOUNDS: list[tuple[Any, Any, int, str]] = [
     (ask_message, lambda n: {"messages": [SAID] * n}, limits.MESSAGES, "messages"),
     (ask_message, lambda n: {"tools": [{"name": f"f{i}"} for i in range(n)]}, limits.TOOLS, "tools"),
     (ask_message, lambda n: {"stop_sequences": ["a"] * n}, limits.STOPS, "stop_sequences"),
+    (ask_ollama, lambda n: {"messages": [SAID] * n}, limits.MESSAGES, "messages"),
+    (ask_ollama, lambda n: {"tools": [tool(number) for number in range(n)]}, limits.TOOLS, "tools"),
+    (ask_ollama, lambda n: {"options": {"stop": ["a"] * n}}, limits.STOPS, "options.stop"),
+    (ask_ollama, lambda n: {"format": {"title": "a" * (n - 12)}}, limits.SCHEMA_BYTES, "format"),
+    (ask_ollama, lambda n: {"format": deep(n - 1)}, limits.SCHEMA_DEPTH, "format"),
 ]  # fmt: skip
 
 

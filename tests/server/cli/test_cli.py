@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from enginehouse.runtimes.engines import runtimes
+from enginehouse.server.cli.main import OLLAMA_PORT
 from tests.serving import free_port, serve
 
 POCKET = {"models": {"pocket": {"source": "builtin:pocket"}}}
@@ -43,6 +44,25 @@ def test_a_port_in_use_is_named_with_the_remedy(tmp_path: Path) -> None:
         ended.stderr
         == f"enginehouse: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --port\n"
     )
+
+
+def test_with_ollama_in_the_config_its_port_is_listened_on_too_or_named_when_it_is_taken(tmp_path: Path) -> None:
+    try:
+        taken = socket.create_server(("127.0.0.1", OLLAMA_PORT))
+    except OSError:
+        pytest.skip(f"port {OLLAMA_PORT} is not free here")
+    with taken:
+        (tmp_path / "enginehouse.yaml").write_text("server: {ollama: true}\nmodels: {a: {source: 'builtin:echo'}}")
+        ended = run(tmp_path, "serve", "--port", str(free_port()))
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"enginehouse: cannot listen on 127.0.0.1 port {OLLAMA_PORT}: Address already in use; "
+        "stop Ollama, or leave out server.ollama\n"
+    )
+    with serve(tmp_path, {"echo": {"source": "builtin:echo"}}, ollama=True) as served:
+        for root in (served.root, f"http://localhost:{OLLAMA_PORT}"):
+            assert httpx.get(f"{root}/api/tags").json()["models"][0]["name"] == "echo:latest"
+            assert httpx.get(f"{root}/v1/models").status_code == 200
 
 
 def test_a_mistake_in_the_config_ends_the_command_with_one_line(tmp_path: Path) -> None:

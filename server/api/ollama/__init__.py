@@ -1,0 +1,1 @@
+"""/api: Ollama's dialect, over the models of the config."""
