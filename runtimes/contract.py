@@ -187,8 +187,18 @@ class Done(msgspec.Struct, frozen=True):
     stop: str = ""  # the stop string that ended it, if one did
 
 
+class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a prompt is read. The first one of a job comes when it is admitted: nothing but a crash can follow."""
+
+    prompt_tokens: int
+    read: int | None = None  # of them, those among them that were in the KV cache; None: not begun, or not to be known
+    cached: int = 0
+    seconds: float = 0.0  # since it was admitted
+
+
 class Assigned(msgspec.Struct, frozen=True):
-    """Who gives the answer: its first event, and again if another engine takes it up in the middle."""
+    """Who gives the answer: its first event, once it is admitted there, and again if another engine takes it up in the
+    middle."""
 
     runtime: str
     precision: str
@@ -196,9 +206,10 @@ class Assigned(msgspec.Struct, frozen=True):
     reason: str  # for the choice
     fingerprint: str = ""  # changes when the model's bytes, its engine, precision, options or versions do
     again: bool = False  # from the start: what was said so far is void
+    prompt_tokens: int = 0
 
 
-Event = Assigned | Delta | Done
+Event = Assigned | PromptProgress | Delta | Done
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -276,6 +287,10 @@ class Engine(Protocol):
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""
+
+    def read(self, job: int) -> tuple[int, int] | None:
+        """Of a job that has said nothing yet: how many of its tokens the KV cache holds, and how many of those it held
+        before. None while it waits, and where the engine does not know."""
 
     def text(self, token: int) -> bytes:
         """What a token shows, as in Token."""

@@ -13,17 +13,19 @@ import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Usage
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, PromptProgress, Usage
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
 from enginehouse.server.keepalive import (
-    FirstEvent,
+    FirstEvents,
     IndexedEvents,
     Parts,
     assigned_comments,
     assigned_headers,
+    assigned_of,
+    ticking,
     unless_client_leaves,
     until,
 )
@@ -40,6 +42,7 @@ class Answer:
     def __init__(self, job: Job) -> None:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
+        self.prompt = PromptProgress(0)
         self.done: Done | None = None
         self._job, self._began = job, time.monotonic()
 
@@ -52,8 +55,12 @@ class Answer:
                 self.done = event
                 log_done(self._job, self.assigned, event, time.monotonic() - self._began)
                 return self.content.end(event)
+            case PromptProgress():
+                self.prompt = event
+                return [event]
             case Assigned():
                 handed_over, self.assigned = self.assigned is not None, event
+                self.prompt = PromptProgress(event.prompt_tokens)
                 if event.again:
                     self.content = Content()
                 return [event] if handed_over else []
@@ -90,7 +97,7 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
         body = functools.partial(stream, renderer, answers)
         return await keepalive.stream_response(
-            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers)
+            request, events, len(answers), waiting_for, body, functools.partial(failed_start, renderer, answers)
         )
     assigned = await unless_client_leaves(request, collect(answers, events))
     whole = await renderer.whole(assigned, answers)
@@ -105,21 +112,24 @@ def large(answers: Sequence[Answer]) -> bool:
 
 async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:
     """Waits until all answers are whole; who was the first to give one."""
-    index, first = await keepalive.first_of(events)
-    answers[index].take(first)
+    first = await keepalive.first_of(events)
+    for index, event in first:
+        answers[index].take(event)
     async for index, event in events:
         answers[index].take(event)
-    return first
+    return assigned_of(first)
 
 
-async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvent, events: IndexedEvents) -> Parts:
+async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEvents, events: IndexedEvents) -> Parts:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
-    index, assigned = first
-    answers[index].take(assigned)
-    async with aclosing(events):
-        yield renderer.start(assigned)
+    async with aclosing(ticking(first, events)) as ticked:
+        yield renderer.start(assigned_of(first))
         try:
-            async for index, event in events:
+            async for pair in ticked:
+                if pair is None:
+                    yield still_reading(renderer, answers)
+                    continue
+                index, event = pair
                 if isinstance(event, Assigned) and answers[index].assigned:
                     yield comment("its engine died; another goes on") + assigned_comments(event)
                 for step in answers[index].take(event):
@@ -128,6 +138,13 @@ async def stream(renderer: Renderer, answers: Sequence[Answer], first: FirstEven
             yield await renderer.end(answers)
         except (EngineFailed, Refused, Unavailable) as error:
             yield renderer.failure(answers, error)
+
+
+def still_reading(renderer: Renderer, answers: Sequence[Answer]) -> bytes:
+    """Of the prompt that is furthest, and in the dialect's own way."""
+    prompt = max([answer.prompt for answer in answers], key=lambda prompt: prompt.read or 0)
+    read = "" if prompt.read is None else f"{prompt.read:,} of "
+    return comment(f"reading the prompt, {read}{prompt.prompt_tokens:,} tokens") + renderer.step(0, prompt)
 
 
 def failed_start(renderer: Renderer, answers: Sequence[Answer], error: Exception) -> bytes:

@@ -16,7 +16,18 @@ from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt
+from enginehouse.runtimes.contract import (
+    Assigned,
+    Chat,
+    Delta,
+    Done,
+    Event,
+    Job,
+    Pooling,
+    Priority,
+    Prompt,
+    PromptProgress,
+)
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
 from enginehouse.runtimes.pool import records
@@ -158,6 +169,7 @@ class Pool:
         deaths: list[str] = []  # candidate keys
         generated: list[int] = []
         announced: LoadedModel | None = None  # to the client, as who answers
+        begun = False  # the client has seen something of the answer
         while True:
             with ExitStack() as lease:
                 # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
@@ -170,20 +182,24 @@ class Pool:
                     stream = loaded.worker.stream(job, generated, functools.partial(end, lease, request))
                     async with aclosing(stream) as events:
                         async for event in events:
-                            if announced is not loaded:
-                                again = announced is not None and not job.resumable
-                                yield msgspec.structs.replace(loaded.assigned, again=again)
-                                announced = loaded
-                            yield event
+                            if announced is loaded:
+                                begun = begun or isinstance(event, Delta)
+                                yield event
+                                continue
+                            assert isinstance(event, PromptProgress)  # it is admitted
+                            again = announced is not None and not job.resumable
+                            length = event.prompt_tokens
+                            yield msgspec.structs.replace(loaded.assigned, again=again, prompt_tokens=length)
+                            announced = loaded
                     return
                 except WorkerDied as death:
                     await self._models.record_death(name, loaded, death)
                     deaths.append(loaded.candidate.key)
-                    if len(deaths) == ATTEMPTS or (announced and job.streamed and not job.resumable):
+                    if len(deaths) == ATTEMPTS or (begun and job.streamed and not job.resumable):
                         raise
                     if not job.resumable:
                         generated.clear()
-                    elif announced:
+                    elif begun:
                         job = msgspec.structs.replace(job, echo=False)  # the client has it
                     self.counts["continuations" if generated else "reruns", name] += 1
                     then = f"going on after {len(generated)} tokens" if generated else "running the request again"

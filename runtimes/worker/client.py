@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeVar
 import psutil
 
 from enginehouse.optimize import shortage
-from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
+from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, PromptProgress, ToolCall
 from enginehouse.runtimes.errors import (
     RETRY_SECONDS,
     Busy,
@@ -55,7 +55,7 @@ STDERR_LINES, LINE_BYTES = 12, 1 << 16  # kept of what a worker writes, and of a
 GRACE_SECONDS = 5.0
 
 Reply = Embedded | Tokenized | Detokenized
-Item = Delta | Done | Reply | Refusal | EngineFailed | Unavailable
+Item = PromptProgress | Delta | Done | Reply | Refusal | EngineFailed | Unavailable
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
 
 
@@ -156,10 +156,10 @@ class Worker:
 
     async def stream(
         self, job: Job, generated: list[int], ended: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[Delta | Done, None]:
-        """What comes after the tokens in `generated`, to the answer's end; tokens whose deltas were given are added
-        there. Closing the iterator early cancels the job in the engine. What nobody takes is kept: at most the answer;
-        `ended` is called as soon as the engine has given it."""
+    ) -> AsyncGenerator[PromptProgress | Delta | Done, None]:
+        """A PromptProgress when it is admitted, then what comes after the tokens in `generated`, to the answer's end;
+        tokens whose deltas were given are added there. Closing the iterator early cancels the job in the engine. What
+        nobody takes is kept: at most the answer; `ended` is called as soon as the engine has given it."""
         number, replies = self._open(generated, ended)
         try:
             self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority))
@@ -176,7 +176,7 @@ class Worker:
                         case Done():
                             yield item
                             return
-                        case Delta():
+                        case PromptProgress() | Delta():
                             yield item
         finally:
             self._forget(number)
@@ -310,7 +310,10 @@ class Worker:
         match message:
             case Pong():
                 self._pong = message
-            case Emit(tokens, deltas, dones):
+            case Emit(tokens, deltas, dones, progress):
+                for number, one in progress:
+                    if asked := self._jobs.get(number):
+                        asked.replies.put_nowait(one)
                 for number, token in tokens:
                     if asked := self._jobs.get(number):
                         asked.generated.append(token)

@@ -114,6 +114,7 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)]
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_progress: bool = False  # an extension of llama.cpp's: how far the prompt is read
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -134,6 +135,8 @@ def read(body: bytes) -> ChatRequest:
     check_tools(request.tools)
     check_json(request.chat_template_kwargs, "chat_template_kwargs")
     check_stream_options(request.stream, request.stream_options)
+    if request.return_progress and not request.stream:
+        raise Refused("'return_progress' is for streams; send 'stream': true", "return_progress", "invalid_value")
     return request
 
 

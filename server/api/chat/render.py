@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chunks import Chunks, choices_of
@@ -19,7 +19,7 @@ class ChatRenderer:
     def __init__(self, request: ChatRequest) -> None:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
-        self._count = request.n
+        self._count, self._return_progress = request.n, request.return_progress
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
         chunks = self._chunks
@@ -50,6 +50,8 @@ class ChatRenderer:
                     return b""
                 call = {"index": step.block.number, **msgspec.to_builtins(call_of(step.block, ""))}
                 return self._chunk(index, {"tool_calls": [call]}, step.logprobs)
+            case PromptProgress():
+                return self._progress(index, step) if self._return_progress else b""
             case BlockStop():
                 return b""
             case HiddenTokens():
@@ -74,6 +76,17 @@ class ChatRenderer:
         self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._count)]
         self._before_text = [each + b'{"content":' for each in self._before]
         self._after_text = b"}" + self._after
+
+    def _progress(self, index: int, prompt: PromptProgress) -> bytes:
+        """As llama-server says it."""
+        progress = {
+            "total": prompt.prompt_tokens,
+            "cache": prompt.cached,
+            "processed": prompt.read or 0,
+            "time_ms": round(1000 * prompt.seconds),
+        }
+        after = self._after.removesuffix(b"}\n\n") + b',"prompt_progress":' + encode(progress) + b"}\n\n"
+        return self._before[index] + b"{}" + after
 
     def _chunk(self, index: int, delta: dict[str, object], logprobs: Sequence[Logprob]) -> bytes:
         scored = b',"logprobs":' + encode(openai_types.logprobs_of(logprobs)) if logprobs else b""

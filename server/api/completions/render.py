@@ -5,7 +5,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob, Scored
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Scored
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chunks import Chunks, choices_of
 from enginehouse.server.api.completions.protocol import CompletionRequest
@@ -48,7 +48,7 @@ class CompletionRenderer:
             case Assigned():
                 self._chunks.place(step)
                 return b""
-            case BlockStart() | BlockStop():
+            case BlockStart() | BlockStop() | PromptProgress():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:
