@@ -29,7 +29,7 @@ from enginehouse.runtimes.contract import (
     PromptProgress,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, TooLong, UnknownModel, WorkerDied, shutting_down
 from enginehouse.runtimes.pool import records
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
@@ -249,7 +249,7 @@ class Pool:
         limit = context_length(self.config.models[name], source)
         count = await self._threads.run(name, self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
-            raise too_long(limit, f"at least {count}")
+            raise TooLong(limit, count, at_least=True)
 
     def _count(self, source: Source, text: str, limit: int) -> int:
         """Tokens of the text, 0 where they cannot be told without the engine. Runs in a thread."""

@@ -26,7 +26,7 @@ from enginehouse.runtimes.contract import (
     check_tokens,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.runtimes.worker.answer import Answer
 from enginehouse.runtimes.worker.prompt import (
     check_features,
@@ -251,7 +251,8 @@ class Loop:
             del self._unfinished[job]
         except Refused as error:
             del self._unfinished[job]
-            self._send(Refusal(job, error.message, field_at_fault(error, question), error.code))
+            size = (error.context, error.tokens, error.at_least) if isinstance(error, TooLong) else ()
+            self._send(Refusal(job, error.message, field_at_fault(error, question), error.code, *size))
 
     def _serve(self, message: Question) -> Pieces[None]:
         """What takes an engine's pieces yields once before them, for those of another question may be under way."""
@@ -270,7 +271,7 @@ class Loop:
     def _admit(self, submit: Submit) -> Pieces[None]:
         ids, output, sampling = prepare(self._engine, submit.prompt, submit.sampling)
         check_features(sampling, self._engine.facts, submit.echo)
-        check_length(len(ids), submit.sampling, self._engine.facts.context_length)
+        check_length(len(ids), self._engine.facts.context_length)
         check_prediction(sampling.prediction, self._engine.facts)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.generated:
@@ -313,7 +314,7 @@ class Loop:
         for given in message.texts:
             texts.append(ids := encode(self._engine, given) if isinstance(given, str) else given)
             check_tokens(ids, Sampling(), facts.vocabulary)
-            check_length(len(ids), Sampling(), facts.context_length + 1)
+            check_length(len(ids), facts.context_length, answered=False)
             yield
         vectors = []
         for ids in texts:

@@ -20,6 +20,7 @@ from enginehouse.runtimes.errors import (
     Busy,
     EngineFailed,
     Refused,
+    TooLong,
     Unavailable,
     WorkerDied,
     shutting_down,
@@ -170,7 +171,7 @@ class Worker:
                 for item in merged(items):
                     match item:
                         case Refusal():
-                            raise Refused(item.message, item.param, item.code)
+                            raise refused(item)
                         case EngineFailed() | Unavailable():
                             raise item
                         case Done():
@@ -198,8 +199,8 @@ class Worker:
             match await replies.get():
                 case answer() as reply:
                     return reply
-                case Refusal(_, message, param, code):
-                    raise Refused(message, param, code)
+                case Refusal() as refusal:
+                    raise refused(refusal)
                 case (EngineFailed() | Unavailable()) as failure:
                     raise failure
                 case other:
@@ -355,6 +356,12 @@ class Worker:
             return self._given_up
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
+
+
+def refused(refusal: Refusal) -> Refused:
+    if refusal.context:
+        return TooLong(refusal.context, refusal.tokens, refusal.at_least, refusal.param)
+    return Refused(refusal.message, refusal.param, refusal.code)
 
 
 def shown(line: bytes) -> bytes:

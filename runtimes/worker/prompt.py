@@ -23,7 +23,7 @@ from enginehouse.runtimes.contract import (
     Text,
     asked_for,
 )
-from enginehouse.runtimes.errors import Refused, too_long
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParser
@@ -123,13 +123,10 @@ def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None
             raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
 
 
-def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:
-    if sampling.max_tokens and sampling.max_tokens > context:
-        raise Refused(
-            f"max_tokens {sampling.max_tokens} is more than this model's context of {context} tokens", "max_tokens"
-        )
-    if prompt_tokens >= context:
-        raise too_long(context, f"{prompt_tokens}")
+def check_length(tokens: int, context: int, answered: bool = True) -> None:
+    """`answered`: one token at least is to follow."""
+    if tokens + answered > context:
+        raise TooLong(context, tokens)
 
 
 def field_at_fault(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:

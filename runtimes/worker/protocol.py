@@ -92,6 +92,9 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     message: str
     param: str | None
     code: str | None
+    context: int = 0  # these three of a prompt that is too long
+    tokens: int = 0
+    at_least: bool = False
 
 
 class Failure(msgspec.Struct, tag="failure", frozen=True):

@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request, Response
 
 from enginehouse.runtimes.contract import Assigned, Done, PromptProgress, Usage
+from enginehouse.runtimes.errors import TooLong
 from enginehouse.server import errors
 from enginehouse.server.api.messages.protocol import MessageRequest
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -175,8 +176,8 @@ def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
     status, body, headers = errors.describe(error)
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
     message = body.message
-    if body.code == "context_length_exceeded":
-        message = f"prompt is too long: {message}"  # clients look for these words, and make it shorter
+    if isinstance(error, TooLong):  # clients look for these words and numbers, and make it shorter by as much
+        message = f"prompt is too long: {error.tokens} tokens > {min(error.context, error.tokens - 1)} maximum"
     fields: Fields = {"type": kind, "message": message}
     if body.param == "thread":  # the tool runner then sends whole conversations
         fields["details"] = {"error_code": "thread_unsupported_request"}

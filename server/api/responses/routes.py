@@ -10,7 +10,7 @@ from typing import Any, Literal
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.server import body
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
@@ -109,6 +109,8 @@ async def list_input_items(
 def fields_named_here() -> Iterator[None]:
     try:
         yield
+    except TooLong as error:
+        raise TooLong(error.context, error.tokens, error.at_least, "input") from error
     except Refused as error:
         raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
 

@@ -349,3 +349,4 @@ def test_a_model_that_is_not_there_and_a_prompt_too_long_are_told_as_in_chat(hou
     with pytest.raises(openai.BadRequestError) as long:
         ask(house, "river stone " * 10_000)
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+    assert "your input resulted in" in long.value.message
