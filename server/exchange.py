@@ -29,6 +29,7 @@ from enginehouse.server.keepalive import (
     unless_client_leaves,
     until,
 )
+from enginehouse.server.request_id import id_of
 from enginehouse.server.sse import comment, encode
 from enginehouse.server.urgency import deadline_of, priority_of
 
@@ -39,12 +40,12 @@ LARGE_LOGPROBS = 1000  # tokens with them
 class Answer:
     """One of the answers to a request, as far as it has come."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, request_id: str = "") -> None:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
         self.prompt = PromptProgress(0)
         self.done: Done | None = None
-        self._job, self._began = job, time.monotonic()
+        self._job, self._request_id, self._began = job, request_id, time.monotonic()
 
     def take(self, event: Event) -> list[Step]:
         """What the event changes. One line in the log when the answer is complete."""
@@ -53,7 +54,7 @@ class Answer:
                 return self.content.feed(event)
             case Done():
                 self.done = event
-                log_done(self._job, self.assigned, event, time.monotonic() - self._began)
+                log_done(self._job, self._request_id, self.assigned, event, time.monotonic() - self._began)
                 return self.content.end(event)
             case PromptProgress():
                 self.prompt = event
@@ -89,7 +90,7 @@ async def answer(request: Request[Any, Any, State], jobs: Sequence[Job], rendere
     """The response to a request that is these jobs."""
     pool: Pool = request.app.state.pool
     jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
-    answers = [Answer(job) for job in jobs]
+    answers = [Answer(job, id_of(request)) for job in jobs]
     events = merged([pool.run(job) for job in jobs])
     if jobs[0].streamed:
         if deadline := deadline_of(request):
@@ -199,10 +200,10 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
     )
 
 
-def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) -> None:
+def log_done(job: Job, request_id: str, assigned: Assigned | None, done: Done, seconds: float) -> None:
     assert assigned
     log.info(
-        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
+        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s; %s",
         job.id,
         job.model,
         assigned.runtime,
@@ -213,4 +214,5 @@ def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) ->
         done.finish_reason,
         seconds,
         done.prefill_seconds,
+        request_id,
     )

@@ -171,6 +171,10 @@ class ModelList(msgspec.Struct, frozen=True):
     data: list[Model]
 
 
+class Version(msgspec.Struct, frozen=True):
+    version: str
+
+
 class Status(msgspec.Struct, frozen=True):
     status: str
 
