@@ -121,6 +121,7 @@ class Job(msgspec.Struct, frozen=True):
     streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
     priority: Priority = "interactive"
+    counted: bool = False  # each delta says how many tokens there are so far
 
     @property
     def resumable(self) -> bool:
@@ -177,6 +178,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: str = ""
     tool_call: ToolCall | None = None
     logprobs: list[Logprob] = []  # of the tokens since the last delta that had any
+    tokens: int = 0  # of the answer so far; only where they are to be counted
 
 
 class Done(msgspec.Struct, frozen=True):

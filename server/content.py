@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Assigned, Delta, Done, Logprob, PromptProgress
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Logprob, PromptProgress, Usage
 
 Kind = Literal["thought", "text", "call"]
 
@@ -48,8 +48,8 @@ class HiddenTokens(msgspec.Struct, frozen=True):
     logprobs: Sequence[Logprob]
 
 
-# PromptProgress: how far a prompt is read; Assigned: another engine goes on
-Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | PromptProgress | Assigned | Done
+# PromptProgress: how far a prompt is read; Usage: so far, for who wants it counted; Assigned: another engine goes on
+Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | PromptProgress | Usage | Assigned | Done
 
 
 class Content:

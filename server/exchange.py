@@ -50,6 +50,9 @@ class Answer:
     def take(self, event: Event) -> list[Step]:
         """What the event changes. One line in the log when the answer is complete."""
         match event:
+            case Delta() if event.tokens:
+                usage = Usage(self.prompt.prompt_tokens, event.tokens, self.prompt.cached)
+                return [usage, *self.content.feed(event)]
             case Delta():
                 return self.content.feed(event)
             case Done():

@@ -184,6 +184,8 @@ class Pool:
                         async for event in events:
                             if announced is loaded:
                                 begun = begun or isinstance(event, Delta)
+                                if job.counted and isinstance(event, Delta):
+                                    event = msgspec.structs.replace(event, tokens=len(generated))
                                 yield event
                                 continue
                             assert isinstance(event, PromptProgress)  # it is admitted

@@ -6,9 +6,10 @@ import msgspec
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job
 from enginehouse.runtimes.errors import Refused
-from enginehouse.server.api.chunks import StreamOptions, check_stream_options
+from enginehouse.server.api.chunks import StreamOptions, check_stream_options, wants_counts
 from enginehouse.server.api.conversation import without_empty_answer
 from enginehouse.server.api.sampling import (
+    Bound,
     JsonFormat,
     NamedSchema,
     SamplingFields,
@@ -16,10 +17,11 @@ from enginehouse.server.api.sampling import (
     TopLogprobs,
     copies,
     json_schema,
+    limit,
     sampling_of,
 )
 from enginehouse.server.api.tools import Tool, check_tools, tool_fields
-from enginehouse.server.body import Count, check_text, members, parse
+from enginehouse.server.body import check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS, check_json
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
@@ -115,8 +117,8 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_progress: bool = False  # an extension of llama.cpp's: how far the prompt is read
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    max_tokens: Bound | None = None
+    max_completion_tokens: Bound | None = None
     logprobs: bool = False
     top_logprobs: TopLogprobs = 0
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -195,17 +197,20 @@ def allowed(tools: list[Tool], names: list[str], where: str) -> list[Tool]:
 
 
 def to_jobs(request: ChatRequest, id: str) -> list[Job]:
-    limits = [limit for limit in (request.max_completion_tokens, request.max_tokens) if limit is not None]
+    bounds = limit(request.max_completion_tokens, "max_completion_tokens"), limit(request.max_tokens, "max_tokens")
     if request.top_logprobs and not request.logprobs:
         raise Refused("'top_logprobs' needs 'logprobs': true", "top_logprobs", "invalid_value")
     sampling = sampling_of(
         request,
-        max_tokens=min(limits, default=None),
+        max_tokens=min([bound for bound in bounds if bound is not None], default=None),
         logprobs=request.top_logprobs if request.logprobs else None,
         constraint=constraint(request.response_format),
         prediction=predicted(request.prediction),
     )
-    return copies(Job(id, request.model, chat_of(request), sampling, request.stream), request.n)
+    job = Job(
+        id, request.model, chat_of(request), sampling, request.stream, counted=wants_counts(request.stream_options)
+    )
+    return copies(job, request.n)
 
 
 def predicted(prediction: Prediction | None) -> str:

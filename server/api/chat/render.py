@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chat.protocol import ChatRequest
-from enginehouse.server.api.chunks import Chunks, choices_of
+from enginehouse.server.api.chunks import Chunks, choices_of, wants_counts
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import encode
@@ -19,7 +19,8 @@ class ChatRenderer:
     def __init__(self, request: ChatRequest) -> None:
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
-        self._count, self._return_progress = request.n, request.return_progress
+        self._choices, self._return_progress = request.n, request.return_progress
+        self._counted = wants_counts(request.stream_options)
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
         chunks = self._chunks
@@ -56,7 +57,12 @@ class ChatRenderer:
                 return b""
             case HiddenTokens():
                 return self._chunk(index, {"content": ""}, step.logprobs)
+            case Usage():
+                self._count(step)
+                return b""
             case Done():
+                if self._counted:
+                    self._count(step.usage)
                 finish = b'{},"finish_reason":' + encode(step.finish_reason) + b"}"
                 return self._before[index] + finish + self._chunks.after
             case Assigned():
@@ -72,9 +78,17 @@ class ChatRenderer:
     def _place(self, assigned: Assigned) -> None:
         """Encodes what stands around the delta of each choice."""
         self._chunks.place(assigned)
-        before, self._after = self._chunks.before, b',"finish_reason":null}' + self._chunks.after
-        self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._count)]
+        before = self._chunks.before
+        if self._counted:
+            self._chunks.count(Usage(assigned.prompt_tokens, 0))
+        self._after = b',"finish_reason":null}' + self._chunks.after
+        self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._choices)]
         self._before_text = [each + b'{"content":' for each in self._before]
+        self._after_text = b"}" + self._after
+
+    def _count(self, usage: Usage) -> None:
+        self._chunks.count(usage)
+        self._after = b',"finish_reason":null}' + self._chunks.after
         self._after_text = b"}" + self._after
 
     def _progress(self, index: int, prompt: PromptProgress) -> bytes:

@@ -134,7 +134,7 @@ class MessageRenderer:
                 return event("message_delta", fields) + event("message_stop", {})
             case PromptProgress():
                 return b"" if step.read == step.prompt_tokens else self._ping()
-            case HiddenTokens() | Assigned():
+            case HiddenTokens() | Usage() | Assigned():
                 return b""
 
     def _ping(self) -> bytes:

@@ -146,7 +146,7 @@ class ResponseRenderer:
                 return self._opened(block)
             case BlockStop(block):
                 return self._closed(block)
-            case HiddenTokens() | PromptProgress() | Assigned() | Done():
+            case HiddenTokens() | PromptProgress() | Usage() | Assigned() | Done():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:
