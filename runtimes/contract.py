@@ -27,9 +27,10 @@ class Regex(msgspec.Struct, frozen=True, tag="regex"):
 
 
 class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
-    """The answer derives from `start` of a grammar in llguidance's dialect of Lark."""
+    """The answer derives from `start` of a grammar in llguidance's dialect of Lark, or `root` of one in llama.cpp's
+    GBNF."""
 
-    lark: str
+    text: str
 
 
 class Structured(msgspec.Struct, frozen=True, tag="tools"):

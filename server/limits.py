@@ -15,11 +15,26 @@ ANSWERS = 128
 STOPS, STOP_LETTERS = 16, 256  # OpenAI: 4
 LOGIT_BIASES = 1024
 STOP_TOKENS = 1024
+CHOICES = 1024
+GRAMMAR_LETTERS = 64 * 1024
 TEXTS = 2048
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
-FREE_FORM, FREE_FORM_BYTES = ("chat_template_kwargs", "response_format", "text", "output_config"), 2 * SCHEMA_BYTES
+FREE_FORM = (
+    "chat_template_kwargs",
+    "response_format",
+    "text",
+    "output_config",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "grammar",
+    "json_schema",
+)
+FREE_FORM_BYTES = 2 * SCHEMA_BYTES
 LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
@@ -45,6 +60,8 @@ TABLE = (
     Limit(("stop", "stop_sequences"), STOP_LETTERS, "characters each"),
     Limit(("logit_bias",), LOGIT_BIASES, "tokens"),
     Limit(("stop_token_ids",), STOP_TOKENS, "tokens"),
+    Limit(("structured_outputs.grammar", "guided_grammar", "grammar"), GRAMMAR_LETTERS, "characters"),
+    Limit(("structured_outputs.choice", "guided_choice"), CHOICES, "texts"),
     Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),

@@ -4,10 +4,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Job, JsonSchema, Sampling
+from enginehouse.runtimes.contract import Job, Sampling
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api.constraints import ConstraintFields
 from enginehouse.server.body import LARGEST, Whole
-from enginehouse.server.limits import ANSWERS, LOGIT_BIASES, STOP_LETTERS, STOP_TOKENS, STOPS, check_json
+from enginehouse.server.limits import ANSWERS, LOGIT_BIASES, STOP_LETTERS, STOP_TOKENS, STOPS
 
 Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
 TopP = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -20,17 +21,19 @@ Bound = Annotated[int, msgspec.Meta(ge=-1, le=LARGEST)]  # -1: none
 Bias = Annotated[float, msgspec.Meta(ge=-100, le=100)]
 
 
-class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, frozen=True):
+class SamplingFields(ConstraintFields, kw_only=True, forbid_unknown_fields=True, frozen=True):
     """What requests for a chat completion and for a text completion have in common."""
 
     n: Annotated[int, msgspec.Meta(ge=1, le=ANSWERS)] = 1
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: Stop | Stops = []
+    stop: Stop | Stops = msgspec.field(default_factory=list)
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
-    logit_bias: Annotated[dict[Whole, Bias], msgspec.Meta(max_length=LOGIT_BIASES)] = {}
+    logit_bias: Annotated[dict[Whole, Bias], msgspec.Meta(max_length=LOGIT_BIASES)] = msgspec.field(
+        default_factory=dict
+    )
     # Extensions, named as other servers name them.
     top_k: Bound = 0  # 0 is none, too
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
@@ -38,7 +41,7 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, f
     repeat_penalty: Repetition | None = None  # llama.cpp's name of it
     min_tokens: Whole = 0
     ignore_eos: bool = False
-    stop_token_ids: Annotated[list[Whole], msgspec.Meta(max_length=STOP_TOKENS)] = []
+    stop_token_ids: Annotated[list[Whole], msgspec.Meta(max_length=STOP_TOKENS)] = msgspec.field(default_factory=list)
 
 
 def sampling_of(request: SamplingFields, **further: Any) -> Sampling:
@@ -84,12 +87,6 @@ class NamedSchema(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     schema: dict[str, Any] = {}
     description: str | None = None
     strict: bool | None = None  # here a schema is always enforced to the letter
-
-
-def json_schema(schema: dict[str, Any], where: str) -> JsonSchema:
-    """Raises Refused for one that is larger than is taken; `where`: the field it stands in."""
-    check_json(schema, where)
-    return JsonSchema(msgspec.json.encode(schema).decode())
 
 
 def copies(job: Job, count: int) -> list[Job]:

@@ -7,6 +7,7 @@ import msgspec
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options, wants_counts
+from enginehouse.server.api.constraints import constraint_of, json_schema
 from enginehouse.server.api.conversation import without_empty_answer
 from enginehouse.server.api.sampling import (
     Bound,
@@ -16,7 +17,6 @@ from enginehouse.server.api.sampling import (
     TextFormat,
     TopLogprobs,
     copies,
-    json_schema,
     limit,
     sampling_of,
 )
@@ -204,7 +204,7 @@ def to_jobs(request: ChatRequest, id: str) -> list[Job]:
         request,
         max_tokens=min([bound for bound in bounds if bound is not None], default=None),
         logprobs=request.top_logprobs if request.logprobs else None,
-        constraint=constraint(request.response_format),
+        constraint=constraint(request)[1],
         prediction=predicted(request.prediction),
     )
     job = Job(
@@ -218,14 +218,16 @@ def predicted(prediction: Prediction | None) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
-def constraint(form: TextFormat | JsonFormat | SchemaFormat) -> Constraint | None:
-    match form:
+def constraint(request: ChatRequest) -> tuple[str, Constraint | None]:
+    """With the field that asks for it."""
+    match request.response_format:
         case TextFormat():
-            return None
+            return constraint_of(request)
         case JsonFormat(schema):
-            return JSON_OBJECT if schema is None else json_schema(schema, "response_format.schema")
+            form = JSON_OBJECT if schema is None else json_schema(schema, "response_format.schema")
         case SchemaFormat(named):
-            return json_schema(named.schema, "response_format.json_schema.schema")
+            form = json_schema(named.schema, "response_format.json_schema.schema")
+    return constraint_of(request, ("response_format", form))
 
 
 def conversation(messages: list[Message]) -> list[dict[str, Any]]:

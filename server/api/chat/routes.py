@@ -27,4 +27,6 @@ async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
     """A chat completion, whole or as server-sent events; docs/api.md lists the fields."""
     chat = await body.read_as(request, protocol.read)
     renderer = ChatRenderer(chat)
-    return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)
+    field, _ = protocol.constraint(chat)
+    with body.fields_named({"response_format": field}):
+        return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

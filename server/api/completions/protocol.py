@@ -7,6 +7,7 @@ import msgspec
 from enginehouse.runtimes.contract import Ids, Job, Text
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chunks import StreamOptions, check_stream_options, wants_counts
+from enginehouse.server.api.constraints import constraint_of
 from enginehouse.server.api.sampling import Bound, SamplingFields, copies, limit, sampling_of
 from enginehouse.server.body import Texts, parse, texts_of
 from enginehouse.server.limits import ANSWERS
@@ -34,8 +35,12 @@ def read(body: bytes) -> CompletionRequest:
 
 def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
     """One for each choice: those of the first prompt, then those of the second."""
+    _, constraint = constraint_of(request)
     sampling = sampling_of(
-        request, max_tokens=limit(request.max_tokens, "max_tokens", least=0), logprobs=request.logprobs
+        request,
+        constraint=constraint,
+        max_tokens=limit(request.max_tokens, "max_tokens", least=0),
+        logprobs=request.logprobs,
     )
     prompts = [Text(text) if isinstance(text, str) else Ids(text) for text in texts_of(request.prompt, "prompt")]
     if len(prompts) * request.n > ANSWERS:

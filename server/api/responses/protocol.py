@@ -7,6 +7,7 @@ import msgspec
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sampling
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.sampling import (
     JsonFormat,
@@ -15,7 +16,6 @@ from enginehouse.server.api.sampling import (
     TextFormat,
     TopLogprobs,
     TopP,
-    json_schema,
 )
 from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, check_text, convert, members, parse

@@ -1,16 +1,14 @@
 """/v1/responses: a response made, looked up, deleted; the items it was given."""
 
-import contextlib
 import functools
 import logging
 import sqlite3
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 
-from enginehouse.runtimes.errors import Refused, TooLong
+from enginehouse.runtimes.errors import Refused
 from enginehouse.server import body
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
@@ -43,7 +41,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     given = await given_items(state.responses, owner_of(request), asked.input)
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given))
     job = protocol.to_job(asked, history, given, renderer.id)
-    with fields_named_here():
+    with body.fields_named(PARAMS):
         return await answer(request, [job], renderer)
 
 
@@ -103,16 +101,6 @@ async def list_input_items(
         "last_id": page[-1]["id"] if page else None,
         "has_more": start + limit < len(items),
     }
-
-
-@contextlib.contextmanager
-def fields_named_here() -> Iterator[None]:
-    try:
-        yield
-    except TooLong as error:
-        raise TooLong(error.context, error.tokens, error.at_least, "input") from error
-    except Refused as error:
-        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
 
 
 async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:

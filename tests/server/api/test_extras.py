@@ -1,11 +1,13 @@
 """What other servers' clients send beside OpenAI's fields: honoured, or refused by name."""
 
 import json
+import re
 from typing import Any
 
 import httpx
 import pytest
 
+from enginehouse.runtimes.contract import JSON_OBJECT, Constraint, Grammar, JsonSchema, Regex
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.chat import protocol as chat
 from enginehouse.server.api.completions import protocol as completions
@@ -66,3 +68,84 @@ def test_every_chunk_says_what_was_used_so_far_where_that_is_asked_for(house: Se
 
 def finish(chunk: dict[str, Any]) -> bool:
     return any(choice["finish_reason"] for choice in chunk["choices"])
+
+
+# --- constraints ---
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+GBNF = 'root ::= "yes" | "no"'
+ASKED: list[tuple[dict[str, Any], Constraint]] = [
+    ({"structured_outputs": {"json": SCHEMA}}, JsonSchema(json.dumps(SCHEMA, separators=(",", ":")))),
+    ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, JsonSchema(json.dumps(SCHEMA, separators=(",", ":")))),
+    ({"structured_outputs": {"regex": "a+"}}, Regex("a+")),
+    ({"structured_outputs": {"choice": ["a", "b|c"]}}, Regex("a|b\\|c")),
+    ({"structured_outputs": {"grammar": GBNF}}, Grammar(GBNF)),
+    ({"structured_outputs": {"json_object": True}}, JSON_OBJECT),
+    ({"guided_json": SCHEMA}, JsonSchema(json.dumps(SCHEMA, separators=(",", ":")))),
+    ({"guided_regex": "a+"}, Regex("a+")),
+    ({"guided_choice": ["a"]}, Regex("a")),
+    ({"guided_grammar": GBNF}, Grammar(GBNF)),
+    ({"grammar": GBNF}, Grammar(GBNF)),
+    ({"json_schema": SCHEMA}, JsonSchema(json.dumps(SCHEMA, separators=(",", ":")))),
+]
+
+
+@pytest.mark.parametrize(("fields", "constraint"), ASKED, ids=[json.dumps(fields)[:40] for fields, _ in ASKED])
+def test_a_constraint_is_taken_in_the_words_of_others(fields: dict[str, Any], constraint: Constraint) -> None:
+    assert job(**fields).sampling.constraint == constraint
+    assert text_job(**fields).sampling.constraint == constraint
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"grammar": GBNF, "json_schema": SCHEMA}, "grammar"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice"),
+        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"guided_choice": ["a"] * 1025}, "guided_choice"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"grammar": "a" * 65_537}, "grammar"),
+    ],
+)
+def test_constraints_that_cannot_be_kept_to_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refused) as caught:
+        job(**fields)
+    assert caught.value.param == param
+
+
+KEPT_TO: list[tuple[dict[str, Any], str]] = [
+    ({"structured_outputs": {"choice": ["a (b)", "c/d."]}}, r"a \(b\)|c/d\."),
+    ({"guided_regex": "[xyz]{3}"}, "[xyz]{3}"),
+    ({"grammar": 'root ::= greeting ", " ("Ann" | "Bob")\ngreeting ::= "Hi" | "Ho"'}, "H[io], (Ann|Bob)"),
+    ({"guided_grammar": 'start: "x" /[0-9]{2}/'}, "x[0-9]{2}"),
+]
+
+
+@pytest.mark.parametrize(("fields", "pattern"), KEPT_TO, ids=[next(iter(fields)) for fields, _ in KEPT_TO])
+def test_an_answer_keeps_to_what_was_asked_for(house: Served, fields: dict[str, Any], pattern: str) -> None:
+    body = {"model": "pocket", "messages": HELLO, "temperature": 1.5, "seed": 1, "max_tokens": 40} | fields
+    reply = httpx.post(f"{house.root}/v1/chat/completions", json=body, timeout=300).json()
+    assert re.fullmatch(pattern, reply["choices"][0]["message"]["content"])
+    body = {"model": "pocket", "prompt": "hello", "max_tokens": 40} | fields
+    reply = httpx.post(f"{house.root}/v1/completions", json=body, timeout=300).json()
+    assert re.fullmatch(pattern, reply["choices"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "param"),
+    [
+        ("echo", {"guided_regex": "a"}, "guided_regex"),
+        ("echo", {"structured_outputs": {"grammar": GBNF}}, "structured_outputs.grammar"),
+        ("pocket", {"grammar": "root ::= nothing"}, "grammar"),
+        ("pocket", {"grammar": 'root ::= "a'}, "grammar"),
+        ("pocket", {"guided_regex": "("}, "guided_regex"),
+    ],
+)
+def test_what_the_engine_cannot_enforce_is_refused_by_the_name_that_was_sent(
+    house: Served, model: str, fields: dict[str, Any], param: str
+) -> None:
+    body = {"model": model, "messages": HELLO} | fields
+    reply = httpx.post(f"{house.root}/v1/chat/completions", json=body, timeout=300)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
