@@ -1,6 +1,7 @@
 """Constrained decoding for engines without their own: a constraint -> which tokens may come next, by llguidance."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +80,15 @@ class GrammarCompiler:
         return True
 
 
+BLANK_LINES = re.compile(r"\n\s*")  # they cost the converter the square of their number
+
+
 def as_lark(grammar: str) -> str:
     """Raises ValueError for GBNF that cannot be read."""
     from llguidance.gbnf_to_lark import any_to_lark
 
     try:
-        return str(any_to_lark(grammar))
+        return str(any_to_lark(BLANK_LINES.sub("\n", grammar)))
     except Exception as error:  # a rule that is not there is a plain one, and it must not end the worker
         raise ValueError(first_line(error)) from error
 
