@@ -94,6 +94,9 @@ class Chat(msgspec.Struct, frozen=True, tag="chat"):
     parallel_calls: bool = True  # several calls in one answer
     template_options: dict[str, Any] = {}  # further variables for the template, e.g. enable_thinking
     effort: str = ""  # of reasoning, in OpenAI's words; "": as the template does of its own accord
+    # auto: an answer goes on from the assistant's own last message, else begins anew; new: it always does; none: the
+    # prompt ends where its last message does
+    ending: Literal["auto", "new", "none"] = "auto"
 
 
 class Ids(msgspec.Struct, frozen=True, tag="ids"):

@@ -37,7 +37,7 @@ FREE_FORM = (
 FREE_FORM_BYTES = 2 * SCHEMA_BYTES
 LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
-SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
+SENT_BYTES = {"tools": TOOLS_BYTES, "functions": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
 HEAD_BYTES, HEADERS, PIPELINED = 64 * 1024, 256, 32
 HEAD_SECONDS, BODY_PAUSE_SECONDS, BODY_SECONDS, IDLE_SECONDS = 30, 60, 600, 75
@@ -52,8 +52,8 @@ class Limit(msgspec.Struct, frozen=True):
 
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
-    Limit(("tools", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
-    Limit(("tools",), TOOLS_BYTES, "bytes of JSON as sent, all together"),
+    Limit(("tools", "functions", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
+    Limit(("tools", "functions"), TOOLS_BYTES, "bytes of JSON as sent, all together"),
     Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),
     Limit(("n", "prompt"), ANSWERS, "answers to one request"),
     Limit(("stop", "stop_sequences"), STOPS, "texts"),

@@ -11,7 +11,7 @@ from enginehouse.runtimes.contract import Logprob, Scored, Usage
 from enginehouse.runtimes.pool import explanation
 
 LEAST_LOGPROB = -9999.0
-FinishReason = Annotated[str, msgspec.Meta(pattern="^(stop|length|tool_calls)$")]
+FinishReason = Annotated[str, msgspec.Meta(pattern="^(stop|length|tool_calls|function_call)$")]
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -71,6 +71,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     content: str | None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET  # to a request with `functions`
 
 
 class Choice(msgspec.Struct, frozen=True):

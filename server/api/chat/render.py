@@ -1,5 +1,6 @@
 """A chat completion as OpenAI's clients read it: the object, and the chunks of its stream."""
 
+import functools
 import secrets
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ from msgspec import UNSET
 
 from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server.api import chunks, openai_types
+from enginehouse.server.api.chat import legacy
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chunks import Chunks, choices_of, wants_counts
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -21,6 +23,7 @@ class ChatRenderer:
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
         self._choices, self._return_progress = request.n, request.return_progress
         self._counted = wants_counts(request.stream_options)
+        self._legacy, self._hides_thoughts = bool(request.functions), request.reasoning.exclude
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
         chunks = self._chunks
@@ -30,7 +33,7 @@ class ChatRenderer:
             chunks.created,
             chunks.model,
             assigned.fingerprint,
-            await choices_of(choice, answers),
+            await choices_of(functools.partial(choice, self._legacy, self._hides_thoughts), answers),
             chunks.usage(answers),
         )
 
@@ -45,10 +48,16 @@ class ChatRenderer:
             case BlockDelta():
                 if step.block.kind == "text" and not step.logprobs:  # nearly all there are
                     return self._before_text[index] + encode(step.piece) + self._after_text
+                if step.block.kind == "thought" and self._hides_thoughts:
+                    return b""
+                if step.block.kind == "call" and self._legacy:
+                    return self._chunk(index, legacy.delta("", step.piece), step.logprobs)
                 return self._chunk(index, fields(step.block, step.piece), step.logprobs)
             case BlockStart():
                 if step.block.kind != "call":
                     return b""
+                if self._legacy:
+                    return self._chunk(index, legacy.delta(step.block.name, ""), step.logprobs)
                 call = {"index": step.block.number, **msgspec.to_builtins(call_of(step.block, ""))}
                 return self._chunk(index, {"tool_calls": [call]}, step.logprobs)
             case PromptProgress():
@@ -63,7 +72,7 @@ class ChatRenderer:
             case Done():
                 if self._counted:
                     self._count(step.usage)
-                finish = b'{},"finish_reason":' + encode(step.finish_reason) + b"}"
+                finish = b'{},"finish_reason":' + encode(self._finish(step)) + b"}"
                 return self._before[index] + finish + self._chunks.after
             case Assigned():
                 self._place(step)
@@ -85,6 +94,9 @@ class ChatRenderer:
         self._before = [b'%b{"index":%d,"delta":' % (before, index) for index in range(self._choices)]
         self._before_text = [each + b'{"content":' for each in self._before]
         self._after_text = b"}" + self._after
+
+    def _finish(self, done: Done) -> str:
+        return legacy.finish(done.finish_reason) if self._legacy else done.finish_reason
 
     def _count(self, usage: Usage) -> None:
         self._chunks.count(usage)
@@ -117,16 +129,21 @@ def fields(block: Block, piece: str) -> dict[str, object]:
             return {"tool_calls": [{"index": block.number, "function": {"arguments": piece}}]}
 
 
-def choice(index: int, answer: Answer) -> openai_types.Choice:
+def choice(is_legacy: bool, hides_thoughts: bool, index: int, answer: Answer) -> openai_types.Choice:
     assert answer.done
     content = answer.content
-    text, thoughts = content.text("text"), content.text("thought")
+    text, thoughts = content.text("text"), "" if hides_thoughts else content.text("thought")
     calls = [call_of(block, block.text) for block in content.blocks if block.kind == "call"]
     message = openai_types.AnswerMessage(
         "assistant", None if calls and not text else text, thoughts or UNSET, calls or UNSET
     )
+    finish = answer.done.finish_reason
+    if is_legacy:
+        called = calls[0].function if calls else UNSET
+        message = msgspec.structs.replace(message, tool_calls=UNSET, function_call=called)
+        finish = legacy.finish(finish)
     scored = openai_types.logprobs_of(content.logprobs) if content.logprobs else None
-    return openai_types.Choice(index, message, scored, answer.done.finish_reason)
+    return openai_types.Choice(index, message, scored, finish)
 
 
 def call_of(block: Block, arguments: str) -> openai_types.ToolCall:

@@ -28,5 +28,10 @@ async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
     chat = await body.read_as(request, protocol.read)
     renderer = ChatRenderer(chat)
     field, _ = protocol.constraint(chat)
-    with body.fields_named({"response_format": field}):
+    names = {"response_format": field}
+    if chat.functions:
+        names["tools"] = "functions"
+    if not chat.reasoning_effort:
+        names["reasoning_effort"] = "reasoning"
+    with body.fields_named(names):
         return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

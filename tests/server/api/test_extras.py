@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from enginehouse.runtimes.contract import JSON_OBJECT, Constraint, Grammar, JsonSchema, Regex
+from enginehouse.runtimes.contract import JSON_OBJECT, Constraint, Facts, Grammar, JsonSchema, Regex
 from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.worker.prompt import render
 from enginehouse.server.api.chat import protocol as chat
 from enginehouse.server.api.completions import protocol as completions
 from tests.serving import Served
@@ -149,3 +150,115 @@ def test_what_the_engine_cannot_enforce_is_refused_by_the_name_that_was_sent(
     body = {"model": model, "messages": HELLO} | fields
     reply = httpx.post(f"{house.root}/v1/chat/completions", json=body, timeout=300)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+
+
+# --- where a prompt ends, and thoughts ---
+
+BEGUN = [*HELLO, {"role": "assistant", "content": "The capital of"}]
+PLAIN = Facts(64, 1, 256, None, "", "", "cpu", ())
+
+
+def rendered(**fields: Any) -> str:
+    prompt = job(**fields).prompt
+    return render(PLAIN, prompt.messages, None, {}, "", prompt.ending)
+
+
+def test_the_prompt_ends_where_it_is_asked_to() -> None:
+    closed = "User: hello\nAssistant: The capital of\n"
+    assert rendered(messages=BEGUN) == rendered(messages=BEGUN, continue_final_message=True) == closed.rstrip()
+    assert rendered(messages=BEGUN, continue_final_message=False) == closed + "Assistant:"
+    assert rendered(messages=BEGUN, add_generation_prompt=True) == closed + "Assistant:"
+    assert rendered(messages=BEGUN, add_generation_prompt=False) == closed
+    assert rendered(add_generation_prompt=False, continue_final_message=False) == "User: hello\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"messages": BEGUN, "continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
+        ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, "reasoning.effort"),
+        ({"reasoning": {"effort": "low", "enabled": False}}, "reasoning.enabled"),
+        ({"reasoning": {"colour": 1}}, "reasoning.colour"),
+        ({"functions": [{"name": "f"}], "tools": [{"type": "function", "function": {"name": "f"}}]}, "functions"),
+        ({"functions": [{"name": "a b"}]}, "functions[0].name"),
+        ({"functions": [{"name": "f"}] * 2}, "functions[1].name"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call.name"),
+        ({"function_call": {"name": "g"}}, "function_call.name"),
+        ({"messages": [*HELLO, {"role": "function", "name": "f", "content": "1"}]}, "messages[1].name"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refused) as caught:
+        job(**fields)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "effort"),
+    [
+        ({"effort": "high"}, "high"),
+        ({"enabled": True}, "medium"),
+        ({"enabled": False}, "none"),
+        ({"exclude": True}, ""),
+    ],
+)
+def test_reasoning_is_reasoning_effort(reasoning: dict[str, Any], effort: str) -> None:
+    assert job(reasoning=reasoning).prompt.effort == effort
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_thoughts_that_are_excluded_are_not_shown(house: Served, stream: bool) -> None:
+    body = {"model": "pocket", "messages": [{"role": "user", "content": "What is 7 + 5?"}], "temperature": 0}
+    shown, hidden = (
+        httpx.post(
+            f"{house.root}/v1/chat/completions",
+            json=body | {"stream": stream, "reasoning": {"effort": "high", "exclude": exclude}},
+            timeout=300,
+        )
+        for exclude in (False, True)
+    )
+    assert (shown.status_code, hidden.status_code) == (200, 200)
+    assert "reasoning_content" in shown.text
+    assert "reasoning_content" not in hidden.text
+    assert '"content":"' in hidden.text
+
+
+# --- functions ---
+
+WEATHER = {
+    "name": "get_weather",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALLED = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+
+
+def test_functions_are_tools_and_their_messages_are_those_of_tools() -> None:
+    asked = job(
+        messages=[*HELLO, CALLED, {"role": "function", "name": "f", "content": "1"}],
+        functions=[WEATHER],
+        function_call={"name": "get_weather"},
+    ).prompt
+    assert (asked.call_required, asked.call_name, asked.parallel_calls) == (True, "get_weather", False)
+    assert asked.tools == [{"type": "function", "function": WEATHER}]
+    _, call, result = asked.messages
+    assert call["tool_calls"][0]["function"] == CALLED["function_call"]
+    assert (result["role"], result["tool_call_id"]) == ("tool", call["tool_calls"][0]["id"])
+    assert job(functions=[WEATHER], function_call="none").prompt.tools is None
+
+
+def test_a_function_is_called_in_the_older_shape(house: Served) -> None:
+    body: dict[str, Any] = {
+        "model": "pocket", "messages": [{"role": "user", "content": "What is the weather in Oslo?"}], "temperature": 0,
+        "functions": [WEATHER], "function_call": {"name": "get_weather"}, "max_tokens": 100,
+    }  # fmt: skip
+    whole = httpx.post(f"{house.root}/v1/chat/completions", json=body, timeout=300).json()["choices"][0]
+    call = whole["message"]["function_call"]
+    assert (whole["finish_reason"], call["name"]) == ("function_call", "get_weather")
+    assert "tool_calls" not in whole["message"]
+    came = [chunk["choices"][0] for chunk in chunks(house, **body)]
+    pieces = [choice["delta"]["function_call"] for choice in came if "function_call" in choice["delta"]]
+    assert pieces[0] == {"name": "get_weather", "arguments": ""}
+    assert "".join(piece["arguments"] for piece in pieces) == call["arguments"]
+    assert came[-1]["finish_reason"] == "function_call"
