@@ -22,6 +22,7 @@ from enginehouse.server.api.models import get_model, health, list_models, ready,
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
 from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.api.score import score
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import host_guard, key_guard
 from enginehouse.server.errors import respond
@@ -49,6 +50,7 @@ def create(config: Config) -> Litestar:
         completions,
         embeddings,
         rerank,
+        score,
         tokenize,
         detokenize,
         list_models,

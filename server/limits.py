@@ -62,7 +62,7 @@ TABLE = (
     Limit(("stop_token_ids",), STOP_TOKENS, "tokens"),
     Limit(("structured_outputs.grammar", "guided_grammar", "grammar"), GRAMMAR_LETTERS, "characters"),
     Limit(("structured_outputs.choice", "guided_choice"), CHOICES, "texts"),
-    Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
+    Limit(("input", "documents", "text_2"), TEXTS, "texts to embed, those they are compared with among them"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
 )

@@ -147,6 +147,21 @@ class Reranking(msgspec.Struct, frozen=True):
     usage: PromptUsage
 
 
+class Score(msgspec.Struct, frozen=True):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(msgspec.Struct, frozen=True):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: PromptUsage
+
+
 class Tokens(msgspec.Struct, frozen=True):
     tokens: list[int]
     count: int

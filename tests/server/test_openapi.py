@@ -29,6 +29,7 @@ CASES = 20  # of each route
 LEFT_SECONDS = 10.0
 BODIED = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize", "/v1/tokenize",
+    "/v2/rerank", "/rerank", "/v1/score", "/score",
     "/detokenize", "/v1/detokenize", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
     "/v1/messages/count_tokens",
 )  # fmt: skip
@@ -55,6 +56,10 @@ ROUTES = (
 NEVER_ANSWERED = (
     "/v1/embeddings",
     "/v1/rerank",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
     "/v1/models/{name}",
     "/v1/responses/{id}",
     "/v1/responses/{id}/input_items",

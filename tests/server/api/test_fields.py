@@ -17,6 +17,7 @@ from enginehouse.server.api.embeddings import EmbeddingRequest
 from enginehouse.server.api.messages import protocol as messages
 from enginehouse.server.api.rerank import RerankRequest
 from enginehouse.server.api.responses import protocol as responses
+from enginehouse.server.api.score import ScoreRequest
 from enginehouse.server.api.tokenize import DetokenizeRequest, TokenizeRequest
 
 REQUESTS = (
@@ -27,6 +28,7 @@ REQUESTS = (
     messages.MessageRequest,
     EmbeddingRequest,
     RerankRequest,
+    ScoreRequest,
     TokenizeRequest,
     DetokenizeRequest,
 )
