@@ -13,6 +13,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from enginehouse.config.schema import Config
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import openapi
+from enginehouse.server.api.chat import stored
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
 from enginehouse.server.api.embeddings import embeddings
@@ -21,8 +22,8 @@ from enginehouse.server.api.metrics import metrics
 from enginehouse.server.api.models import get_model, health, list_models, ready, version
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
-from enginehouse.server.api.responses.store import ResponseStore
 from enginehouse.server.api.score import score
+from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import host_guard, key_guard
 from enginehouse.server.errors import respond
@@ -47,6 +48,7 @@ def create(config: Config) -> Litestar:
 
     guarded = [
         chat_completions,
+        *stored.ROUTES,
         completions,
         embeddings,
         rerank,

@@ -19,6 +19,10 @@ LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 IN_A_THREAD_BYTES = 256 * 1024  # a body from here on is read apart from the event loop
+Metadata = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=16),
+]
 Ignored = Any  # of a field that is accepted and has no effect
 Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
 

@@ -28,6 +28,10 @@ class UnknownResponse(Exception):
     """No response of that id is stored."""
 
 
+class UnknownCompletion(Exception):
+    """No chat completion of that id is stored."""
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     message: str
     type: str
@@ -48,6 +52,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
         case UnknownResponse():
             return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
+        case UnknownCompletion():
+            return 404, ErrorBody(f"Chat completion with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
         case Forbidden():

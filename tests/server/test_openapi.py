@@ -49,7 +49,8 @@ SENSIBLE: dict[str, dict[str, Any]] = {
 TAKEN = {route: {"stream"} for route in ("/v1/responses", "/v1/messages")}
 PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_tokens", "user", "metadata"}
 ROUTES = (
-    *BODIED, "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
+    *BODIED, "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
+    "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
     "/health", "/ready", "/version",
 )  # fmt: skip
 # Echo makes no embeddings, and there is nothing of an invented name.
@@ -60,6 +61,8 @@ NEVER_ANSWERED = (
     "/rerank",
     "/v1/score",
     "/score",
+    "/v1/chat/completions/{id}",
+    "/v1/chat/completions/{id}/messages",
     "/v1/models/{name}",
     "/v1/responses/{id}",
     "/v1/responses/{id}/input_items",

@@ -22,13 +22,12 @@ from enginehouse.server.api.sampling import (
     sampling_of,
 )
 from enginehouse.server.api.tools import Tool, ToolFunction, check_tools, tool_fields
-from enginehouse.server.body import check_text, members, parse
+from enginehouse.server.body import Metadata, check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS, check_json
 
 # Accepted and without effect: they steer nothing in a server that runs on one's own machine.
 IGNORED = {
     "user",
-    "metadata",
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
@@ -36,7 +35,6 @@ IGNORED = {
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "store": (False,),
     "service_tier": ("auto", "default"),
     "modalities": (["text"],),
     "audio": (),
@@ -125,6 +123,9 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)]
     stream: bool = False
     stream_options: StreamOptions | None = None
+    store: bool = False
+    # Of what is stored; else without effect and not even read.
+    metadata: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
     return_progress: bool = False  # an extension of llama.cpp's: how far the prompt is read
     max_tokens: Bound | None = None
     max_completion_tokens: Bound | None = None
@@ -147,6 +148,8 @@ class ChatRequest(SamplingFields, forbid_unknown_fields=True, frozen=True):
 def read(body: bytes) -> ChatRequest:
     """A request for a chat completion, or Refused with the field's name."""
     request = parse(body, ChatRequest, IGNORED, NEUTRAL, check_kinds)
+    if request.store:
+        metadata_of(request)
     check_messages(request.messages)
     if request.functions or request.function_call:
         request = with_tools(request)
@@ -157,6 +160,13 @@ def read(body: bytes) -> ChatRequest:
     if request.return_progress and not request.stream:
         raise Refused("'return_progress' is for streams; send 'stream': true", "return_progress", "invalid_value")
     return request
+
+
+def metadata_of(request: ChatRequest) -> dict[str, str]:
+    try:
+        return msgspec.json.decode(request.metadata, type=Metadata)
+    except msgspec.DecodeError as error:
+        raise Refused(f"'metadata': {error}", "metadata", "invalid_value") from error
 
 
 def with_tools(request: ChatRequest) -> ChatRequest:

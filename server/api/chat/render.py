@@ -2,7 +2,8 @@
 
 import functools
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import UNSET
@@ -18,7 +19,10 @@ from enginehouse.server.sse import encode
 
 
 class ChatRenderer:
-    def __init__(self, request: ChatRequest) -> None:
+    """`save` stores a completion, if it is to be."""
+
+    def __init__(self, request: ChatRequest, save: Callable[[dict[str, Any]], Awaitable[None]] | None = None) -> None:
+        self._save, self._fingerprint = save, ""
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
         self._choices, self._return_progress = request.n, request.return_progress
@@ -26,13 +30,19 @@ class ChatRenderer:
         self._legacy, self._hides_thoughts = bool(request.functions), request.reasoning.exclude
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
+        completion = await self._completion(answers, assigned.fingerprint)
+        if self._save:
+            await self._save(msgspec.to_builtins(completion))
+        return completion
+
+    async def _completion(self, answers: Sequence[Answer], fingerprint: str) -> openai_types.ChatCompletion:
         chunks = self._chunks
         return openai_types.ChatCompletion(
             self.id,
             "chat.completion",
             chunks.created,
             chunks.model,
-            assigned.fingerprint,
+            fingerprint,
             await choices_of(functools.partial(choice, self._legacy, self._hides_thoughts), answers),
             chunks.usage(answers),
         )
@@ -79,6 +89,8 @@ class ChatRenderer:
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:
+        if self._save:
+            await self._save(msgspec.to_builtins(await self._completion(answers, self._fingerprint)))
         return self._chunks.end(answers)
 
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
@@ -87,6 +99,7 @@ class ChatRenderer:
     def _place(self, assigned: Assigned) -> None:
         """Encodes what stands around the delta of each choice."""
         self._chunks.place(assigned)
+        self._fingerprint = assigned.fingerprint
         before = self._chunks.before
         if self._counted:
             self._chunks.count(Usage(assigned.prompt_tokens, 0))

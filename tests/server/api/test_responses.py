@@ -17,7 +17,7 @@ from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.protocol import ResponseRequest
 from enginehouse.server.api.responses.render import draft
 from enginehouse.server.api.responses.routes import save
-from enginehouse.server.api.responses.store import FILE, RETENTION_SECONDS, ResponseStore
+from enginehouse.server.api.store import FILE, RETENTION_SECONDS, ResponseStore
 from tests.server.api.test_dialects import nameless
 from tests.serving import Served
 
