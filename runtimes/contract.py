@@ -27,9 +27,10 @@ class Regex(msgspec.Struct, frozen=True, tag="regex"):
 
 
 class Grammar(msgspec.Struct, frozen=True, tag="grammar"):
-    """The answer derives from `start` of a grammar in llguidance's dialect of Lark."""
+    """The answer derives from `start` of a grammar in llguidance's dialect of Lark, or `root` of one in llama.cpp's
+    GBNF."""
 
-    lark: str
+    text: str
 
 
 class Structured(msgspec.Struct, frozen=True, tag="tools"):
@@ -93,6 +94,9 @@ class Chat(msgspec.Struct, frozen=True, tag="chat"):
     parallel_calls: bool = True  # several calls in one answer
     template_options: dict[str, Any] = {}  # further variables for the template, e.g. enable_thinking
     effort: str = ""  # of reasoning, in OpenAI's words; "": as the template does of its own accord
+    # auto: an answer goes on from the assistant's own last message, else begins anew; new: it always does; none: the
+    # prompt ends where its last message does
+    ending: Literal["auto", "new", "none"] = "auto"
 
 
 class Ids(msgspec.Struct, frozen=True, tag="ids"):
@@ -121,6 +125,7 @@ class Job(msgspec.Struct, frozen=True):
     streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
     priority: Priority = "interactive"
+    counted: bool = False  # each delta says how many tokens there are so far
 
     @property
     def resumable(self) -> bool:
@@ -177,6 +182,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
     reasoning: str = ""
     tool_call: ToolCall | None = None
     logprobs: list[Logprob] = []  # of the tokens since the last delta that had any
+    tokens: int = 0  # of the answer so far; only where they are to be counted
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -187,8 +193,18 @@ class Done(msgspec.Struct, frozen=True):
     stop: str = ""  # the stop string that ended it, if one did
 
 
+class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a prompt is read. The first one of a job comes when it is admitted: nothing but a crash can follow."""
+
+    prompt_tokens: int
+    read: int | None = None  # of them, those among them that were in the KV cache; None: not begun, or not to be known
+    cached: int = 0
+    seconds: float = 0.0  # since it was admitted
+
+
 class Assigned(msgspec.Struct, frozen=True):
-    """Who gives the answer: its first event, and again if another engine takes it up in the middle."""
+    """Who gives the answer: its first event, once it is admitted there, and again if another engine takes it up in the
+    middle."""
 
     runtime: str
     precision: str
@@ -196,9 +212,10 @@ class Assigned(msgspec.Struct, frozen=True):
     reason: str  # for the choice
     fingerprint: str = ""  # changes when the model's bytes, its engine, precision, options or versions do
     again: bool = False  # from the start: what was said so far is void
+    prompt_tokens: int = 0
 
 
-Event = Assigned | Delta | Done
+Event = Assigned | PromptProgress | Delta | Done
 
 
 class Token(msgspec.Struct, frozen=True):
@@ -276,6 +293,10 @@ class Engine(Protocol):
 
     def step(self) -> list[Token]:
         """Advances every sequence once (prefill chunks and decodes mixed); [] while prompts are still read."""
+
+    def read(self, job: int) -> tuple[int, int] | None:
+        """Of a job that has said nothing yet: how many of its tokens the KV cache holds, and how many of those it held
+        before. None while it waits, and where the engine does not know."""
 
     def text(self, token: int) -> bytes:
         """What a token shows, as in Token."""

@@ -2,6 +2,7 @@
 
 Exception
 ├── Refused              400  the request cannot be served as it stands: server, routing, worker, engines
+│   └── TooLong               the prompt does not fit the model's context: pool, worker
 ├── UnknownModel         404  no model or alias of that name: pool, commands
 ├── Unavailable          503  the model cannot be served now: pool, worker/client.py at a load
 │   ├── Busy             429  too many requests wait for it already: pool, worker/client.py
@@ -23,14 +24,18 @@ class Refused(Exception):
         self.message, self.param, self.code = message, param, code
 
 
-def too_long(context: int, count: str) -> Refused:
-    """OpenAI's own sentence: clients look for it."""
-    return Refused(
-        f"This model's maximum context length is {context} tokens. However, your messages resulted in {count} tokens. "
-        "Please reduce the length of the messages.",
-        "messages",
-        "context_length_exceeded",
-    )
+class TooLong(Refused):
+    """In OpenAI's own sentence: clients look for it, and for its numbers. `at_least`: more was not counted."""
+
+    def __init__(self, context: int, tokens: int, at_least: bool = False, param: str | None = "messages") -> None:
+        self.context, self.tokens, self.at_least = context, tokens, at_least
+        more = " or more" if at_least else ", which leaves none for an answer" if tokens == context else ""
+        super().__init__(
+            f"This model's maximum context length is {context} tokens. However, your {param} resulted in {tokens} "
+            f"tokens{more}. Please reduce the length of the {param}.",
+            param,
+            "context_length_exceeded",
+        )
 
 
 class UnknownModel(Exception):

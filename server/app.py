@@ -13,19 +13,22 @@ from litestar.openapi.spec import Components, SecurityScheme
 from enginehouse.config.schema import Config
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import openapi
+from enginehouse.server.api.chat import stored
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
 from enginehouse.server.api.embeddings import embeddings
 from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.metrics import metrics
-from enginehouse.server.api.models import get_model, health, list_models, ready
+from enginehouse.server.api.models import get_model, health, list_models, ready, version
 from enginehouse.server.api.ollama import routes as ollama
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
-from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.api.score import score
+from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import host_guard, key_guard
 from enginehouse.server.errors import respond
+from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
 
 LARGEST_BODY_BYTES = 10 << 20
@@ -46,13 +49,16 @@ def create(config: Config) -> Litestar:
 
     guarded = [
         chat_completions,
+        *stored.ROUTES,
         completions,
         embeddings,
         rerank,
+        score,
         tokenize,
         detokenize,
         list_models,
         get_model,
+        version,
         metrics,
         *responses.ROUTES,
     ]
@@ -67,7 +73,7 @@ def create(config: Config) -> Litestar:
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond},
-        guards=[host_guard(config.server)],
+        guards=[host_guard(config.server), request_id_guard],
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=OpenAPIConfig(
             "Enginehouse",

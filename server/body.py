@@ -1,8 +1,9 @@
 """A request's body: read, refused by the name of the field at fault, and the kinds of fields that every API has."""
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -10,7 +11,7 @@ from litestar import Request
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.server.limits import check_sizes
 
 T = TypeVar("T")
@@ -18,6 +19,10 @@ LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
 IN_A_THREAD_BYTES = 256 * 1024  # a body from here on is read apart from the event loop
+Metadata = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
+    msgspec.Meta(max_length=16),
+]
 Ignored = Any  # of a field that is accepted and has no effect
 Texts = str | list[str | int | list[int]]  # a text, texts, token ids, or lists of them
 
@@ -95,6 +100,18 @@ def convert(fields: dict[str, Any], to: type[T], check_kinds: Callable[[dict[str
         if check_kinds:
             check_kinds(fields)
         raise refusal(str(error)) from error
+
+
+@contextlib.contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """What engines refuse is named as the request calls it."""
+    try:
+        yield
+    except TooLong as error:
+        param = names.get(error.param or "", error.param)
+        raise TooLong(error.context, error.tokens, error.at_least, param) from error
+    except Refused as error:
+        raise Refused(error.message, names.get(error.param or "", error.param), error.code) from error
 
 
 def members(value: Any, key: str) -> list[dict[str, Any]]:

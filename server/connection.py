@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from enginehouse.server import request_id
 from enginehouse.server.errors import CLIENT_ERROR, SERVER_ERROR, ErrorBody, ErrorReply
 from enginehouse.server.limits import (
     BODY_PAUSE_SECONDS,
@@ -100,7 +101,10 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        super()._start_asgi_task(cycle, app)
+        id = request_id.id_for(cycle.scope["headers"])
+        cycle.scope[request_id.KEY] = id  # type: ignore[literal-required]
+        cycle.default_headers = [*cycle.default_headers, *request_id.headers_of(id)]
+        super()._start_asgi_task(cycle, as_get(app) if cycle.scope["method"] == "HEAD" else app)
 
     # --- what the parser finds ---
 
@@ -198,6 +202,15 @@ class Connection(HttpToolsProtocol):
             self._connections.idle[self] = None
 
 
+def as_get(app: Any) -> Any:
+    """What is asked of HEAD is what GET would answer; uvicorn sends no body of it."""
+
+    async def get(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {"method": "GET"}, receive, send)
+
+    return get
+
+
 def too_long_url() -> tuple[int, ErrorBody]:
     return 414, ErrorBody(f"the URL has more than {HEAD_BYTES} bytes", CLIENT_ERROR, None, "url_too_long")
 
@@ -209,8 +222,10 @@ def too_large_headers() -> tuple[int, ErrorBody]:
 
 def refusal(status: int, error: ErrorBody) -> bytes:
     body = encode(ErrorReply(error))
-    return b"%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
+    ids = b"".join(b"%b: %b\r\n" % header for header in request_id.headers_of(request_id.id_for(())))
+    return b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (
         STATUS_LINE[status],
+        ids,
         len(body),
         body,
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from enginehouse.runtimes.contract import Assigned, Delta, Done, Logprob
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Logprob, PromptProgress, Usage
 
 Kind = Literal["thought", "text", "call"]
 
@@ -48,7 +48,8 @@ class HiddenTokens(msgspec.Struct, frozen=True):
     logprobs: Sequence[Logprob]
 
 
-Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | Assigned | Done  # Assigned: another engine goes on
+# PromptProgress: how far a prompt is read; Usage: so far, for who wants it counted; Assigned: another engine goes on
+Step = BlockStart | BlockDelta | BlockStop | HiddenTokens | PromptProgress | Usage | Assigned | Done
 
 
 class Content:

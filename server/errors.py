@@ -1,6 +1,8 @@
 """Every failure in OpenAI's shape, {"error": {message, type, param, code}}: the one table from exception to HTTP."""
 
+import difflib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -10,6 +12,7 @@ from litestar.exceptions import HTTPException
 from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable, UnknownModel
 
 log = logging.getLogger("enginehouse.server")
+NEAR, LONGEST_ROUTE = 0.85, 100  # how alike a path and a route are that may have been meant; letters
 CLIENT_ERROR, SERVER_ERROR = "invalid_request_error", "server_error"
 
 
@@ -23,6 +26,10 @@ class Forbidden(Exception):
 
 class UnknownResponse(Exception):
     """No response of that id is stored."""
+
+
+class UnknownCompletion(Exception):
+    """No chat completion of that id is stored."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -45,6 +52,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
         case UnknownResponse():
             return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
+        case UnknownCompletion():
+            return 404, ErrorBody(f"Chat completion with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
         case Forbidden():
@@ -75,5 +84,16 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[Error
     status, body, headers = describe(error)
     if isinstance(error, HTTPException) and status in (404, 405):
         method_or_path = f"{request.method} {request.url.path}"
-        body = msgspec.structs.replace(body, message=f"there is no {method_or_path} here", code="unknown_url")
+        meant = meant_by(request.url.path, request.app.route_handler_method_map) if status == 404 else None
+        hint = f"; did you mean {meant}?" if meant else ""
+        body = msgspec.structs.replace(body, message=f"there is no {method_or_path} here{hint}", code="unknown_url")
     return Response(ErrorReply(body), status_code=status, headers=headers, media_type="application/json")
+
+
+def meant_by(path: str, known: Iterable[str]) -> str | None:
+    """The route that it ends with, whatever stands before that, or else the one that it is nearly."""
+    routes = sorted((route for route in known if "{" not in route and route != "/"), key=len, reverse=True)
+    asked = path.rstrip("/")
+    ends = [route for route in routes if asked.endswith((route, route.removeprefix("/v1")))]
+    near = difflib.get_close_matches(asked, routes, 1, NEAR) if len(asked) < LONGEST_ROUTE else []
+    return next(iter([*ends, *near]), None)

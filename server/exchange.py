@@ -13,20 +13,23 @@ import msgspec
 from litestar import Request, Response
 from litestar.datastructures import State
 
-from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Usage
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, PromptProgress, Usage
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
 from enginehouse.server.keepalive import (
-    FirstEvent,
+    FirstEvents,
     IndexedEvents,
     Parts,
     assigned_comments,
     assigned_headers,
+    assigned_of,
+    ticking,
     unless_client_leaves,
     until,
 )
+from enginehouse.server.request_id import id_of
 from enginehouse.server.sse import EVENTS, Framing, encode
 from enginehouse.server.urgency import deadline_of, priority_of
 
@@ -37,25 +40,33 @@ LARGE_LOGPROBS = 1000  # tokens with them
 class Answer:
     """One of the answers to a request, as far as it has come."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, request_id: str = "") -> None:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
+        self.prompt = PromptProgress(0)
         self.done: Done | None = None
         self.seconds = 0.0  # from the request to its end
-        self._job, self._began = job, time.monotonic()
+        self._job, self._request_id, self._began = job, request_id, time.monotonic()
 
     def take(self, event: Event) -> list[Step]:
         """What the event changes. One line in the log when the answer is complete."""
         match event:
+            case Delta() if event.tokens:
+                usage = Usage(self.prompt.prompt_tokens, event.tokens, self.prompt.cached)
+                return [usage, *self.content.feed(event)]
             case Delta():
                 return self.content.feed(event)
             case Done():
                 self.done = event
                 self.seconds = time.monotonic() - self._began
-                log_done(self._job, self.assigned, event, self.seconds)
+                log_done(self._job, self._request_id, self.assigned, event, self.seconds)
                 return self.content.end(event)
+            case PromptProgress():
+                self.prompt = event
+                return [event]
             case Assigned():
                 handed_over, self.assigned = self.assigned is not None, event
+                self.prompt = PromptProgress(event.prompt_tokens)
                 if event.again:
                     self.content = Content()
                 return [event] if handed_over else []
@@ -86,7 +97,7 @@ async def answer(
     """The response to a request that is these jobs."""
     pool: Pool = request.app.state.pool
     jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
-    answers = [Answer(job) for job in jobs]
+    answers = [Answer(job, id_of(request)) for job in jobs]
     events = merged([pool.run(job) for job in jobs])
     if jobs[0].streamed:
         if deadline := deadline_of(request):
@@ -94,7 +105,13 @@ async def answer(
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
         body = functools.partial(stream, renderer, answers, framing=framing)
         return await keepalive.stream_response(
-            request, events, waiting_for, body, functools.partial(failed_start, renderer, answers), framing
+            request,
+            events,
+            len(answers),
+            waiting_for,
+            body,
+            functools.partial(failed_start, renderer, answers),
+            framing,
         )
     assigned = await unless_client_leaves(request, collect(answers, events))
     whole = await renderer.whole(assigned, answers)
@@ -109,27 +126,30 @@ def large(answers: Sequence[Answer]) -> bool:
 
 async def collect(answers: Sequence[Answer], events: IndexedEvents) -> Assigned:
     """Waits until all answers are whole; who was the first to give one."""
-    index, first = await keepalive.first_of(events)
-    answers[index].take(first)
+    first = await keepalive.first_of(events)
+    for index, event in first:
+        answers[index].take(event)
     async for index, event in events:
         answers[index].take(event)
-    return first
+    return assigned_of(first)
 
 
 async def stream(
     renderer: Renderer,
     answers: Sequence[Answer],
-    first: FirstEvent,
+    first: FirstEvents,
     events: IndexedEvents,
     framing: Framing = EVENTS,
 ) -> Parts:
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
-    index, assigned = first
-    answers[index].take(assigned)
-    async with aclosing(events):
-        yield renderer.start(assigned)
+    async with aclosing(ticking(first, events)) as ticked:
+        yield renderer.start(assigned_of(first))
         try:
-            async for index, event in events:
+            async for pair in ticked:
+                if pair is None:
+                    yield still_reading(renderer, answers, framing)
+                    continue
+                index, event = pair
                 if isinstance(event, Assigned) and answers[index].assigned:
                     yield framing.comment("its engine died; another goes on") + assigned_comments(event, framing)
                 for step in answers[index].take(event):
@@ -138,6 +158,14 @@ async def stream(
             yield await renderer.end(answers)
         except (EngineFailed, Refused, Unavailable) as error:
             yield renderer.failure(answers, error)
+
+
+def still_reading(renderer: Renderer, answers: Sequence[Answer], framing: Framing) -> bytes:
+    """Of the prompt that is furthest, and in the dialect's own way."""
+    prompt = max([answer.prompt for answer in answers], key=lambda prompt: prompt.read or 0)
+    read = "" if prompt.read is None else f"{prompt.read:,} of "
+    said = f"reading the prompt, {read}{prompt.prompt_tokens:,} tokens"
+    return framing.comment(said) + renderer.step(0, prompt)
 
 
 def failed_start(renderer: Renderer, answers: Sequence[Answer], error: Exception) -> bytes:
@@ -192,10 +220,10 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
     )
 
 
-def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) -> None:
+def log_done(job: Job, request_id: str, assigned: Assigned | None, done: Done, seconds: float) -> None:
     assert assigned
     log.info(
-        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
+        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s; %s",
         job.id,
         job.model,
         assigned.runtime,
@@ -206,4 +234,5 @@ def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) ->
         done.finish_reason,
         seconds,
         done.prefill_seconds,
+        request_id,
     )

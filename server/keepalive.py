@@ -1,5 +1,5 @@
-"""Waiting for the first event of an answer: it decides the status, unless a model must be made ready first and the
-client streams: then comments say how far that is, and errors come as events."""
+"""Waiting until an answer is admitted: that decides the status, unless a model must be made ready first and the client
+streams: then comments say how far that is, and errors come as events. And a tick while its prompt is read."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -11,18 +11,19 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from enginehouse.runtimes.contract import Assigned, Event
+from enginehouse.runtimes.contract import Assigned, Delta, Done, Event
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.server.sse import EVENTS, Framing
 from enginehouse.server.urgency import Deadline, deadline_of
 
 T = TypeVar("T")
 IndexedEvents = AsyncGenerator[tuple[int, Event], None]  # events with the index of their answer
-FirstEvent = tuple[int, Assigned]  # of them
+FirstEvents = list[tuple[int, Event]]  # of them, until each answer has its Assigned; that is the first of them all
 Parts = AsyncGenerator[bytes, None]
-Body = Callable[[FirstEvent, IndexedEvents], Parts]
+Body = Callable[[FirstEvents, IndexedEvents], Parts]
 SILENT_SECONDS = 2.0  # before the first comment
 COMMENT_SECONDS = 1.0  # between two
+READING_SECONDS = 2.0  # the same while a prompt is read
 MOST_IN_HEADER = 200  # characters
 # The client is gone when this is sent; it only names what happened in the log of a proxy in between.
 CLIENT_CLOSED_REQUEST = 499
@@ -31,14 +32,15 @@ CLIENT_CLOSED_REQUEST = 499
 async def stream_response(
     request: Request[Any, Any, State],
     events: IndexedEvents,
+    answers: int,
     waiting_for: Callable[[], str | None],
     body: Body,
     failure: Callable[[Exception], bytes],
     framing: Framing = EVENTS,
 ) -> Stream:
-    """The response to a streaming client. `waiting_for`: what is being made ready, None when nothing is; `body`
-    renders the events, `failure` what went wrong before the first, once the status is out."""
-    first = asyncio.create_task(first_of(events))
+    """The response to a streaming client, of so many answers. `waiting_for`: what is being made ready, None when
+    nothing is; `body` renders the events, `failure` what went wrong before the first, once the status is out."""
+    first = asyncio.create_task(first_of(events, answers))
     try:
         await unless_client_leaves(request, first_or_loading(first, waiting_for))
     except BaseException:
@@ -48,20 +50,28 @@ async def stream_response(
     if not first.done():
         parts = commented(first, events, waiting_for, body, failure, framing)
         return Stream(parts, media_type=framing.media_type, headers=headers)
-    _, assigned = first.result()
-    return Stream(
-        body(first.result(), events), media_type=framing.media_type, headers=headers | assigned_headers(assigned)
-    )
+    headers |= assigned_headers(assigned_of(first.result()))
+    return Stream(body(first.result(), events), media_type=framing.media_type, headers=headers)
 
 
-async def first_of(events: IndexedEvents) -> FirstEvent:
+async def first_of(events: IndexedEvents, answers: int = 1) -> FirstEvents:
+    """What comes until all answers are admitted: nothing can be refused any more."""
+    first, admitted = FirstEvents(), set[int]()
+    while len(admitted) < answers:
+        index, event = await anext(events)
+        first.append((index, event))
+        admitted.add(index)
+    return first
+
+
+def assigned_of(first: FirstEvents) -> Assigned:
     """Every answer begins with who gives it, and so do all together."""
-    index, assigned = await anext(events)
+    _, assigned = first[0]
     assert isinstance(assigned, Assigned)
-    return index, assigned
+    return assigned
 
 
-async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Callable[[], str | None]) -> None:
+async def first_or_loading(first: "asyncio.Task[FirstEvents]", waiting_for: Callable[[], str | None]) -> None:
     while not first.done():
         await asyncio.wait([first], timeout=SILENT_SECONDS)
         if waiting_for():
@@ -69,7 +79,7 @@ async def first_or_loading(first: "asyncio.Task[FirstEvent]", waiting_for: Calla
 
 
 async def commented(
-    first: "asyncio.Task[FirstEvent]",
+    first: "asyncio.Task[FirstEvents]",
     events: IndexedEvents,
     waiting_for: Callable[[], str | None],
     body: Body,
@@ -78,14 +88,14 @@ async def commented(
 ) -> Parts:
     try:
         while not first.done():
-            yield framing.comment(waiting_for() or "reading the prompt")
+            yield framing.comment(waiting_for() or "looking at the prompt")
             await asyncio.wait([first], timeout=COMMENT_SECONDS)
     except BaseException:
         first.cancel()  # and the events end with it
         raise
     async with aclosing(events):
         try:
-            _, assigned = first.result()
+            assigned = assigned_of(first.result())
         except (Refused, Unavailable, EngineFailed) as error:
             yield failure(error)
             return
@@ -93,6 +103,34 @@ async def commented(
         async with aclosing(body(first.result(), events)) as parts:
             async for part in parts:
                 yield part
+
+
+async def ticking(first: FirstEvents, events: IndexedEvents) -> AsyncGenerator[tuple[int, Event] | None, None]:
+    """All events, and every few seconds until the first word of an answer None: a prompt is read. It ends `events`."""
+    now, waiting = asyncio.get_running_loop().time, None
+    tick = now() + READING_SECONDS
+    try:
+        for one in first:
+            yield one
+        said = any(isinstance(event, Delta | Done) for _, event in first)
+        while not said:
+            waiting = asyncio.ensure_future(anext(events, None))
+            while not waiting.done():
+                await asyncio.wait([waiting], timeout=tick - now())
+                if now() >= tick:
+                    yield None
+                    tick = now() + READING_SECONDS
+            if (pair := waiting.result()) is None:
+                return
+            yield pair
+            said = isinstance(pair[1], Delta | Done)
+        async for one in events:
+            yield one
+    finally:
+        if waiting and not waiting.done():
+            waiting.cancel()  # and the events end with it
+        else:
+            await events.aclose()
 
 
 async def until(deadline: Deadline, events: IndexedEvents) -> IndexedEvents:

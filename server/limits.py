@@ -15,17 +15,30 @@ ANSWERS = 128
 STOPS, STOP_LETTERS = 16, 256  # OpenAI: 4
 LOGIT_BIASES = 1024
 STOP_TOKENS = 1024
+CHOICES = 1024
+GRAMMAR_LETTERS = 32 * 1024  # more takes its converter seconds
 TEXTS = 2048
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
-FREE_FORM, FREE_FORM_BYTES = (
-    ("chat_template_kwargs", "response_format", "text", "output_config", "format"),
-    2 * SCHEMA_BYTES,
+FREE_FORM = (
+    "chat_template_kwargs",
+    "response_format",
+    "text",
+    "output_config",
+    "format",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "grammar",
+    "json_schema",
 )
+FREE_FORM_BYTES = 2 * SCHEMA_BYTES
 LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
-SENT_BYTES = {"tools": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
+SENT_BYTES = {"tools": TOOLS_BYTES, "functions": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
 HEAD_BYTES, HEADERS, PIPELINED = 64 * 1024, 256, 32
 HEAD_SECONDS, BODY_PAUSE_SECONDS, BODY_SECONDS, IDLE_SECONDS = 30, 60, 600, 75
@@ -40,15 +53,17 @@ class Limit(msgspec.Struct, frozen=True):
 
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
-    Limit(("tools", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
-    Limit(("tools",), TOOLS_BYTES, "bytes of JSON as sent, all together"),
+    Limit(("tools", "functions", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
+    Limit(("tools", "functions"), TOOLS_BYTES, "bytes of JSON as sent, all together"),
     Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),
     Limit(("n", "prompt"), ANSWERS, "answers to one request"),
     Limit(("stop", "stop_sequences"), STOPS, "texts"),
     Limit(("stop", "stop_sequences"), STOP_LETTERS, "characters each"),
     Limit(("logit_bias",), LOGIT_BIASES, "tokens"),
     Limit(("stop_token_ids",), STOP_TOKENS, "tokens"),
-    Limit(("input", "documents"), TEXTS, "texts to embed, the query among them"),
+    Limit(("structured_outputs.grammar", "guided_grammar", "grammar"), GRAMMAR_LETTERS, "characters"),
+    Limit(("structured_outputs.choice", "guided_choice"), CHOICES, "texts"),
+    Limit(("input", "documents", "text_2"), TEXTS, "texts to embed, those they are compared with among them"),
     Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
 )

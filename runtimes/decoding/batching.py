@@ -194,6 +194,10 @@ class BatchedEngine(Generic[R]):
             return tokens
         return []
 
+    def read(self, job: int) -> tuple[int, int] | None:
+        held = next((slot.kv for slot, running in self._busy() if running.job == job), None)
+        return None if held is None else (len(held), self._jobs.all[job].cached or 0)
+
     def remove(self, job: int) -> None:
         if running := self._jobs.all.get(job):
             self._end(running)

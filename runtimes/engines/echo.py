@@ -1,5 +1,6 @@
 """The engine without a model: answers with the last message, a byte a token. The pattern for every other engine."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -20,18 +21,21 @@ from enginehouse.runtimes.contract import (
 )
 
 TEMPLATE = "{{ messages[-1].content }}"
+STEP_SECONDS = 0.05  # of one that reads a prompt slowly
 FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """For trying out what clients see when an engine breaks."""
+    """For trying out what clients see when an engine breaks, or is slow."""
 
     fails_on: str = ""  # the engine dies of an answer that holds this
+    prefill_rate: float = 0.0  # tokens of a prompt read in a second; 0: all at once
 
 
 class Echo:
     def __init__(self, load: Load) -> None:
-        self._fails_on = msgspec.convert(load.options, Options).fails_on.encode()
+        options = msgspec.convert(load.options, Options)
+        self._fails_on, self._rate = options.fails_on.encode(), options.prefill_rate
         self.facts = Facts(
             context_length=load.context,
             slots=load.slots,
@@ -44,6 +48,7 @@ class Echo:
             longest_token=1,
         )
         self._running: dict[int, tuple[bytes, int]] = {}  # job -> what is left to say, tokens still allowed
+        self._read: dict[int, float] = {}  # job -> tokens of its prompt, while it is read
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -56,9 +61,21 @@ class Echo:
             check_tokens(ids, sampling, self.facts.vocabulary)
         room = self.facts.context_length - len(ids)
         self._running[job] = bytes(ids), min(sampling.max_tokens or room, room)
+        if self._rate:
+            self._read[job] = 0.0
 
     def step(self) -> list[Token]:
-        return [self._advance(job) for job in list(self._running)[: self.facts.slots]]
+        jobs = list(self._running)[: self.facts.slots]
+        reading = next((job for job in jobs if job in self._read), None)
+        if reading is not None:
+            time.sleep(STEP_SECONDS)
+            self._read[reading] += self._rate * STEP_SECONDS
+            if self._read[reading] >= len(self._running[reading][0]):
+                del self._read[reading]
+        return [self._advance(job) for job in jobs if job not in self._read]
+
+    def read(self, job: int) -> tuple[int, int] | None:
+        return (int(self._read[job]), 0) if job in self._read else None
 
     def _advance(self, job: int) -> Token:
         rest, allowed = self._running[job]
@@ -76,6 +93,7 @@ class Echo:
 
     def remove(self, job: int) -> None:
         self._running.pop(job, None)
+        self._read.pop(job, None)
 
     def embed(self, ids: Sequence[int], pooling: Pooling) -> Pieces[list[float]]:
         raise NotImplementedError

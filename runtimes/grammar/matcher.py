@@ -1,6 +1,7 @@
 """Constrained decoding for engines without their own: a constraint -> which tokens may come next, by llguidance."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class GrammarCompiler:
             case Regex(pattern):
                 return str(self._lib.LLMatcher.grammar_from_regex(pattern))
             case Grammar(text):
-                return str(self._lib.LLMatcher.grammar_from_lark(text))
+                return str(self._lib.LLMatcher.grammar_from_lark(as_lark(text)))
             case Structured(structure):
                 return str(self._lib.LLMatcher.grammar_from_lark(lark.grammar(structure, self._enforceable)))
 
@@ -77,6 +78,19 @@ class GrammarCompiler:
         except (ValueError, ConstraintFailed):
             return False
         return True
+
+
+BLANK_LINES = re.compile(r"\n\s*")  # they cost the converter the square of their number
+
+
+def as_lark(grammar: str) -> str:
+    """Raises ValueError for GBNF that cannot be read."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return str(any_to_lark(BLANK_LINES.sub("\n", grammar)))
+    except Exception as error:  # a rule that is not there is a plain one, and it must not end the worker
+        raise ValueError(first_line(error)) from error
 
 
 PARAM = "response_format"

@@ -17,9 +17,22 @@ from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
 from enginehouse.optimize.sources.chat_template import kept_template
 from enginehouse.optimize.toolchains import toolchains
-from enginehouse.runtimes.contract import USUAL, Assigned, Chat, Done, Event, Job, Pooling, Priority, Prompt, Setting
+from enginehouse.runtimes.contract import (
+    USUAL,
+    Assigned,
+    Chat,
+    Delta,
+    Done,
+    Event,
+    Job,
+    Pooling,
+    Priority,
+    Prompt,
+    PromptProgress,
+    Setting,
+)
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, UnknownModel, WorkerDied, shutting_down, too_long
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, TooLong, UnknownModel, WorkerDied, shutting_down
 from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
@@ -182,6 +195,7 @@ class Pool:
         deaths: list[str] = []  # candidate keys
         generated: list[int] = []
         announced: LoadedModel | None = None  # to the client, as who answers
+        begun = False  # the client has seen something of the answer
         while True:
             with ExitStack() as lease:
                 # One that has seen two workers die may be what kills them: it runs beside no other of that kind.
@@ -194,20 +208,26 @@ class Pool:
                     stream = loaded.worker.stream(job, generated, functools.partial(end, lease, request))
                     async with aclosing(stream) as events:
                         async for event in events:
-                            if announced is not loaded:
-                                again = announced is not None and not job.resumable
-                                yield msgspec.structs.replace(loaded.assigned, again=again)
-                                announced = loaded
-                            yield event
+                            if announced is loaded:
+                                begun = begun or isinstance(event, Delta)
+                                if job.counted and isinstance(event, Delta):
+                                    event = msgspec.structs.replace(event, tokens=len(generated))
+                                yield event
+                                continue
+                            assert isinstance(event, PromptProgress)  # it is admitted
+                            again = announced is not None and not job.resumable
+                            length = event.prompt_tokens
+                            yield msgspec.structs.replace(loaded.assigned, again=again, prompt_tokens=length)
+                            announced = loaded
                     return
                 except WorkerDied as death:
                     await self._models.record_death(name, loaded, death)
                     deaths.append(loaded.candidate.key)
-                    if len(deaths) == ATTEMPTS or (announced and job.streamed and not job.resumable):
+                    if len(deaths) == ATTEMPTS or (begun and job.streamed and not job.resumable):
                         raise
                     if not job.resumable:
                         generated.clear()
-                    elif announced:
+                    elif begun:
                         job = msgspec.structs.replace(job, echo=False)  # the client has it
                     self.counts["continuations" if generated else "reruns", name] += 1
                     then = f"going on after {len(generated)} tokens" if generated else "running the request again"
@@ -257,7 +277,7 @@ class Pool:
         limit = context_length(self.config.models[name], source)
         count = await self._threads.run(name, self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
-            raise too_long(limit, f"at least {count}")
+            raise TooLong(limit, count, at_least=True)
 
     def _count(self, source: Source, text: str, limit: int) -> int:
         """Tokens of the text, 0 where they cannot be told without the engine. Runs in a thread."""

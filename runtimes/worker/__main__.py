@@ -17,6 +17,7 @@ from enginehouse.runtimes.contract import (
     Logprob,
     Pieces,
     Prompt,
+    PromptProgress,
     Sampling,
     Scored,
     Text,
@@ -25,7 +26,7 @@ from enginehouse.runtimes.contract import (
     check_tokens,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.runtimes.worker.answer import Answer
 from enginehouse.runtimes.worker.prompt import (
     check_features,
@@ -67,6 +68,7 @@ PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
 REST_SECONDS = 15.0  # without a message, after which what can wait is done
 RESTING_SECONDS = 0.5  # between two such things
+READING_SECONDS = 1.0  # between two words of how far prompts are read
 STEPS_SHARE, STEPS_SECONDS = 2.0, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
@@ -167,6 +169,7 @@ class Loop:
         self._unfinished: dict[int, tuple[Question, Pieces[None]]] = {}  # the first is gone on with between steps
         self._went_on = 0.0  # when last
         self._step_seconds = 0.0  # of the last step
+        self._reported = 0.0  # when last it was said how far prompts are read
         self._waiting: dict[int, tuple[Question, Pieces[None]]] = {}  # while something is done for them elsewhere
 
     def run(self) -> None:
@@ -248,7 +251,8 @@ class Loop:
             del self._unfinished[job]
         except Refused as error:
             del self._unfinished[job]
-            self._send(Refusal(job, error.message, field_at_fault(error, question), error.code))
+            size = (error.context, error.tokens, error.at_least) if isinstance(error, TooLong) else ()
+            self._send(Refusal(job, error.message, field_at_fault(error, question), error.code, *size))
 
     def _serve(self, message: Question) -> Pieces[None]:
         """What takes an engine's pieces yields once before them, for those of another question may be under way."""
@@ -267,7 +271,7 @@ class Loop:
     def _admit(self, submit: Submit) -> Pieces[None]:
         ids, output, sampling = prepare(self._engine, submit.prompt, submit.sampling)
         check_features(sampling, self._engine.facts, submit.echo)
-        check_length(len(ids), submit.sampling, self._engine.facts.context_length)
+        check_length(len(ids), self._engine.facts.context_length)
         check_prediction(sampling.prediction, self._engine.facts)
         answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
         for token in submit.generated:
@@ -278,6 +282,7 @@ class Loop:
         if submit.echo:
             delta = yield from self._echo(submit.prompt, ids, sampling.logprobs)
             echo = [(submit.job, delta)]
+        admitted = [(submit.job, PromptProgress(len(ids)))]
         if sampling.max_tokens == 0:
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
@@ -287,8 +292,7 @@ class Loop:
             self._engine.add(submit.job, [*ids, *submit.generated], left, submit.priority)
             self._answers[submit.job] = answer
             dones = []
-        if echo or dones:
-            self._send(Emit([], echo, dones))
+        self._send(Emit([], echo, dones, admitted))
 
     def _echo(self, prompt: Prompt, ids: list[int], top: int | None) -> Pieces[Delta]:
         text = prompt.text if isinstance(prompt, Text) else self._text(ids)
@@ -310,7 +314,7 @@ class Loop:
         for given in message.texts:
             texts.append(ids := encode(self._engine, given) if isinstance(given, str) else given)
             check_tokens(ids, Sampling(), facts.vocabulary)
-            check_length(len(ids), Sampling(), facts.context_length + 1)
+            check_length(len(ids), facts.context_length, answered=False)
             yield
         vectors = []
         for ids in texts:
@@ -319,7 +323,7 @@ class Loop:
         self._send(Embedded(message.job, vectors, sum(map(len, texts))))
 
     def _emit(self, tokens: list[Token]) -> None:
-        emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [])
+        emit = Emit([(token.job, token.id) for token in tokens if token.id >= 0], [], [], self._progress_of_prompts())
         for token in tokens:
             if token.job not in self._answers:
                 continue  # it ended within this step
@@ -328,6 +332,8 @@ class Loop:
                 self._send(Failure(token.job, token.failure))
                 continue
             answer = self._answers[token.job]
+            if not answer.first:
+                emit.progress.append((token.job, answer.progress((answer.prompt_tokens, token.cached))))
             deltas = answer.take(token)
             finish = token.finish
             if answer.output.stopped and not finish:
@@ -339,8 +345,17 @@ class Loop:
                 emit.dones.append((token.job, answer.done(finish)))
                 del self._answers[token.job]
             emit.deltas.extend((token.job, delta) for delta in deltas)
-        if tokens:
+        if tokens or emit.progress:
             self._send(emit)
+
+    def _progress_of_prompts(self) -> list[tuple[int, PromptProgress]]:
+        """Once in a while, of those who have said nothing yet."""
+        now = time.monotonic()
+        if now < self._reported + READING_SECONDS:
+            return []
+        self._reported = now
+        unread = [(job, answer) for job, answer in self._answers.items() if not answer.first]
+        return [(job, answer.progress(read)) for job, answer in unread if (read := self._engine.read(job))]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from enginehouse.runtimes.contract import Delta, Done, Logprob, Scored, Token, Usage
+from enginehouse.runtimes.contract import Delta, Done, Logprob, PromptProgress, Scored, Token, Usage
 from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, text
 
 
@@ -36,6 +36,11 @@ class Answer:
             self.accepted += token.guessed
             self.reasoning_tokens += self.output.reasoned
         return deltas
+
+    def progress(self, read: tuple[int, int]) -> PromptProgress:
+        """`read`: as `Engine.read` says it, of what may be the prompt and a part of the answer."""
+        held, cached = (min(tokens, self.prompt_tokens) for tokens in read)
+        return PromptProgress(self.prompt_tokens, held, cached, time.monotonic() - self.started)
 
     def end(self) -> list[Delta]:
         """What was held back in case more came."""

@@ -14,12 +14,13 @@ from typing import IO, NamedTuple, TypeVar
 import psutil
 
 from enginehouse.optimize import shortage
-from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, ToolCall
+from enginehouse.runtimes.contract import Delta, Done, Facts, Job, Load, Pooling, Prompt, PromptProgress, ToolCall
 from enginehouse.runtimes.errors import (
     RETRY_SECONDS,
     Busy,
     EngineFailed,
     Refused,
+    TooLong,
     Unavailable,
     WorkerDied,
     shutting_down,
@@ -55,7 +56,7 @@ STDERR_LINES, LINE_BYTES = 12, 1 << 16  # kept of what a worker writes, and of a
 GRACE_SECONDS = 5.0
 
 Reply = Embedded | Tokenized | Detokenized
-Item = Delta | Done | Reply | Refusal | EngineFailed | Unavailable
+Item = PromptProgress | Delta | Done | Reply | Refusal | EngineFailed | Unavailable
 R = TypeVar("R", Embedded, Tokenized, Detokenized)
 
 
@@ -156,10 +157,10 @@ class Worker:
 
     async def stream(
         self, job: Job, generated: list[int], ended: Callable[[], None] = lambda: None
-    ) -> AsyncGenerator[Delta | Done, None]:
-        """What comes after the tokens in `generated`, to the answer's end; tokens whose deltas were given are added
-        there. Closing the iterator early cancels the job in the engine. What nobody takes is kept: at most the answer;
-        `ended` is called as soon as the engine has given it."""
+    ) -> AsyncGenerator[PromptProgress | Delta | Done, None]:
+        """A PromptProgress when it is admitted, then what comes after the tokens in `generated`, to the answer's end;
+        tokens whose deltas were given are added there. Closing the iterator early cancels the job in the engine. What
+        nobody takes is kept: at most the answer; `ended` is called as soon as the engine has given it."""
         number, replies = self._open(generated, ended)
         try:
             self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority))
@@ -170,13 +171,13 @@ class Worker:
                 for item in merged(items):
                     match item:
                         case Refusal():
-                            raise Refused(item.message, item.param, item.code)
+                            raise refused(item)
                         case EngineFailed() | Unavailable():
                             raise item
                         case Done():
                             yield item
                             return
-                        case Delta():
+                        case PromptProgress() | Delta():
                             yield item
         finally:
             self._forget(number)
@@ -198,8 +199,8 @@ class Worker:
             match await replies.get():
                 case answer() as reply:
                     return reply
-                case Refusal(_, message, param, code):
-                    raise Refused(message, param, code)
+                case Refusal() as refusal:
+                    raise refused(refusal)
                 case (EngineFailed() | Unavailable()) as failure:
                     raise failure
                 case other:
@@ -310,7 +311,10 @@ class Worker:
         match message:
             case Pong():
                 self._pong = message
-            case Emit(tokens, deltas, dones):
+            case Emit(tokens, deltas, dones, progress):
+                for number, one in progress:
+                    if asked := self._jobs.get(number):
+                        asked.replies.put_nowait(one)
                 for number, token in tokens:
                     if asked := self._jobs.get(number):
                         asked.generated.append(token)
@@ -352,6 +356,12 @@ class Worker:
             return self._given_up
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
+
+
+def refused(refusal: Refusal) -> Refused:
+    if refusal.context:
+        return TooLong(refusal.context, refusal.tokens, refusal.at_least, refusal.param)
+    return Refused(refusal.message, refusal.param, refusal.code)
 
 
 def shown(line: bytes) -> bytes:

@@ -5,7 +5,7 @@ from itertools import islice
 
 from enginehouse.runtimes.contract import Facts
 from enginehouse.runtimes.decoding.special_tokens import any_of
-from enginehouse.runtimes.errors import too_long
+from enginehouse.runtimes.errors import TooLong
 
 
 def check_text(text: str, facts: Facts) -> None:
@@ -17,10 +17,10 @@ def check_text(text: str, facts: Facts) -> None:
         found = any_of(facts.special_tokens).finditer(text)
         least = sum(1 for _ in islice(found, context + 1))
     if least > context:
-        raise too_long(context, f"at least {least}")
+        raise TooLong(context, least, at_least=True)
 
 
 def check_messages(messages: Sequence[object], facts: Facts) -> None:
     """Refuses more messages than the context holds tokens: a template would take seconds to write them out."""
     if len(messages) > facts.context_length:
-        raise too_long(facts.context_length, f"at least {len(messages)}")
+        raise TooLong(facts.context_length, len(messages), at_least=True)

@@ -23,7 +23,7 @@ from enginehouse.runtimes.contract import (
     Text,
     asked_for,
 )
-from enginehouse.runtimes.errors import Refused, too_long
+from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.runtimes.structure import JsonValue
 from enginehouse.runtimes.tool_calls import parsers
 from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParser
@@ -38,11 +38,12 @@ def prepare(engine: Engine, prompt: Prompt, sampling: Sampling) -> tuple[list[in
         ids = prompt.ids if isinstance(prompt, Ids) else encode_text(engine, prompt)
         return ids, OutputParser(sampling.stop), sampling
     check_messages(prompt.messages, engine.facts)
-    text = render(engine.facts, prompt.messages, prompt.tools, prompt.template_options, prompt.effort)
+    options = prompt.template_options
+    text = render(engine.facts, prompt.messages, prompt.tools, options, prompt.effort, prompt.ending)
     parser = parsers.parser_of(engine.facts.chat_template)
-    options = options_of(parser, engine.facts.chat_template or "", text, prompt, sampling)
-    sampling = msgspec.structs.replace(sampling, constraint=constraint_of(parser, options, prompt, sampling))
-    return encode(engine, text), OutputParser(sampling.stop, lambda scanner: parser.read(scanner, options)), sampling
+    parsing = options_of(parser, engine.facts.chat_template or "", text, prompt, sampling)
+    sampling = msgspec.structs.replace(sampling, constraint=constraint_of(parser, parsing, prompt, sampling))
+    return encode(engine, text), OutputParser(sampling.stop, lambda scanner: parser.read(scanner, parsing)), sampling
 
 
 def encode(engine: Engine, text: str) -> list[int]:
@@ -67,7 +68,7 @@ def encode_text(engine: Engine, prompt: Text) -> list[int]:
 
 def options_of(parser: ToolParser, template: str, text: str, prompt: Chat, sampling: Sampling) -> ParseOptions:
     """`text`: the prompt, rendered."""
-    (begin, end), begun = parser.thought, begun_answer(prompt.messages)
+    (begin, end), begun = parser.thought, begun_answer(prompt.messages) if prompt.ending == "auto" else ""
     thinking = bool(begin) and (text.rstrip().endswith(begin) or begun.rfind(begin) > begun.rfind(end))
     reasoning = bool(begin) and begin in template
     return ParseOptions(
@@ -123,13 +124,10 @@ def check_features(sampling: Sampling, facts: Facts, echo: bool = False) -> None
             raise Refused(f"'{feature}' is not honoured by this model's engine", param, "unsupported_parameter")
 
 
-def check_length(prompt_tokens: int, sampling: Sampling, context: int) -> None:
-    if sampling.max_tokens and sampling.max_tokens > context:
-        raise Refused(
-            f"max_tokens {sampling.max_tokens} is more than this model's context of {context} tokens", "max_tokens"
-        )
-    if prompt_tokens >= context:
-        raise too_long(context, f"{prompt_tokens}")
+def check_length(tokens: int, context: int, answered: bool = True) -> None:
+    """`answered`: one token at least is to follow."""
+    if tokens + answered > context:
+        raise TooLong(context, tokens)
 
 
 def field_at_fault(error: Refused, message: Submit | Embed | Tokenize | Detokenize) -> str | None:
@@ -167,13 +165,14 @@ def render(
     tools: list[dict[str, Any]] | None,
     template_options: dict[str, Any],
     effort: str = "",
+    ending: str = "auto",
 ) -> str:
     """The prompt up to where the assistant begins to speak, or goes on with what the last message says of its answer.
     Raises Refused for what the template will not take."""
     source = facts.chat_template or PLAIN
     template, parser = compiled(source), parsers.parser_of(facts.chat_template)
     tools = [described(tool) for tool in tools or []]
-    variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": True}
+    variables = {"bos_token": facts.bos, "eos_token": facts.eos, "add_generation_prompt": ending != "none"}
     variables |= (effort_variables(effort, source) if effort else {}) | template_options
     try:
         given = {
@@ -182,7 +181,7 @@ def render(
         }
         with bounded():
             text = template.render(**variables, **given)
-            if not goes_on(messages[-1]):
+            if ending != "auto" or not goes_on(messages[-1]):
                 return text
             closed = template.render(**(variables | {"add_generation_prompt": False}), **given)
         return continued(closed, text, begun_answer(messages), parser.thought)

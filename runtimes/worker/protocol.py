@@ -2,7 +2,7 @@
 
 import msgspec
 
-from enginehouse.runtimes.contract import Delta, Done, Facts, Load, Pooling, Priority, Prompt, Sampling
+from enginehouse.runtimes.contract import Delta, Done, Facts, Load, Pooling, Priority, Prompt, PromptProgress, Sampling
 
 
 class Submit(msgspec.Struct, tag="submit", frozen=True):
@@ -62,12 +62,13 @@ class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
     message: str
 
 
-class Emit(msgspec.Struct, tag="emit", frozen=True):
-    """All that one engine step brought, for all jobs."""
+class Emit(msgspec.Struct, tag="emit", frozen=True, omit_defaults=True):
+    """All that one engine step brought, for all jobs; or that a job was admitted."""
 
     tokens: list[tuple[int, int]]  # job, id: what a job has generated so far, should it have to go on elsewhere
     deltas: list[tuple[int, Delta]]
     dones: list[tuple[int, Done]]
+    progress: list[tuple[int, PromptProgress]] = []  # they come before the rest
 
 
 class Embedded(msgspec.Struct, tag="embedded", frozen=True):
@@ -91,6 +92,9 @@ class Refusal(msgspec.Struct, tag="refusal", frozen=True):
     message: str
     param: str | None
     code: str | None
+    context: int = 0  # these three of a prompt that is too long
+    tokens: int = 0
+    at_least: bool = False
 
 
 class Failure(msgspec.Struct, tag="failure", frozen=True):

@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from enginehouse.runtimes.contract import Assigned
+from enginehouse.runtimes.contract import Assigned, Usage
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api import openai_types
 from enginehouse.server.errors import describe
@@ -20,12 +20,17 @@ DONE = b"data: [DONE]\n\n"
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_usage: bool = False
+    continuous_usage_stats: bool = False  # an extension of vLLM's: in every chunk
     include_obfuscation: Literal[False] = False
 
 
 def check_stream_options(stream: bool, options: StreamOptions | None) -> None:
     if options and not stream:
         raise Refused("'stream_options' is for streams; send 'stream': true", "stream_options", "invalid_value")
+
+
+def wants_counts(options: StreamOptions | None) -> bool:
+    return options is not None and options.continuous_usage_stats
 
 
 class Chunks:
@@ -42,6 +47,10 @@ class Chunks:
         head = encode(fields | {"system_fingerprint": assigned.fingerprint})
         self.before = b"data: " + head[:-1] + b',"choices":['
         self.after = b"]" + (b',"usage":null' if self._include_usage else b"") + b"}\n\n"
+
+    def count(self, usage: Usage) -> None:
+        """What the next chunks say was used so far, for the answer that they are of."""
+        self.after = b'],"usage":' + encode(openai_types.usage_of(usage)) + b"}\n\n"
 
     def end(self, answers: Sequence[Answer]) -> bytes:
         if not self._include_usage:

@@ -1,4 +1,6 @@
-"""GET /v1/models, and the health checks."""
+"""GET /v1/models, /version and the health checks."""
+
+from importlib.metadata import version as installed
 
 from litestar import get
 from litestar.datastructures import State
@@ -35,6 +37,12 @@ def describe(pool: Pool, created: int, name: str) -> openai_types.Model:
     return openai_types.Model(
         name, "model", created, "enginehouse", list(model.aliases), model.source, pool.status(name)
     )
+
+
+@get("/version", operation_class=described(openai_types.Version, failures=(401, 500)))
+async def version() -> openai_types.Version:
+    """Of this server."""
+    return openai_types.Version(installed("enginehouse"))
 
 
 @get("/health", operation_class=described(openai_types.Status, failures=(500,)))

@@ -11,7 +11,7 @@ from enginehouse.runtimes.contract import Logprob, Scored, Usage
 from enginehouse.runtimes.pool import explanation
 
 LEAST_LOGPROB = -9999.0
-FinishReason = Annotated[str, msgspec.Meta(pattern="^(stop|length|tool_calls)$")]
+FinishReason = Annotated[str, msgspec.Meta(pattern="^(stop|length|tool_calls|function_call)$")]
 
 
 class PromptDetails(msgspec.Struct, frozen=True):
@@ -71,6 +71,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     content: str | None
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET  # to a request with `functions`
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -146,6 +147,21 @@ class Reranking(msgspec.Struct, frozen=True):
     usage: PromptUsage
 
 
+class Score(msgspec.Struct, frozen=True):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(msgspec.Struct, frozen=True):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: PromptUsage
+
+
 class Tokens(msgspec.Struct, frozen=True):
     tokens: list[int]
     count: int
@@ -169,6 +185,10 @@ class Model(msgspec.Struct, frozen=True):
 class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"]
     data: list[Model]
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -33,7 +33,9 @@ class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @post(
-    "/v1/rerank", status_code=200, operation_class=described(openai_types.Reranking, Body(RerankRequest), assigned=True)
+    ["/v1/rerank", "/v2/rerank", "/rerank"],
+    status_code=200,
+    operation_class=described(openai_types.Reranking, Body(RerankRequest), assigned=True),
 )
 async def rerank(request: Request[Any, Any, State], state: State) -> Response[openai_types.Reranking]:
     """The documents nearest to the query first; the score is the cosine of the angle between embeddings."""

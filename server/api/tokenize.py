@@ -20,7 +20,7 @@ from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import MESSAGES, check_json
 from enginehouse.server.openapi import Body, described
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {"add_generation_prompt": (True,), "return_token_strs": (False,)}
+NEUTRAL: dict[str, tuple[Any, ...]] = {"return_token_strs": (False,)}
 
 
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -31,6 +31,8 @@ class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     messages: Annotated[list[Message], msgspec.Meta(min_length=1, max_length=MESSAGES)] | None = None
     tools: list[Tool] = []
     chat_template_kwargs: dict[str, Any] = {}
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     add_special_tokens: bool = True  # of a prompt; a chat template brings its own
 
 
@@ -80,5 +82,8 @@ def prompt_of(asked: TokenizeRequest) -> Prompt:
     check_tools(asked.tools)
     check_json(asked.chat_template_kwargs, "chat_template_kwargs")
     return Chat(
-        protocol.conversation(asked.messages), tool_fields(asked.tools), template_options=asked.chat_template_kwargs
+        protocol.conversation(asked.messages),
+        tool_fields(asked.tools),
+        template_options=asked.chat_template_kwargs,
+        ending=protocol.ending_of(asked.messages, asked.continue_final_message, asked.add_generation_prompt),
     )

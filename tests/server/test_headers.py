@@ -8,7 +8,7 @@ import pytest
 
 from enginehouse.runtimes.contract import Assigned
 from enginehouse.server.keepalive import (
-    FirstEvent,
+    FirstEvents,
     IndexedEvents,
     Parts,
     assigned_headers,
@@ -40,7 +40,7 @@ def test_a_stream_that_had_to_wait_names_who_answers_as_the_headers_would() -> N
     async def events() -> IndexedEvents:
         yield 0, assigned
 
-    async def body(first: FirstEvent, rest: IndexedEvents) -> Parts:
+    async def body(first: FirstEvents, rest: IndexedEvents) -> Parts:
         yield b"data: answer\n\n"
 
     async def stream() -> list[bytes]:

@@ -29,6 +29,7 @@ CASES = 20  # of each route
 LEFT_SECONDS = 10.0
 BODIED = (
     "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/rerank", "/tokenize", "/v1/tokenize",
+    "/v2/rerank", "/rerank", "/v1/score", "/score",
     "/detokenize", "/v1/detokenize", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
     "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pull",
     "/api/show",
@@ -52,8 +53,9 @@ DIALECTS = ("/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
 TAKEN = {route: {"stream"} for route in DIALECTS}
 PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_tokens", "user", "metadata"}
 ROUTES = (
-    *BODIED, "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
-    "/health", "/ready", "/api/tags", "/api/ps", "/api/version",
+    *BODIED, "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
+    "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
+    "/health", "/ready", "/version", "/api/tags", "/api/ps", "/api/version",
 )  # fmt: skip
 # Echo makes no embeddings, and there is nothing of an invented name.
 NEVER_ANSWERED = (
@@ -61,6 +63,12 @@ NEVER_ANSWERED = (
     "/v1/rerank",
     "/api/embed",
     "/api/embeddings",
+    "/v2/rerank",
+    "/rerank",
+    "/v1/score",
+    "/score",
+    "/v1/chat/completions/{id}",
+    "/v1/chat/completions/{id}/messages",
     "/v1/models/{name}",
     "/v1/responses/{id}",
     "/v1/responses/{id}/input_items",

@@ -140,6 +140,12 @@ class Mlx:
         self._end([self._jobs.all[token.job] for token in tokens if token.finish or token.failure])
         return tokens
 
+    def read(self, job: int) -> tuple[int, int] | None:
+        running = self._jobs.all[job]
+        if running.state.uid not in self._active:
+            return None
+        return len(running.tokens) - running.state.unread, running.cached or 0
+
     def text(self, token: int) -> bytes:
         return self._vocabulary.pieces[token]
 

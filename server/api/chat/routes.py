@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+import functools
 from typing import Any
 
 from litestar import Request, Response, post
@@ -7,7 +8,7 @@ from litestar.datastructures import State
 
 from enginehouse.server import body
 from enginehouse.server.api import openai_types
-from enginehouse.server.api.chat import protocol
+from enginehouse.server.api.chat import protocol, stored
 from enginehouse.server.api.chat.render import ChatRenderer
 from enginehouse.server.exchange import answer
 from enginehouse.server.openapi import Body, described
@@ -23,8 +24,16 @@ from enginehouse.server.openapi import Body, described
         assigned=True,
     ),
 )
-async def chat_completions(request: Request[Any, Any, State]) -> Response[Any]:
+async def chat_completions(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A chat completion, whole or as server-sent events; docs/api.md lists the fields."""
     chat = await body.read_as(request, protocol.read)
-    renderer = ChatRenderer(chat)
-    return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)
+    save = functools.partial(stored.save, state.responses, stored.owner(request), chat) if chat.store else None
+    renderer = ChatRenderer(chat, save)
+    field, _ = protocol.constraint(chat)
+    names = {"response_format": field}
+    if chat.functions:
+        names["tools"] = "functions"
+    if not chat.reasoning_effort:
+        names["reasoning_effort"] = "reasoning"
+    with body.fields_named(names):
+        return await answer(request, protocol.to_jobs(chat, renderer.id), renderer)

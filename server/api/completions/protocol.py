@@ -6,9 +6,10 @@ import msgspec
 
 from enginehouse.runtimes.contract import Ids, Job, Text
 from enginehouse.runtimes.errors import Refused
-from enginehouse.server.api.chunks import StreamOptions, check_stream_options
-from enginehouse.server.api.sampling import SamplingFields, copies, sampling_of
-from enginehouse.server.body import Texts, Whole, parse, texts_of
+from enginehouse.server.api.chunks import StreamOptions, check_stream_options, wants_counts
+from enginehouse.server.api.constraints import constraint_of
+from enginehouse.server.api.sampling import Bound, SamplingFields, copies, limit, sampling_of
+from enginehouse.server.body import Texts, parse, texts_of
 from enginehouse.server.limits import ANSWERS
 
 IGNORED = {"user"}
@@ -20,7 +21,7 @@ class CompletionRequest(SamplingFields, forbid_unknown_fields=True, frozen=True)
     prompt: Texts
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Whole = 16
+    max_tokens: Bound = 16
     logprobs: Annotated[int, msgspec.Meta(ge=0, le=5)] | None = None
     echo: bool = False
 
@@ -34,7 +35,13 @@ def read(body: bytes) -> CompletionRequest:
 
 def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
     """One for each choice: those of the first prompt, then those of the second."""
-    sampling = sampling_of(request, max_tokens=request.max_tokens, logprobs=request.logprobs)
+    _, constraint = constraint_of(request)
+    sampling = sampling_of(
+        request,
+        constraint=constraint,
+        max_tokens=limit(request.max_tokens, "max_tokens", least=0),
+        logprobs=request.logprobs,
+    )
     prompts = [Text(text) if isinstance(text, str) else Ids(text) for text in texts_of(request.prompt, "prompt")]
     if len(prompts) * request.n > ANSWERS:
         raise Refused(
@@ -47,4 +54,6 @@ def to_jobs(request: CompletionRequest, id: str) -> list[Job]:
         Job(f"{id}-{number}", request.model, prompt, sampling, request.stream, request.echo)
         for number, prompt in enumerate(prompts)
     ]
+    counted = wants_counts(request.stream_options)
+    jobs = [msgspec.structs.replace(job, counted=counted) for job in jobs]
     return [copy for job in jobs for copy in copies(job, request.n)]

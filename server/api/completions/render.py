@@ -5,9 +5,9 @@ import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob, Scored
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Scored, Usage
 from enginehouse.server.api import chunks, openai_types
-from enginehouse.server.api.chunks import Chunks, choices_of
+from enginehouse.server.api.chunks import Chunks, choices_of, wants_counts
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.content import BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
@@ -18,6 +18,7 @@ class CompletionRenderer:
     def __init__(self, request: CompletionRequest) -> None:
         self.id = f"cmpl-{secrets.token_hex(12)}"
         self._chunks = Chunks("text_completion", self.id, request.model, request.stream_options, request.n)
+        self._counted = wants_counts(request.stream_options)
         self._scores = defaultdict[int, Scores](Scores)  # by choice
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.Completion:
@@ -43,12 +44,17 @@ class CompletionRenderer:
                 return self._chunk(index, step.piece, step.logprobs)
             case HiddenTokens():
                 return self._chunk(index, "", step.logprobs)
+            case Usage():
+                self._chunks.count(step)
+                return b""
             case Done():
+                if self._counted:
+                    self._chunks.count(step.usage)
                 return self._chunk(index, "", (), step.finish_reason)
             case Assigned():
                 self._chunks.place(step)
                 return b""
-            case BlockStart() | BlockStop():
+            case BlockStart() | BlockStop() | PromptProgress():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:

@@ -9,6 +9,7 @@ from enginehouse.server import body
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.completions import protocol
 from enginehouse.server.api.completions.render import CompletionRenderer
+from enginehouse.server.api.constraints import constraint_of
 from enginehouse.server.exchange import answer
 from enginehouse.server.openapi import Body, described
 
@@ -24,4 +25,6 @@ async def completions(request: Request[Any, Any, State]) -> Response[Any]:
     """How texts or token ids go on, whole or as server-sent events."""
     asked = await body.read_as(request, protocol.read)
     renderer = CompletionRenderer(asked)
-    return await answer(request, protocol.to_jobs(asked, renderer.id), renderer)
+    field, _ = constraint_of(asked)
+    with body.fields_named({"response_format": field}):
+        return await answer(request, protocol.to_jobs(asked, renderer.id), renderer)

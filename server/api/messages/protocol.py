@@ -6,8 +6,9 @@ import msgspec
 
 from enginehouse.runtimes.contract import Chat, Job, Sampling
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation
-from enginehouse.server.api.sampling import Stops, TopP, json_schema
+from enginehouse.server.api.sampling import Stops, TopP
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS

@@ -1,13 +1,16 @@
 """A message as Anthropic's clients read it: the object, the events of its stream, the shape of its errors."""
 
+import math
 import secrets
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from litestar import Request, Response
 
-from enginehouse.runtimes.contract import Assigned, Done, Usage
+from enginehouse.runtimes.contract import Assigned, Done, PromptProgress, Usage
+from enginehouse.runtimes.errors import TooLong
 from enginehouse.server import errors
 from enginehouse.server.api.messages.protocol import MessageRequest
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -15,6 +18,7 @@ from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import event
 
 Fields = dict[str, Any]
+PING_SECONDS = 1.5  # between two
 SIGNATURE = "unsigned"  # nothing here checks it; clients want one to pass back
 KINDS = {
     401: "authentication_error",
@@ -29,7 +33,7 @@ BLOCKS = {"thought": "thinking", "text": "text", "call": "tool_use"}
 
 
 def draft(id: str, model: str) -> Fields:
-    """An empty message. How long its prompt is comes out with its end."""
+    """An empty message."""
     return {
         "id": id,
         "type": "message",
@@ -100,7 +104,7 @@ def usage_fields(usage: Usage) -> Fields:
 class MessageRenderer:
     def __init__(self, request: MessageRequest) -> None:
         self.id = f"msg_{secrets.token_hex(12)}"
-        self._draft = draft(self.id, request.model)
+        self._draft, self._pinged = draft(self.id, request.model), -math.inf
         self._max_tokens, self._omit_thinking = request.max_tokens, request.thinking.display == "omitted"
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
@@ -109,13 +113,15 @@ class MessageRenderer:
         return finished(self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking)
 
     def start(self, assigned: Assigned | None) -> bytes:
-        return event("message_start", {"message": self._draft}) + event("ping", {})
+        usage = usage_fields(Usage(assigned.prompt_tokens if assigned else 0, 0))
+        message = self._draft | {"usage": self._draft["usage"] | usage}
+        return event("message_start", {"message": message}) + self._ping()
 
     def step(self, index: int, step: Step) -> bytes:
         match step:
             case BlockDelta():
                 hidden = self._omit_thinking and step.block.kind == "thought"
-                return b"" if hidden else delta(step.block, step.piece)
+                return self._ping() if hidden else delta(step.block, step.piece)
             case BlockStart(block):
                 return event("content_block_start", {"index": block.index, "content_block": empty(block)})
             case BlockStop(block):
@@ -126,8 +132,17 @@ class MessageRenderer:
             case Done():
                 fields = {"delta": stop_fields(step, self._max_tokens), "usage": usage_fields(step.usage)}
                 return event("message_delta", fields) + event("message_stop", {})
-            case HiddenTokens() | Assigned():
+            case PromptProgress():
+                return b"" if step.read == step.prompt_tokens else self._ping()
+            case HiddenTokens() | Usage() | Assigned():
                 return b""
+
+    def _ping(self) -> bytes:
+        """Once in a while, where there is nothing else to show."""
+        if time.monotonic() < self._pinged + PING_SECONDS:
+            return b""
+        self._pinged = time.monotonic()
+        return event("ping", {})
 
     async def end(self, answers: Sequence[Answer]) -> bytes:
         return b""
@@ -161,8 +176,8 @@ def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
     status, body, headers = errors.describe(error)
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
     message = body.message
-    if body.code == "context_length_exceeded":
-        message = f"prompt is too long: {message}"  # clients look for these words, and make it shorter
+    if isinstance(error, TooLong):  # clients look for these words and numbers, and make it shorter by as much
+        message = f"prompt is too long: {error.tokens} tokens > {min(error.context, error.tokens - 1)} maximum"
     fields: Fields = {"type": kind, "message": message}
     if body.param == "thread":  # the tool runner then sends whole conversations
         fields["details"] = {"error_code": "thread_unsupported_request"}

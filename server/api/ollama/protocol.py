@@ -7,9 +7,10 @@ import msgspec
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Prompt, Text
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import without_empty_answer
 from enginehouse.server.api.ollama import options
-from enginehouse.server.api.sampling import TopLogprobs, json_schema
+from enginehouse.server.api.sampling import TopLogprobs
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
 from enginehouse.server.body import Ignored, parse
 from enginehouse.server.limits import MESSAGES, TOOLS

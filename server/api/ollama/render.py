@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server import errors
 from enginehouse.server.api.openai_types import logprobs_of
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -56,7 +56,7 @@ class LineRenderer:
                 return self._piece(self._shape("", "", [call_of(block)])) if block.kind == "call" else b""
             case BlockStart(_, logprobs) | HiddenTokens(logprobs):
                 return self._scored(logprobs)
-            case Done() | Assigned():
+            case PromptProgress() | Usage() | Done() | Assigned():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:

@@ -7,6 +7,7 @@ import msgspec
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sampling
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.sampling import (
     JsonFormat,
@@ -15,10 +16,9 @@ from enginehouse.server.api.sampling import (
     TextFormat,
     TopLogprobs,
     TopP,
-    json_schema,
 )
 from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
-from enginehouse.server.body import Count, Ignored, check_text, convert, members, parse
+from enginehouse.server.body import Count, Ignored, Metadata, check_text, convert, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
@@ -46,10 +46,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-Metadata = Annotated[
-    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]],
-    msgspec.Meta(max_length=16),
-]
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

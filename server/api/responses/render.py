@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Assigned, Done, Logprob, Usage
+from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.responses.protocol import ResponseRequest
@@ -146,7 +146,7 @@ class ResponseRenderer:
                 return self._opened(block)
             case BlockStop(block):
                 return self._closed(block)
-            case HiddenTokens() | Assigned() | Done():
+            case HiddenTokens() | PromptProgress() | Usage() | Assigned() | Done():
                 return b""
 
     async def end(self, answers: Sequence[Answer]) -> bytes:

@@ -1,10 +1,8 @@
 """/v1/responses: a response made, looked up, deleted; the items it was given."""
 
-import contextlib
 import functools
 import logging
 import sqlite3
-from collections.abc import Iterator
 from typing import Any, Literal
 
 from litestar import Request, Response, delete, get, post
@@ -12,9 +10,10 @@ from litestar.datastructures import State
 
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server import body
+from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
-from enginehouse.server.api.responses.store import ResponseStore
+from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
 from enginehouse.server.exchange import answer
@@ -22,7 +21,6 @@ from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 
 log = logging.getLogger("enginehouse.server")
-MOST_ITEMS = 100  # in one page, as OpenAI's
 # What this dialect calls the fields that engines refuse.
 PARAMS = {
     "messages": "input",
@@ -43,7 +41,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     given = await given_items(state.responses, owner_of(request), asked.input)
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given))
     job = protocol.to_job(asked, history, given, renderer.id)
-    with fields_named_here():
+    with body.fields_named(PARAMS):
         return await answer(request, [job], renderer)
 
 
@@ -85,32 +83,10 @@ async def list_input_items(
     after: str | None = None,
 ) -> dict[str, Any]:
     """The items that came with the request for a response, page by page."""
-    if not 1 <= limit <= MOST_ITEMS:
-        raise Refused(f"'limit' goes from 1 to {MOST_ITEMS}", "limit", "invalid_value")
+    check_limit(limit)
     await found(state.responses, owner_of(request), id)
     items = await state.responses.in_thread(state.responses.given, owner_of(request), id)
-    if order == "desc":
-        items.reverse()
-    ids = [item["id"] for item in items]
-    if after is not None and after not in ids:
-        raise Refused(f"'after': there is no item '{after}' in this response", "after", "invalid_value")
-    start = ids.index(after) + 1 if after is not None else 0
-    page = items[start : start + limit]
-    return {
-        "object": "list",
-        "data": page,
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": start + limit < len(items),
-    }
-
-
-@contextlib.contextmanager
-def fields_named_here() -> Iterator[None]:
-    try:
-        yield
-    except Refused as error:
-        raise Refused(error.message, PARAMS.get(error.param or "", error.param), error.code) from error
+    return page(items, limit, order, after, "response")
 
 
 async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:

@@ -257,6 +257,16 @@ def test_the_end_of_the_context_ends_the_answer_with_length(engine: Engine) -> N
     assert jobs.tokens[0][-1].finish == "length"
 
 
+def test_max_tokens_beyond_the_context_is_as_good_as_none(engine: Engine) -> None:
+    ids = engine.encode(prompt("river stone " * 60))
+    for max_tokens in (CONTEXT, 2**31 - 1):
+        jobs = Jobs(engine)
+        jobs.add(0, ids, Sampling(max_tokens=max_tokens, temperature=0, ignore_eos=True))
+        jobs.finish()
+        assert len(ids) + len(jobs.tokens[0]) == CONTEXT
+        assert jobs.tokens[0][-1].finish == "length"
+
+
 def test_a_prefix_is_read_once_and_the_text_stays_the_same(engine: Engine) -> None:
     answer(engine, prompt("something else entirely"))
     story = prompt("Repeat: " + "river stone " * 20)

@@ -180,7 +180,7 @@ def test_a_character_in_several_tokens_is_written_by_its_bytes(house: Served) ->
         ({"model": "echo", "prompt": [256]}, "prompt"),
         ({"prompt": ["a"] * 100, "n": 2}, "prompt"),
         ({"n": 129}, "n"),
-        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": -2}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"stream_options": {}}, "stream_options"),
         ({"prompt": "river stone " * 9000}, "prompt"),

@@ -21,6 +21,7 @@ from enginehouse.server.api.ollama.options import Options
 from enginehouse.server.api.ollama.pull import PullRequest
 from enginehouse.server.api.rerank import RerankRequest
 from enginehouse.server.api.responses import protocol as responses
+from enginehouse.server.api.score import ScoreRequest
 from enginehouse.server.api.tokenize import DetokenizeRequest, TokenizeRequest
 
 REQUESTS = (
@@ -31,6 +32,7 @@ REQUESTS = (
     messages.MessageRequest,
     EmbeddingRequest,
     RerankRequest,
+    ScoreRequest,
     TokenizeRequest,
     DetokenizeRequest,
     ollama.OllamaChatRequest,

@@ -114,8 +114,16 @@ def test_a_stop_sequence_is_named_and_never_sent(client: anthropic.Anthropic) ->
 def test_max_tokens_and_a_full_context_are_told_apart(client: anthropic.Anthropic, house: Served) -> None:
     assert ask(client, "Count from 1 to 20", max_tokens=3).stop_reason == "max_tokens"
     context = next(m for m in house.client.models.list() if m.id == "echo").status["context_length"]  # type: ignore[attr-defined]
-    long = ask(client, "x" * (context - 10), "echo", max_tokens=100)
-    assert (long.stop_reason, long.usage.output_tokens) == ("model_context_window_exceeded", 10)
+    for max_tokens in (100, 10**9):
+        long = ask(client, "x" * (context - 10), "echo", max_tokens=max_tokens)
+        assert (long.stop_reason, long.usage.output_tokens) == ("model_context_window_exceeded", 10)
+
+
+def test_a_prompt_is_too_long_by_as_much_as_is_said(client: anthropic.Anthropic, house: Served) -> None:
+    context = next(m for m in house.client.models.list() if m.id == "echo").status["context_length"]  # type: ignore[attr-defined]
+    for tokens, maximum in ((context, context - 1), (context + 5, context)):
+        with pytest.raises(anthropic.BadRequestError, match=f"prompt is too long: {tokens} tokens > {maximum} maximum"):
+            ask(client, "x" * tokens, "echo")
 
 
 def test_the_system_prompt_is_a_text_or_blocks(client: anthropic.Anthropic) -> None:
@@ -275,7 +283,6 @@ def turn(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 10**9}, "context"),
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "bob", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": []}]}, "'messages' says nothing"),
@@ -309,7 +316,7 @@ def test_failures_have_anthropics_shape_here_and_openais_elsewhere(house: Served
     with pytest.raises(anthropic.NotFoundError) as missing:
         ask(client, model="claude")
     assert missing.value.body["error"]["type"] == "not_found_error"  # type: ignore[index]
-    with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: [0-9]+ tokens > [0-9]+ maximum"):
         ask(client, "river stone " * 10_000)
     large = httpx.post(
         f"{house.root}/v1/messages", content=b"a" * 20_000_000, headers={"content-type": "application/json"}

@@ -17,7 +17,7 @@ from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.protocol import ResponseRequest
 from enginehouse.server.api.responses.render import draft
 from enginehouse.server.api.responses.routes import save
-from enginehouse.server.api.responses.store import FILE, RETENTION_SECONDS, ResponseStore
+from enginehouse.server.api.store import FILE, RETENTION_SECONDS, ResponseStore
 from tests.server.api.test_dialects import nameless
 from tests.serving import Served
 
@@ -349,3 +349,4 @@ def test_a_model_that_is_not_there_and_a_prompt_too_long_are_told_as_in_chat(hou
     with pytest.raises(openai.BadRequestError) as long:
         ask(house, "river stone " * 10_000)
     assert (long.value.code, long.value.param) == ("context_length_exceeded", "input")
+    assert "your input resulted in" in long.value.message

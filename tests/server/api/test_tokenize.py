@@ -42,7 +42,7 @@ def test_special_tokens_may_be_left_out(house: Served, reference: Any) -> None:
         ("/tokenize", {"prompt": "a", "messages": FRANCE}, "prompt"),
         ("/tokenize", {"prompt": 1}, "prompt"),
         ("/tokenize", {"messages": []}, "messages"),
-        ("/tokenize", {"messages": FRANCE, "add_generation_prompt": False}, "add_generation_prompt"),
+        ("/tokenize", {"messages": FRANCE, "continue_final_message": True}, "continue_final_message"),
         ("/tokenize", {"prompt": "a", "colour": 1}, "colour"),
         ("/detokenize", {"tokens": [99_999_999]}, "tokens"),
         ("/detokenize", {"tokens": []}, "tokens"),

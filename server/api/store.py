@@ -1,4 +1,5 @@
-"""Responses that clients may come back to, and the items they were given. One SQLite file in the cache directory."""
+"""Responses and chat completions that clients may come back to, and what they were given. One SQLite file in the cache
+directory."""
 
 import contextlib
 import logging
@@ -74,6 +75,23 @@ class ResponseStore:
         with self._open() as db:
             row = db.execute("select body from responses where owner = ? and id = ?", (owner, id)).fetchone()
         return decoded(row[0]) if row else None
+
+    def listed(
+        self, owner: str, fits: Callable[[dict[str, Any]], bool], after: str | None, most: int, newest_first: bool
+    ) -> list[dict[str, Any]] | None:
+        """Those of an owner that fit and come after the one of that id; None where there is none of that id."""
+        way, found = "desc" if newest_first else "asc", list[dict[str, Any]]()
+        query = f"select id, body from responses where owner = ? order by at {way}, rowid {way}"
+        with self._open() as db:
+            rows = db.execute(query, (owner,))
+            if after is not None and not any(id == after for id, _ in rows):
+                return None
+            for _, body in rows:
+                if fits(one := decoded(body)):
+                    found.append(one)
+                    if len(found) == most:
+                        break
+        return found
 
     def delete(self, owner: str, id: str) -> bool:
         """Whether there was one."""
