@@ -155,6 +155,8 @@ def check_messages(messages: list[Message]) -> None:
             raise Refused(f"'{where}.refusal' belongs to an assistant message", f"{where}.refusal", "invalid_value")
         if message.content is None and not message.tool_calls and message.refusal is None:
             raise Refused(f"'{where}.content' is missing", f"{where}.content", "invalid_value")
+        if message.role == "user" and message.content == []:
+            raise Refused(f"'{where}.content' says nothing", f"{where}.content", "invalid_value")
         if message.tool_calls and message.role != "assistant":
             raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
 

@@ -1,4 +1,4 @@
-"""Roles in an order that a template does not take: put in a form that it takes, and nothing of what was said is lost."""
+"""Roles in an order that a template does not take: put in a form that it takes, with nothing lost of what was said."""
 
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ FIRST_ONLY = (
     "<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 )
 ALTERNATING = (
-    "{% if messages[0].role == 'system' %}<system>{{ messages[0].content }}\n{% set messages = messages[1:] %}{% endif %}"
+    "{% if messages[0].role == 'system' %}<system>{{ messages[0].content }}\n"
+    "{% set messages = messages[1:] %}{% endif %}"
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
     "{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
 )
-DROPPING = "{% for m in messages %}{% if m.role != 'system' or loop.first %}<{{ m.role }}>{{ m.content }}\n{% endif %}{% endfor %}"
+DROPPING = (
+    "{% for m in messages %}{% if m.role != 'system' or loop.first %}<{{ m.role }}>{{ m.content }}\n"
+    "{% endif %}{% endfor %}"
+)
 HEAD_OF_ALL = (
     "<system>{% for m in messages if m.role == 'system' %}{{ m.content }} {% endfor %}\n"
     "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -44,7 +48,7 @@ GONE_ON = (*AGENT, ("assistant", "hi"), ("user", "and"), ("user", "now"))
         (CHATML, "<system>head\n<user>hello\n<system>today\n<assistant>hi\n<user>and\n<user>now\n"),
         (FIRST_ONLY, "<system>head\n<user>hello\n<user>today\n<assistant>hi\n<user>and\n<user>now\n"),
         (DROPPING, "<system>head\n<user>hello\n<user>today\n<assistant>hi\n<user>and\n<user>now\n"),
-        (HEAD_OF_ALL, "<system>head \n<user>hello\n<user>today\n<assistant>hi\n<user>and\n<user>now\n"),
+        (HEAD_OF_ALL, "<system>head <user>hello\n<user>today\n<assistant>hi\n<user>and\n<user>now\n"),
         (ALTERNATING, "<system>head\n<user>hello\n\ntoday\n<assistant>hi\n<user>and\n\nnow\n"),
     ],
     ids=["takes it", "first only", "drops it", "collects it", "alternates"],
