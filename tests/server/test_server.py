@@ -344,7 +344,13 @@ def test_fields_that_steer_nothing_here_are_accepted(house: Served) -> None:
 
 
 def test_models_are_listed_and_looked_up(house: Served) -> None:
-    assert [model.id for model in house.client.models.list()] == ["pocket", "pocket-f32", "pocket-int4", "echo", "agent"]
+    assert [model.id for model in house.client.models.list()] == [
+        "pocket",
+        "pocket-f32",
+        "pocket-int4",
+        "echo",
+        "agent",
+    ]
     ask(house, max_tokens=1)
     assert house.client.models.retrieve("gpt-4o-mini").status["state"] == "loaded"  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError):

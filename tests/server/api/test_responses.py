@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,61 @@ def test_a_choice_of_tools_reaches_the_model(house: Served) -> None:
     allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
     some = chat(tool_choice=allowed)
     assert ([tool["function"]["name"] for tool in some.tools], some.call_required) == (["f"], True)
+
+
+def test_a_custom_tool_takes_text_that_matches_its_regex_where_the_engine_enforces_it(house: Served) -> None:
+    """No model would say this by itself."""
+    form = {"type": "grammar", "syntax": "regex", "definition": '[0-9]{4}"\n[a-c]+ end'}
+    tool = {"type": "custom", "name": "note", "description": "Writes a note.", "format": form}
+    reply = ask(house, OSLO, tools=[tool], tool_choice={"type": "custom", "name": "note"}, max_output_tokens=100)
+    (call,) = reply.output
+    assert (call.type, call.name) == ("custom_tool_call", "note")
+    assert re.fullmatch('[0-9]{4}"\n[a-c]+ end', call.input)
+
+
+def test_a_lark_grammar_is_told_to_the_model_in_words() -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
+    tools = [{"type": "custom", "name": "note", "format": form}, {"type": "custom", "name": "free"}]
+    asked = protocol.read(json.dumps({"model": "m", "input": "a", "tools": tools}).encode())
+    prompt: Any = protocol.to_job(asked, [], protocol.items_of("a"), "id").prompt
+    note, free = (tool["function"]["parameters"]["properties"]["input"] for tool in prompt.tools)
+    assert note["description"].endswith("It must match this lark grammar:\nstart: /x+/")
+    assert "grammar" not in free["description"]
+
+
+def test_a_later_item_may_bring_a_tool_again(house: Served) -> None:
+    def bringing(about: str) -> dict[str, Any]:
+        return {"type": "additional_tools", "role": "developer", "tools": [TOOLS[0] | {"description": about}]}
+
+    asked = protocol.read(json.dumps({"model": "m", "input": []}).encode())
+    items = protocol.items_of([bringing("old"), {"role": "user", "content": "a"}, bringing("new")])
+    prompt: Any = protocol.to_job(asked, [], items, "id").prompt
+    assert [tool["function"]["description"] for tool in prompt.tools] == ["new"]
+
+
+def test_penalties_reach_the_engine_and_the_response_shows_them(house: Served) -> None:
+    whole = ask(house, "Count from 1 to 20.", extra_body={"presence_penalty": 2, "frequency_penalty": 2})
+    plain = ask(house, "Count from 1 to 20.")
+    assert whole.output_text != plain.output_text
+    shown = whole.to_dict()
+    assert (shown["presence_penalty"], shown["frequency_penalty"]) == (2.0, 2.0)
+
+
+def test_a_response_has_the_fields_that_open_responses_wants_also_in_events(house: Served) -> None:
+    wanted = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tool_calls": None, "safety_identifier": None}
+    wanted["prompt_cache_key"] = None
+    sent = {"max_tool_calls": 3, "safety_identifier": "me", "prompt_cache_key": "k", "text": {"verbosity": "low"}}
+    for given, expected in (({}, wanted), (sent, wanted | sent)):
+        shown = post(house, **given).json()
+        assert {key: shown[key] for key in wanted} == {key: expected[key] for key in wanted}
+        for line in post(house, stream=True, **given).text.splitlines():
+            if line.startswith("data: {") and "response" in (event := json.loads(line[6:])):
+                assert {key: event["response"][key] for key in wanted} == {key: expected[key] for key in wanted}
+    assert shown["text"]["verbosity"] == "low"
+
+
+def test_an_effort_is_a_hint_where_the_template_has_no_switch(house: Served) -> None:
+    assert ask(house, model="echo", reasoning={"effort": "medium", "context": "all_turns"}).output_text == FRANCE
 
 
 # --- stored responses ---
