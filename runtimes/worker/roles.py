@@ -18,6 +18,7 @@ Messages = list[dict[str, Any]]
 class Taken(msgspec.Struct, frozen=True):
     """By a template, as they stand."""
 
+    head: bool  # a system message that comes first
     systems: bool  # in the middle
     users: bool  # in a row
 
@@ -26,9 +27,10 @@ class Taken(msgspec.Struct, frozen=True):
 def taken_by(source: str, template: jinja2.Template) -> Taken:
     """`source`: the template's text. One that does not even show a plain conversation is given all as it is."""
     if not shows(source, template, ("user", "assistant", "user")):
-        return Taken(True, True)
-    systems = shows(source, template, ("user", "system", "assistant", "system", "user", "system"))
-    return Taken(systems, shows(source, template, ("user", "user", "assistant", "user")))
+        return Taken(head=True, systems=True, users=True)
+    head = shows(source, template, ("system", "user", "assistant", "user"))
+    systems = head and shows(source, template, ("user", "system", "assistant", "system", "user", "system"))
+    return Taken(head, systems, shows(source, template, ("user", "user", "assistant", "user")))
 
 
 def shows(source: str, template: jinja2.Template, roles: Sequence[str]) -> bool:
@@ -49,7 +51,7 @@ def arranged(messages: Messages, taken: Taken) -> Messages:
     """System messages in the middle become the user's, and never part of the head: that would change with each of
     them, and what was read of the conversation be lost. Where the roles must alternate, neighbours are joined."""
     if not taken.systems:
-        head = list(itertools.takewhile(lambda message: message["role"] == "system", messages))
+        head = list(itertools.takewhile(lambda message: taken.head and message["role"] == "system", messages))
         later = messages[len(head) :]
         joined_head = [head[0] | {"content": joined(head)}] if head else []
         messages = joined_head + [m | {"role": "user"} if m["role"] == "system" else m for m in later]

@@ -312,7 +312,7 @@ def test_a_model_that_is_not_there_is_named(house: Served) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         ask(house, model="gpt-9")
     assert caught.value.code == "model_not_found"
-    assert "have: echo" in caught.value.message
+    assert "have: agent, echo" in caught.value.message
 
 
 @pytest.mark.parametrize("model", ["pocket", "echo"])

@@ -14,6 +14,7 @@ from enginehouse.server.api.responses.tools import (
     CustomChoice,
     FunctionChoice,
     ToolChoice,
+    Toolset,
     free_arguments,
     function_name,
     toolset,
@@ -245,7 +246,14 @@ def item_of(item: dict[str, Any], where: str) -> dict[str, Any]:
     return item
 
 
-def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[dict[str, Any]], id: str) -> Job:
+def to_job(
+    request: ResponseRequest,
+    history: list[dict[str, Any]],
+    given: list[dict[str, Any]],
+    id: str,
+    tools: Toolset | None = None,
+) -> Job:
+    """`tools`: those of all this, where they are known."""
     talk = Conversation()
     if request.instructions:
         talk.say("system", request.instructions)
@@ -256,13 +264,14 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
     if not talk.messages:
         raise Refused("'input' is empty", "input", "invalid_value")
     choice = request.tool_choice
-    tools, named = toolset(request.tools, [*history, *given]).callable(choice)
+    tools = tools or toolset(request.tools, [*history, *given])
+    allowed, named = tools.allowed(choice)
     return Job(
         id,
         request.model,
         Chat(
             talk.asked(),
-            tool_fields(tools),
+            tool_fields(allowed),
             call_required=choice == "required"
             or isinstance(choice, FunctionChoice | CustomChoice)
             or (isinstance(choice, AllowedChoice) and choice.mode == "required"),

@@ -44,7 +44,7 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     given = await given_items(state.responses, owner_of(request), asked.input)
     tools = toolset(asked.tools, [*history, *given])
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
-    job = protocol.to_job(asked, history, given, renderer.id)
+    job = protocol.to_job(asked, history, given, renderer.id, tools)
     with fields_named_here():
         response = await answer(request, [job], renderer)
     if tools.left_out:

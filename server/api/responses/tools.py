@@ -120,7 +120,7 @@ class Toolset(msgspec.Struct, frozen=True):
     offered: dict[str, Offered] = {}  # by the function's name
     left_out: list[str] = []  # their types
 
-    def callable(self, choice: ToolChoice) -> tuple[list[Tool], str]:
+    def allowed(self, choice: ToolChoice) -> tuple[list[Tool], str]:
         """What the answer may call, and the one that it must call, if there is one. Raises Refused."""
         match choice:
             case "none":
@@ -153,6 +153,8 @@ def toolset(sent: list[dict[str, Any]], items: Iterable[dict[str, Any]]) -> Tool
             offered |= {one.tool.function.name: one for one in offered_of(more, f"input[{index}].tools")}
             everything += more
             left_out += kinds_left_out(more)
+    if len(offered) > TOOLS:
+        raise Refused(f"'tools' and 'input' have {len(offered)} tools; {TOOLS} are taken at most", "tools")
     shown = [shown_tool(tool) for tool in everything if tool.get("type") not in HOSTED]
     return Toolset(shown, offered, list(dict.fromkeys(left_out)))
 

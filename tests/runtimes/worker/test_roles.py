@@ -69,6 +69,12 @@ def test_several_system_messages_at_the_head_are_one_where_the_template_takes_on
     assert written(CHATML, ("system", "a"), ("system", "b"), ("user", "c")) == "<system>a\n<system>b\n<user>c\n"
 
 
+def test_a_head_is_the_users_where_the_template_knows_no_system_messages() -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + ALTERNATING
+    said = (("system", "head"), ("user", "hello"), ("assistant", "hi"), ("user", "and"))
+    assert written(CALLS + refusing, *said) == "<user>head\n\nhello\n<assistant>hi\n<user>and\n"
+
+
 def test_tools_are_listed_at_the_head_also_where_a_system_message_comes_later() -> None:
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
     text = written(CHATML, ("user", "hello"), ("system", "today"), tools=[tool])
