@@ -155,12 +155,17 @@ def toolset(sent: list[dict[str, Any]], items: Iterable[dict[str, Any]]) -> Tool
             left_out += kinds_left_out(more)
     if len(offered) > TOOLS:
         raise Refused(f"'tools' and 'input' have {len(offered)} tools; {TOOLS} are taken at most", "tools")
-    shown = [shown_tool(tool) for tool in everything if tool.get("type") not in HOSTED]
+    shown = [shown_tool(tool) for tool in everything if not is_hosted(tool)]
     return Toolset(shown, offered, list(dict.fromkeys(left_out)))
 
 
+def is_hosted(tool: dict[str, Any]) -> bool:
+    kind = tool.get("type")
+    return isinstance(kind, str) and kind in HOSTED
+
+
 def kinds_left_out(sent: Sequence[dict[str, Any]]) -> list[str]:
-    return [tool["type"] for tool in sent if tool.get("type") in HOSTED]
+    return [tool["type"] for tool in sent if is_hosted(tool)]
 
 
 def brought(item: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -180,7 +185,7 @@ def shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def offered_of(sent: list[dict[str, Any]], where: str) -> list[Offered]:
-    known = [None if tool.get("type") in HOSTED else tool for tool in sent]
+    known = [None if is_hosted(tool) else tool for tool in sent]
     try:
         tools = convert({"tools": known}, SentTools).tools
         offered = [one for tool in tools for one in flat(tool)]
