@@ -62,7 +62,7 @@ $(WHEEL):
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@
 
-# About 1.8 GB. With them `make test` also runs tests/server/test_clients.py and test_browser.py.
+# About 2.6 GB. With them `make test` also runs tests/server/test_clients.py and test_browser.py.
 clients: $(CLIENTS)/.python $(CLIENTS)/.node
 
 $(CLIENTS)/.python: requirements/clients.txt

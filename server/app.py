@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from litestar import Litestar, Router
+from litestar import Litestar, Request, Response, Router
 from litestar.datastructures import State
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.spec import Components, SecurityScheme
@@ -18,6 +19,8 @@ from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
 from enginehouse.server.api.embeddings import embeddings
 from enginehouse.server.api.messages import routes as messages
+from enginehouse.server.api.messages.models import asked_by
+from enginehouse.server.api.messages.render import respond as respond_as_anthropic
 from enginehouse.server.api.metrics import metrics
 from enginehouse.server.api.models import get_model, health, list_models, ready, version
 from enginehouse.server.api.ollama import routes as ollama
@@ -32,6 +35,10 @@ from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
 
 LARGEST_BODY_BYTES = 10 << 20
+
+
+def respond_in_dialect(request: Request[Any, Any, State], error: Exception) -> Response[Any]:
+    return respond_as_anthropic(request, error) if asked_by(request) else respond(request, error)
 
 
 def create(config: Config) -> Litestar:
@@ -72,7 +79,7 @@ def create(config: Config) -> Litestar:
         [api, health, ready, ollama.root],
         lifespan=[lifespan],
         state=State(),
-        exception_handlers={Exception: respond},
+        exception_handlers={Exception: respond_in_dialect},
         guards=[host_guard(config.server), request_id_guard],
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=OpenAPIConfig(

@@ -81,13 +81,18 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorReply]:
+    status, body, headers = describe_to(request, error)
+    return Response(ErrorReply(body), status_code=status, headers=headers, media_type="application/json")
+
+
+def describe_to(request: Request[Any, Any, Any], error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
     status, body, headers = describe(error)
     if isinstance(error, HTTPException) and status in (404, 405):
         method_or_path = f"{request.method} {request.url.path}"
         meant = meant_by(request.url.path, request.app.route_handler_method_map) if status == 404 else None
         hint = f"; did you mean {meant}?" if meant else ""
         body = msgspec.structs.replace(body, message=f"there is no {method_or_path} here{hint}", code="unknown_url")
-    return Response(ErrorReply(body), status_code=status, headers=headers, media_type="application/json")
+    return status, body, headers
 
 
 def meant_by(path: str, known: Iterable[str]) -> str | None:

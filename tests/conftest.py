@@ -80,6 +80,7 @@ def house(folder: Path) -> Iterator[Served]:
         "pocket-f32": {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "f32", "options": EXACT},
         "pocket-int4": {"source": "builtin:pocket", "runtime": "llamacpp", "precision": "int4"},
         "echo": {"source": "builtin:echo"},
+        "agent": {"source": "builtin:echo", "context": 200_000},  # calls what it is told to
     }
     with serve(folder, models) as served:
         yield served

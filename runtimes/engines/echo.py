@@ -1,4 +1,8 @@
-"""The engine without a model: answers with the last message, a byte a token. The pattern for every other engine."""
+"""The engine without a model: answers with the last message, a byte a token. The pattern for every other engine.
+
+A last message with <tool_call>{"name": …, "arguments": …}</tool_call> in it is so answered with that call, where its
+request has tools: a test can say what the model is to call.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +24,14 @@ from enginehouse.runtimes.contract import (
     check_tokens,
 )
 
-TEMPLATE = "{{ messages[-1].content }}"
+# Agents let a system message follow what the user says. The comment tells in which form this engine calls tools.
+TEMPLATE = (
+    "{# <tool_call> #}{% set said = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    "{{ (said or messages)[-1].content }}"
+)
 STEP_SECONDS = 0.05  # of one that reads a prompt slowly
-FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")  # a choice of one meets them all
+# A choice of one meets them all but the last: nothing holds an answer to a tool's form but who writes the message.
+FEATURES = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "tools")
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +63,7 @@ class Echo:
         return list(text.encode())
 
     def make_ready(self, constraint: Constraint) -> Pieces[None]:
-        raise NotImplementedError
+        yield
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
         if ids:

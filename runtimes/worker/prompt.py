@@ -30,6 +30,7 @@ from enginehouse.runtimes.tool_calls.parser import ParseOptions, Tool, ToolParse
 from enginehouse.runtimes.worker.answer import OutputParser
 from enginehouse.runtimes.worker.length import check_messages, check_text
 from enginehouse.runtimes.worker.protocol import Detokenize, Embed, Submit, Tokenize
+from enginehouse.runtimes.worker.roles import arranged, taken_by
 
 
 def prepare(engine: Engine, prompt: Prompt, sampling: Sampling) -> tuple[list[int], OutputParser, Sampling]:
@@ -176,7 +177,7 @@ def render(
     variables |= (effort_variables(effort, source) if effort else {}) | template_options
     try:
         given = {
-            "messages": prepare_messages(parser, source, messages, tools),
+            "messages": parser.prepare(arranged(named(messages), taken_by(source, template)), tools, source),
             "tools": (parser.knows_tools and tools) or None,
         }
         with bounded():
@@ -257,10 +258,8 @@ def described(tool: dict[str, Any]) -> dict[str, Any]:
     return tool | {"function": {"name": function["name"]} | defaults | function}
 
 
-def prepare_messages(
-    parser: ToolParser, template: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """As the template wants them; each result with the name of the function that gave it."""
+def named(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """As templates want them; each result with the name of the function that gave it."""
     out: list[dict[str, Any]] = []
     names: dict[str, str] = {}
     for message in map(plain, messages):
@@ -272,7 +271,7 @@ def prepare_messages(
         ):
             message["name"] = name
         out.append(message)
-    return parser.prepare(out, tools, template)
+    return out
 
 
 def plain(message: dict[str, Any]) -> dict[str, Any]:

@@ -54,6 +54,11 @@ class Conversation:
         return self.messages[-1]
 
 
+def missing(what: str) -> str:
+    """Stands in a tool's result for what no model here can see: a client goes on, and its model knows."""
+    return f"[{what} stood here, and is left out: this model reads text alone]"
+
+
 def without_empty_answer(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """An answer that was begun with nothing is no answer yet: clients end with one to say whose turn it is."""
     last = messages[-1]

@@ -1,35 +1,50 @@
 """GET /v1/models, /version and the health checks."""
 
 from importlib.metadata import version as installed
+from typing import Any
 
-from litestar import get
+from litestar import Request, get
 from litestar.datastructures import State
 
 from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types
+from enginehouse.server.api.messages.models import USUAL_MODELS, ModelInfo, ModelPage, asked_by, info, page
 from enginehouse.server.openapi import described
 
 
-@get("/v1/models", operation_class=described(openai_types.ModelList, failures=(401, 500)))
-async def list_models(state: State) -> openai_types.ModelList:
-    """Every model of the config."""
+@get("/v1/models", operation_class=described((openai_types.ModelList, ModelPage), failures=(400, 401, 500)))
+async def list_models(
+    request: Request[Any, Any, State],
+    state: State,
+    limit: int = USUAL_MODELS,
+    before_id: str | None = None,
+    after_id: str | None = None,
+    lifecycle: list[str] | None = None,
+) -> openai_types.ModelList | ModelPage:
+    """Every model of the config; with the header anthropic-version a page of them, in Anthropic's shape."""
     pool: Pool = state.pool
-    return openai_types.ModelList("list", [describe(pool, state.started, name) for name in pool.config.models])
+    models = [describe(pool, state.started, name) for name in pool.config.models]
+    if asked_by(request):
+        return page(models, limit, before_id, after_id, lifecycle or ())
+    return openai_types.ModelList("list", models)
 
 
 EXPLAIN = "/explain"
 
 
-@get("/v1/models/{name:path}", operation_class=described((openai_types.Model, Explanation)))
-async def get_model(state: State, name: str) -> openai_types.Model | Explanation:
+@get("/v1/models/{name:path}", operation_class=described((openai_types.Model, ModelInfo, Explanation)))
+async def get_model(
+    request: Request[Any, Any, State], state: State, name: str
+) -> openai_types.Model | ModelInfo | Explanation:
     """One model, by its name or an alias; with /explain after it, which runtime serves it and why, with the numbers."""
     pool: Pool = state.pool
     name = name.removeprefix("/")
     if name.endswith(EXPLAIN):  # names may hold slashes, so the router cannot tell the two apart
         return await pool.explain(name.removesuffix(EXPLAIN))
-    return describe(pool, state.started, pool.resolve(name))
+    model = describe(pool, state.started, pool.resolve(name))
+    return info(model) if asked_by(request) else model
 
 
 def describe(pool: Pool, created: int, name: str) -> openai_types.Model:

@@ -288,7 +288,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0]", "web_search"),
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls", "bool"),
     ({"presence_penalty": 1}, "presence_penalty", "not honoured by echo"),
-    ({"tools": [FUNCTION]}, "tools", "not honoured by echo"),
     ({"temprature": 1}, "temprature", "unknown field"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "int"),
     ({"stop": [1]}, "stop", "str"),
@@ -322,7 +321,7 @@ def test_a_model_that_is_not_there_is_named(house: Served) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         ask(house, model="gpt-9")
     assert caught.value.code == "model_not_found"
-    assert "have: echo" in caught.value.message
+    assert "have: agent, echo" in caught.value.message
 
 
 @pytest.mark.parametrize("model", ["pocket", "echo"])
@@ -354,7 +353,13 @@ def test_fields_that_steer_nothing_here_are_accepted(house: Served) -> None:
 
 
 def test_models_are_listed_and_looked_up(house: Served) -> None:
-    assert [model.id for model in house.client.models.list()] == ["pocket", "pocket-f32", "pocket-int4", "echo"]
+    assert [model.id for model in house.client.models.list()] == [
+        "pocket",
+        "pocket-f32",
+        "pocket-int4",
+        "echo",
+        "agent",
+    ]
     ask(house, max_tokens=1)
     assert house.client.models.retrieve("gpt-4o-mini").status["state"] == "loaded"  # type: ignore[attr-defined]
     with pytest.raises(openai.NotFoundError):

@@ -36,7 +36,8 @@ def in_words(messages: Messages, tools: Sequence[dict[str, Any]], template: str)
         return out
     listed = INSTRUCTION.format(tools="\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools))
     role = "user" if "System role not supported" in template else "system"
-    at = next((at for at, message in enumerate(out) if message["role"] == role), None)
+    first = 1 if role == "system" else len(out)  # a system message that comes later is no place for them
+    at = next((at for at, message in enumerate(out[:first]) if message["role"] == role), None)
     if at is None:
         return [{"role": role, "content": listed}, *out]
     both = f"{out[at]['content']}\n\n{listed}" if role == "system" else f"{listed}\n\n{out[at]['content']}"

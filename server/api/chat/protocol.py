@@ -204,6 +204,8 @@ def check_messages(messages: list[Message]) -> None:
             raise Refused(f"'{where}.content' is missing", f"{where}.content", "invalid_value")
         if message.function_call and message.role != "assistant":
             raise Refused(f"'{where}.function_call' belongs to an assistant message", f"{where}.function_call")
+        if message.role == "user" and message.content == []:
+            raise Refused(f"'{where}.content' says nothing", f"{where}.content", "invalid_value")
         if message.tool_calls and message.role != "assistant":
             raise Refused(f"'{where}.tool_calls' belongs to an assistant message", f"{where}.tool_calls")
 

@@ -1,5 +1,6 @@
 """Anthropic's wire shapes for a message: what a request may hold, what of it has no effect here, and the job it is."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -7,7 +8,7 @@ import msgspec
 from enginehouse.runtimes.contract import Chat, Job, Sampling
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.constraints import json_schema
-from enginehouse.server.api.conversation import Conversation
+from enginehouse.server.api.conversation import Conversation, missing
 from enginehouse.server.api.sampling import Stops, TopP
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
@@ -56,15 +57,40 @@ class ToolUse(msgspec.Struct, tag_field="type", tag="tool_use", forbid_unknown_f
     toolset_name: None = None
 
 
+class ToolReference(msgspec.Struct, tag_field="type", tag="tool_reference", forbid_unknown_fields=True, frozen=True):
+    """What a search for tools has found: the client sends the tool itself among `tools` from then on."""
+
+    tool_name: str
+    cache_control: Ignored = None
+
+
+class Image(msgspec.Struct, tag_field="type", tag="image", forbid_unknown_fields=True, frozen=True):
+    source: Ignored = None
+    cache_control: Ignored = None
+
+
+class Document(msgspec.Struct, tag_field="type", tag="document", forbid_unknown_fields=True, frozen=True):
+    source: Ignored = None
+    title: str | None = None
+    context: Ignored = None
+    citations: Ignored = None
+    cache_control: Ignored = None
+
+
+Result = Text | ToolReference | Image | Document
+
+
 class ToolResult(msgspec.Struct, tag_field="type", tag="tool_result", forbid_unknown_fields=True, frozen=True):
     tool_use_id: str
-    content: str | list[Text] = ""
+    content: str | Annotated[list[Result], msgspec.Meta(max_length=MESSAGES)] = ""
     cache_control: Ignored = None
     is_error: Ignored = None
     toolset_name: None = None
 
 
 Block = Text | Thinking | RedactedThinking | ToolUse | ToolResult
+BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+RESULTS = ("text", "tool_reference", "image", "document")
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -148,9 +174,10 @@ def check_kinds(fields: dict[str, Any]) -> None:
         if tool.get("type") not in (None, "custom"):
             raise Refused(f"tools of type '{tool['type']}' are not known here; only 'custom' tools", f"tools[{index}]")
     for index, message in enumerate(members(fields, "messages")):
-        for at, block in enumerate(members(message, "content")):
-            if block.get("type") == "tool_result":
-                check_text(members(block, "content"), f"messages[{index}].content[{at}].content")
+        blocks, where = members(message, "content"), f"messages[{index}].content"
+        check_text(blocks, where, BLOCKS)
+        for at, block in enumerate(blocks):
+            check_text(members(block, "content"), f"{where}[{at}].content", RESULTS)
 
 
 def check_choice(request: CountRequest) -> None:
@@ -186,8 +213,9 @@ def to_chat(request: CountRequest) -> Chat:
     if request.system:
         text = request.system if isinstance(request.system, str) else joined(request.system)
         talk.say("system", text)
+    names = {tool.name for tool in request.tools}
     for index, message in enumerate(request.messages):
-        add(talk, message, f"messages[{index}].content")
+        add(talk, message, f"messages[{index}].content", names)
     if not talk.messages:
         raise Refused("'messages' says nothing", "messages", "invalid_value")
     choice = request.tool_choice
@@ -208,7 +236,7 @@ def to_chat(request: CountRequest) -> Chat:
     )
 
 
-def add(talk: Conversation, message: Message, where: str) -> None:
+def add(talk: Conversation, message: Message, where: str, tools: Collection[str]) -> None:
     """Text that stands together is one message; a tool's result is one of its own."""
     blocks = [Text(message.content)] if isinstance(message.content, str) else message.content
     texts: list[Text] = []
@@ -230,9 +258,22 @@ def add(talk: Conversation, message: Message, where: str) -> None:
             case ToolUse(id, name, arguments):
                 talk.call(id, name, msgspec.json.encode(arguments).decode())
             case ToolResult(id, content):
-                result = content if isinstance(content, str) else joined(content)
+                result = content if isinstance(content, str) else "\n".join(seen(part, tools) for part in content)
                 talk.result(id, result, f"{where}[{index}].tool_use_id")
     speak()
+
+
+def seen(part: Result, tools: Collection[str]) -> str:
+    """A part of a tool's result, as text: what is no text is named."""
+    match part:
+        case Text(text):
+            return text
+        case ToolReference(name):
+            return f"found the tool '{name}'" + ("" if name in tools else ", which is not among the tools any more")
+        case Image():
+            return missing("an image")
+        case Document():
+            return missing(f"the document '{part.title}'" if part.title else "a document")
 
 
 def joined(texts: list[Text]) -> str:

@@ -167,13 +167,15 @@ def block_delta(block: Block, fields: Fields) -> bytes:
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[Fields]:
-    """Every failure of these routes in Anthropic's shape."""
-    status, body, headers = described(error)
+    """Every failure of these routes, and of those that Anthropic's clients ask elsewhere, in Anthropic's shape."""
+    status, body, headers = described(error, errors.describe_to(request, error))
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
-def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:
-    status, body, headers = errors.describe(error)
+def described(
+    error: Exception, openais: tuple[int, errors.ErrorBody, dict[str, str]] | None = None
+) -> tuple[int, Fields, dict[str, str]]:
+    status, body, headers = openais or errors.describe(error)
     kind = KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
     message = body.message
     if isinstance(error, TooLong):  # clients look for these words and numbers, and make it shorter by as much

@@ -1,34 +1,44 @@
 """OpenAI's wire shapes for a response: what a request may hold, what of it has no effect here, and the job it is."""
 
 import secrets
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sampling
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.constraints import json_schema
-from enginehouse.server.api.conversation import Conversation
+from enginehouse.server.api.conversation import Conversation, missing
+from enginehouse.server.api.responses.tools import (
+    AllowedChoice,
+    CustomChoice,
+    FunctionChoice,
+    ToolChoice,
+    Toolset,
+    free_arguments,
+    function_name,
+    toolset,
+)
 from enginehouse.server.api.sampling import (
     JsonFormat,
     NamedSchema,
+    Penalty,
     Temperature,
     TextFormat,
     TopLogprobs,
     TopP,
 )
-from enginehouse.server.api.tools import Tool, check_tools, function_tool, tool_fields
+from enginehouse.server.api.tools import tool_fields
 from enginehouse.server.body import Count, Ignored, Metadata, check_text, convert, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
 
 # Accepted and without effect: no tool of a server's own runs here, and every prompt is cached as far as it can be.
 IGNORED = {
     "user",
-    "safety_identifier",
-    "prompt_cache_key",
     "prompt_cache_retention",
     "prompt_cache_options",
-    "max_tool_calls",
+    "client_metadata",
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -43,7 +53,19 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "access_programs": (),
     "image": (),
 }
-PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+    "additional_tools": "at",
+}
+TEXTS = ("input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text")
+# What a tool may give and no model here can see: the text that stands for it says what is missing.
+UNSEEN = {"input_image": "an image", "input_file": "a file"}
+WITHOUT_THOUGHT = ("none", "minimal")  # efforts
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
@@ -55,6 +77,16 @@ class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     annotations: Ignored = None
     logprobs: Ignored = None
     prompt_cache_breakpoint: Ignored = None
+
+
+class ResultPart(Part, forbid_unknown_fields=True, frozen=True):
+    type: Literal["input_text", "output_text", "refusal", "text", "input_image", "input_file"]  # type: ignore[assignment]
+    image_url: Ignored = None
+    file_url: Ignored = None
+    file_data: Ignored = None
+    file_id: Ignored = None
+    filename: Ignored = None
+    detail: Ignored = None
 
 
 class Stored(msgspec.Struct, tag_field="type", kw_only=True, forbid_unknown_fields=True, frozen=True):
@@ -75,14 +107,33 @@ class CallItem(Stored, tag="function_call", forbid_unknown_fields=True, frozen=T
     call_id: str
     name: str
     arguments: str
-    namespace: None = None
+    namespace: str | None = None
     caller: None = None
 
 
 class ResultItem(Stored, tag="function_call_output", forbid_unknown_fields=True, frozen=True):
     call_id: str
-    output: str | list[Part]
+    output: str | list[ResultPart]
     caller: None = None
+
+
+class CustomCallItem(Stored, tag="custom_tool_call", forbid_unknown_fields=True, frozen=True):
+    call_id: str
+    name: str
+    input: str
+    namespace: str | None = None
+    caller: None = None
+
+
+class CustomResultItem(Stored, tag="custom_tool_call_output", forbid_unknown_fields=True, frozen=True):
+    call_id: str
+    output: str | list[ResultPart]
+    caller: None = None
+
+
+class ToolsItem(Stored, tag="additional_tools", forbid_unknown_fields=True, frozen=True):
+    tools: list[dict[str, Any]]
+    role: Literal["developer"] = "developer"
 
 
 class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=True):
@@ -91,7 +142,7 @@ class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=
     encrypted_content: Ignored = None
 
 
-Item = MessageItem | CallItem | ResultItem | ReasoningItem
+Item = MessageItem | CallItem | ResultItem | CustomCallItem | CustomResultItem | ReasoningItem | ToolsItem
 
 
 class Items(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -116,32 +167,15 @@ class SchemaFormat(NamedSchema, tag_field="type", tag="json_schema", forbid_unkn
 
 class TextConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     format: TextFormat | JsonFormat | SchemaFormat = TextFormat()
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None  # without effect
 
 
 class Reasoning(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None  # without effect: the thought itself is shown
     generate_summary: Literal["auto", "concise", "detailed"] | None = None  # its older name
-    context: Literal["auto"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None  # without effect: the template decides
     mode: Literal["standard"] | None = None
-
-
-class FunctionTool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    type: Literal["function"]
-    name: Annotated[str, msgspec.Meta(min_length=1)]
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class NamedChoice(msgspec.Struct, tag_field="type", tag="function", forbid_unknown_fields=True, frozen=True):
-    name: str
-
-
-class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", forbid_unknown_fields=True, frozen=True):
-    mode: Literal["auto", "required"]
-    tools: Annotated[list[FunctionTool], msgspec.Meta(max_length=TOOLS)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -163,10 +197,15 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     top_logprobs: TopLogprobs | None = None
     text: TextConfig = TextConfig()
     reasoning: Reasoning = Reasoning()
-    tools: Annotated[list[FunctionTool], msgspec.Meta(max_length=TOOLS)] = []
-    tool_choice: Literal["auto", "none", "required"] | NamedChoice | AllowedChoice = "auto"
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    tools: Annotated[list[dict[str, Any]], msgspec.Meta(max_length=TOOLS)] = []
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
+    max_tool_calls: Count | None = None  # of tools that the server runs: there are none
     metadata: Metadata = {}
+    safety_identifier: str | None = None  # this one and the next are shown again, and else without effect
+    prompt_cache_key: str | None = None
 
 
 def read(body: bytes) -> ResponseRequest:
@@ -175,17 +214,10 @@ def read(body: bytes) -> ResponseRequest:
 
 
 def check_kinds(fields: dict[str, Any]) -> None:
-    """Raises Refused for tools and content of a kind that is not to be had here."""
-    for index, tool in enumerate(members(fields, "tools")):
-        if tool.get("type", "function") != "function":
-            raise Refused(
-                f"tools of type '{tool['type']}' do not run here; only 'function' tools",
-                f"tools[{index}]",
-                "invalid_value",
-            )
+    """Raises Refused for content of a kind that is not to be had here."""
     for index, item in enumerate(members(fields, "input")):
-        for key in ("content", "output"):
-            check_text(members(item, key), f"input[{index}].{key}", get_args(Part.__annotations__["type"]))
+        check_text(members(item, "content"), f"input[{index}].content", TEXTS)
+        check_text(members(item, "output"), f"input[{index}].output", (*TEXTS, *UNSEEN))
 
 
 def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -210,7 +242,14 @@ def item_of(item: dict[str, Any], where: str) -> dict[str, Any]:
     return item
 
 
-def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[dict[str, Any]], id: str) -> Job:
+def to_job(
+    request: ResponseRequest,
+    history: list[dict[str, Any]],
+    given: list[dict[str, Any]],
+    id: str,
+    tools: Toolset | None = None,
+) -> Job:
+    """`tools`: those of all this, where they are known."""
     talk = Conversation()
     if request.instructions:
         talk.say("system", request.instructions)
@@ -221,26 +260,27 @@ def to_job(request: ResponseRequest, history: list[dict[str, Any]], given: list[
     if not talk.messages:
         raise Refused("'input' is empty", "input", "invalid_value")
     choice = request.tool_choice
-    offered = tools_of(request)
-    tools = offered if choice != "none" else []
-    check_tools(tools)
+    tools = tools or toolset(request.tools, [*history, *given])
+    allowed, named = tools.allowed(choice)
     return Job(
         id,
         request.model,
         Chat(
             talk.asked(),
-            tool_fields(tools),
+            tool_fields(allowed),
             call_required=choice == "required"
-            or isinstance(choice, NamedChoice)
+            or isinstance(choice, FunctionChoice | CustomChoice)
             or (isinstance(choice, AllowedChoice) and choice.mode == "required"),
-            call_name=choice.name if isinstance(choice, NamedChoice) else "",
+            call_name=named,
             parallel_calls=request.parallel_tool_calls,
-            effort=request.reasoning.effort or "",
+            template_options=effort_options(request.reasoning.effort),
         ),
         Sampling(
             max_tokens=request.max_output_tokens,
             temperature=request.temperature,
             top_p=request.top_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
             logprobs=logprobs(request),
             constraint=constraint(request.text.format),
         ),
@@ -261,37 +301,31 @@ def add(talk: Conversation, item: Item, where: str) -> None:
     match item:
         case MessageItem(role, content):
             talk.say("system" if role == "developer" else role, text_of(content))
-        case CallItem(call_id, name, arguments):
-            talk.call(call_id, name, arguments)
-        case ResultItem(call_id, output):
+        case CallItem(call_id, name, arguments, namespace):
+            talk.call(call_id, function_name(namespace, name), arguments)
+        case CustomCallItem(call_id, name, text, namespace):
+            talk.call(call_id, function_name(namespace, name), free_arguments(text))
+        case ResultItem(call_id, output) | CustomResultItem(call_id, output):
             talk.result(call_id, text_of(output), f"{where}.call_id")
         case ReasoningItem(summary, content):
             if thought := text_of(content or summary):
                 talk.think(thought)
+        case ToolsItem():
+            pass  # they are among the tools
 
 
-def text_of(content: str | list[Part]) -> str:
+def text_of(content: str | Sequence[Part]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part.text or part.refusal for part in content)
+    return "".join(missing(UNSEEN[part.type]) if part.type in UNSEEN else part.text or part.refusal for part in content)
 
 
-def tools_of(request: ResponseRequest) -> list[Tool]:
-    """Those the answer may call."""
-    choice = request.tool_choice
-    names = {tool.name for tool in request.tools}
-    named = {choice.name} if isinstance(choice, NamedChoice) else set()
-    if isinstance(choice, AllowedChoice):
-        named = {tool.name for tool in choice.tools}
-    if named - names or (choice == "required" and not names):
-        wanted = ", ".join(sorted(named - names)) or "required"
-        raise Refused(f"'tool_choice' asks for '{wanted}'; 'tools' has: {', '.join(names) or 'none'}", "tool_choice")
-    allowed = named if isinstance(choice, AllowedChoice) else names
-    return [
-        function_tool(tool.name, tool.description, tool.parameters, tool.strict)
-        for tool in request.tools
-        if tool.name in allowed
-    ]
+def effort_options(effort: Effort | None) -> dict[str, Any]:
+    """Variables for the template, as far as it has them: agents send an effort to every model."""
+    if effort is None:
+        return {}
+    thinks = effort not in WITHOUT_THOUGHT
+    return {"enable_thinking": thinks, "thinking": thinks, "reasoning_effort": effort}
 
 
 def logprobs(request: ResponseRequest) -> int | None:

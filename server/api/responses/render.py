@@ -3,7 +3,7 @@
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,16 +12,19 @@ from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgres
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.responses.protocol import ResponseRequest
+from enginehouse.server.api.responses.tools import Offered, Toolset, free_input
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.errors import describe
 from enginehouse.server.exchange import Answer
 
 Fields = dict[str, Any]
+NO_TOOLS = Toolset()
+Functions = Mapping[str, Offered]  # by their names
 # Of the codes that OpenAI's schema has for a failed response.
 FAILURES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
-def draft(request: ResponseRequest, id: str, created: int) -> Fields:
+def draft(request: ResponseRequest, id: str, created: int, tools: Toolset = NO_TOOLS) -> Fields:
     """An empty response."""
     return {
         "id": id,
@@ -31,15 +34,20 @@ def draft(request: ResponseRequest, id: str, created: int) -> Fields:
         "status": "in_progress",
         "background": False,
         "error": None,
+        "frequency_penalty": request.frequency_penalty,
         "incomplete_details": None,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
         "metadata": request.metadata,
         "model": request.model,
         "output": [],
         "parallel_tool_calls": request.parallel_tool_calls,
+        "presence_penalty": request.presence_penalty,
         "previous_response_id": request.previous_response_id,
+        "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": request.reasoning.effort, "summary": None},
+        "safety_identifier": request.safety_identifier,
         "service_tier": "default",
         "store": request.store,
         "temperature": request.temperature,
@@ -47,7 +55,7 @@ def draft(request: ResponseRequest, id: str, created: int) -> Fields:
         "tool_choice": request.tool_choice
         if isinstance(request.tool_choice, str)
         else msgspec.to_builtins(request.tool_choice),
-        "tools": [msgspec.to_builtins(tool) for tool in request.tools],
+        "tools": tools.sent,
         "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
         "truncation": "disabled",
@@ -56,34 +64,33 @@ def draft(request: ResponseRequest, id: str, created: int) -> Fields:
 
 
 def text_fields(request: ResponseRequest) -> Fields:
-    return {"format": msgspec.to_builtins(request.text.format), "verbosity": "medium"}
+    return {"format": msgspec.to_builtins(request.text.format), "verbosity": request.text.verbosity or "medium"}
 
 
-def finished(draft: Fields, blocks: list[Block], done: Done) -> Fields:
+def finished(draft: Fields, blocks: list[Block], done: Done, offered: Functions) -> Fields:
     cut = done.finish_reason == "length"
     return draft | {
         "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "completed_at": None if cut else int(time.time()),
-        "output": [item(block) for block in blocks],
+        "output": [item(block, offered) for block in blocks],
         "usage": usage_fields(done.usage),
     }
 
 
-def failed(draft: Fields, blocks: list[Block], error: Exception) -> Fields:
+def failed(draft: Fields, blocks: list[Block], error: Exception, offered: Functions) -> Fields:
     """It is not stored: nothing can go on from it."""
     status, body, _ = describe(error)
     failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
-    output = [item(block, "incomplete") for block in blocks]
+    output = [item(block, offered, "incomplete") for block in blocks]
     return draft | {"status": "failed", "store": False, "error": failure, "output": output}
 
 
-def item(block: Block, status: str = "") -> Fields:
+def item(block: Block, offered: Functions, status: str = "") -> Fields:
     status = status or ("incomplete" if block.cut else "completed")
     match block.kind:
         case "call":
-            call = {"call_id": f"call_{block.id}", "name": block.name, "arguments": block.text}
-            return {"id": item_id(block), "type": "function_call", "status": status} | call
+            return call_item(block, offered.get(block.name), status)
         case "thought":
             return {
                 "id": item_id(block),
@@ -95,6 +102,21 @@ def item(block: Block, status: str = "") -> Fields:
         case "text":
             message = {"role": "assistant", "content": [part(block)]}
             return {"id": item_id(block), "type": "message", "status": status} | message
+
+
+def call_item(block: Block, called: Offered | None, status: str) -> Fields:
+    """By the tool's name as the client has it."""
+    free = called is not None and called.free
+    fields = {
+        "id": item_id(block),
+        "type": "custom_tool_call" if free else "function_call",
+        "status": status,
+        "call_id": f"call_{block.id}",
+        "name": called.name if called else block.name,
+    }
+    if called and called.namespace:
+        fields["namespace"] = called.namespace
+    return fields | ({"input": free_input(block.text)} if free else {"arguments": block.text})
 
 
 def item_id(block: Block) -> str:
@@ -125,9 +147,12 @@ def usage_fields(usage: Usage) -> Fields:
 class ResponseRenderer:
     """`save` stores a response, if it is to be, and gives it back as it is shown."""
 
-    def __init__(self, request: ResponseRequest, save: Callable[[Fields], Awaitable[Fields]]) -> None:
+    def __init__(
+        self, request: ResponseRequest, save: Callable[[Fields], Awaitable[Fields]], tools: Toolset = NO_TOOLS
+    ) -> None:
         self.id = f"resp_{secrets.token_hex(16)}"
-        self._draft, self._save = draft(request, self.id, int(time.time())), save
+        self._draft, self._save = draft(request, self.id, int(time.time()), tools), save
+        self._offered = tools.offered
         self._numbers = itertools.count()
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
@@ -155,19 +180,18 @@ class ResponseRenderer:
 
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         (answer,) = answers
-        return self._event("response.failed", response=failed(self._draft, answer.content.blocks, error))
+        return self._event("response.failed", response=failed(self._draft, answer.content.blocks, error, self._offered))
 
     async def _finished(self, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
-        return await self._save(finished(self._draft, answer.content.blocks, answer.done))
+        return await self._save(finished(self._draft, answer.content.blocks, answer.done, self._offered))
 
     def _opened(self, block: Block) -> bytes:
         """As it was when it opened: it may have grown since."""
-        empty: Fields = {"arguments": ""} if block.kind == "call" else {"content": []}
-        added = self._event(
-            "response.output_item.added", output_index=block.index, item=item(block, "in_progress") | empty
-        )
+        begun = item(block, self._offered, "in_progress")
+        empty: Fields = {key: type(begun[key])() for key in ("arguments", "input", "content") if key in begun}
+        added = self._event("response.output_item.added", output_index=block.index, item=begun | empty)
         if block.kind == "call":
             return added
         blank = {"text": ""} if block.kind == "thought" else {"text": "", "logprobs": []}
@@ -175,6 +199,8 @@ class ResponseRenderer:
 
     def _grew(self, block: Block, piece: str, logprobs: Sequence[Logprob]) -> bytes:
         match block.kind:
+            case "call" if self._free(block):
+                return b""  # its text is known when its last quote is
             case "call":
                 return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
             case "thought":
@@ -184,21 +210,30 @@ class ResponseRenderer:
                 return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
 
     def _closed(self, block: Block) -> bytes:
-        whole = item(block)
+        whole = item(block, self._offered)
         ended = self._ended(block)
         return ended + self._event("response.output_item.done", output_index=block.index, item=whole)
 
     def _ended(self, block: Block) -> bytes:
         where, text = place(block), block.text
         match block.kind:
+            case "call" if self._free(block):
+                free, kind = free_input(text), "response.custom_tool_call_input"
+                return self._event(f"{kind}.delta", **where, delta=free) + self._event(
+                    f"{kind}.done", **where, input=free
+                )
             case "call":
-                named = {"name": block.name, "arguments": text}
+                called = self._offered.get(block.name)
+                named = {"name": called.name if called else block.name, "arguments": text}
                 return self._event("response.function_call_arguments.done", **where, **named)
             case "thought":
                 done = self._event("response.reasoning_text.done", **where, text=text)
             case "text":
                 done = self._event("response.output_text.done", **where, text=text, logprobs=scored(block.logprobs))
         return done + self._event("response.content_part.done", **where, part=part(block))
+
+    def _free(self, block: Block) -> bool:
+        return block.name in self._offered and self._offered[block.name].free
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         return sse.event(kind, {"sequence_number": next(self._numbers), **fields})

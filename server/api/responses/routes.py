@@ -13,6 +13,7 @@ from enginehouse.server import body
 from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
+from enginehouse.server.api.responses.tools import toolset
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
@@ -21,12 +22,12 @@ from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 
 log = logging.getLogger("enginehouse.server")
+LEFT_OUT = "x-enginehouse-tools-left-out"
 # What this dialect calls the fields that engines refuse.
 PARAMS = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "response_format": "text.format",
-    "reasoning_effort": "reasoning.effort",
 }
 
 
@@ -39,10 +40,15 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     asked = await body.read_as(request, protocol.read)
     history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
     given = await given_items(state.responses, owner_of(request), asked.input)
-    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given))
-    job = protocol.to_job(asked, history, given, renderer.id)
+    tools = toolset(asked.tools, [*history, *given])
+    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
+    job = protocol.to_job(asked, history, given, renderer.id, tools)
     with body.fields_named(PARAMS):
-        return await answer(request, [job], renderer)
+        response = await answer(request, [job], renderer)
+    if tools.left_out:
+        response.headers[LEFT_OUT] = ", ".join(tools.left_out)
+        log.info("%s: tools that do not run here are left out: %s", job.id, response.headers[LEFT_OUT])
+    return response
 
 
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))

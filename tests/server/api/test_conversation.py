@@ -58,6 +58,12 @@ def test_a_tools_result_belongs_to_an_earlier_call() -> None:
         assert str(refused.value.param).endswith(".tool_call_id")
 
 
+def test_a_user_who_says_nothing_is_refused_by_name() -> None:
+    with pytest.raises(Refused, match="says nothing") as refused:
+        chat_of(USER, {"role": "user", "content": []})
+    assert refused.value.param == "messages[1].content"
+
+
 def test_a_refusal_that_is_sent_back_is_what_the_assistant_said() -> None:
     refused = {"role": "assistant", "content": None, "refusal": "I cannot."}
     assert chat_of(USER, refused, USER)[1] == {"role": "assistant", "content": "I cannot."}

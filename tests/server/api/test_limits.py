@@ -49,6 +49,16 @@ def ask_ollama(change: dict[str, Any]) -> None:
     ollama.chat_job(asked, ollama_options.read(asked.options), "id", "m")
 
 
+def bringing(*tools: dict[str, Any]) -> dict[str, Any]:
+    """An input whose items bring a tool each."""
+    items = [{"type": "additional_tools", "role": "developer", "tools": [one]} for one in tools]
+    return {"input": [*items, SAID]}
+
+
+def custom(number: int, about: str = "") -> dict[str, Any]:
+    return {"type": "custom", "name": f"f{number}", "description": about}
+
+
 def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
 
@@ -58,6 +68,8 @@ PARAMETERS, SCHEMA = "tools[0].function.parameters", "response_format.json_schem
 BOUNDS: list[tuple[Any, Any, int, str]] = [
     (ask_chat, lambda n: {"messages": [SAID] * n}, limits.MESSAGES, "messages"),
     (ask_chat, lambda n: {"tools": [tool(number) for number in range(n)]}, limits.TOOLS, "tools"),
+    (ask_response, lambda n: bringing(*(custom(number) for number in range(n))), limits.TOOLS, "tools"),
+    (ask_response, lambda n: bringing(custom(0, "a" * (n - len('[{"type":"custom","name":"f0","description":""}]')))), limits.TOOLS_BYTES, "input[0].tools"),  # noqa: E501
     (ask_chat, lambda n: {"stop": ["a"] * n}, limits.STOPS, "stop"),
     (ask_chat, lambda n: {"stop": "a" * n}, limits.STOP_LETTERS, "stop"),
     (ask_chat, lambda n: {"stop": ["a" * n]}, limits.STOP_LETTERS, "stop[0]"),

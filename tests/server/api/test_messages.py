@@ -28,6 +28,7 @@ TOOLS: list[Any] = [
         "cache_control": {"type": "ephemeral"},
     }
 ]
+VERSION = {"anthropic-version": "2023-06-01"}
 THINKING: Any = {"type": "enabled", "budget_tokens": 1024}
 
 
@@ -286,8 +287,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "bob", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user", "content": []}]}, "'messages' says nothing"),
-    (turn({"type": "image", "source": {}}), "'image'"),
-    (turn({"type": "document", "source": {}}), "'document'"),
+    (turn({"type": "image", "source": {}}), "'messages[0].content[0]': content of type 'image' is not supported here"),
+    (turn({"type": "document", "source": {}}), "content of type 'document' is not supported here"),
+    (turn({"type": "tool_result", "tool_use_id": "x", "content": [{"type": "search_result"}]}), "'search_result'"),
     (turn({"type": "tool_result", "tool_use_id": "x", "content": "a"}), "'x'"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "'web_search_20250305'"),
     ({"tools": [{"name": "f", "input_schema": {}}] * 2}, "two tools are named 'f'"),
@@ -324,6 +326,69 @@ def test_failures_have_anthropics_shape_here_and_openais_elsewhere(house: Served
     assert (large.status_code, large.json()["error"]["type"]) == (413, "request_too_large")
     assert httpx.post(f"{house.root}/v1/messages", content=b"{}").json()["type"] == "error"
     assert "param" in post(house, "/v1/chat/completions", temprature=1).json()["error"]
+
+
+def test_models_are_listed_as_anthropics_client_reads_them_page_by_page(
+    house: Served, client: anthropic.Anthropic
+) -> None:
+    names = [model.id for model in house.client.models.list()]
+    strict = anthropic.Anthropic(base_url=house.root, api_key="none", max_retries=0, _strict_response_validation=True)
+    assert [model.id for model in strict.models.list()] == names
+    assert [model.id for model in strict.models.list(limit=1)] == names  # it asks for the next page by itself
+    page = strict.models.list(limit=2, after_id=names[0])
+    assert ([model.id for model in page.data], page.has_more, page.last_id) == (names[1:3], True, names[2])
+    before = strict.models.list(limit=1, before_id=names[2])
+    assert (before.data[0].id, before.has_more, before.first_id) == (names[1], True, names[1])
+    one = strict.models.retrieve("gpt-4o-mini")
+    assert (one.type, one.id, one.display_name, one.created_at.year > 2025) == ("model", "pocket", "pocket", True)
+    assert "object" in httpx.get(f"{house.root}/v1/models/pocket").json()
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ({"limit": 0}, "'limit' goes from 1"),
+        ({"after_id": "nobody"}, "no model 'nobody'"),
+        ({"before_id": "echo", "after_id": "echo"}, "send one"),
+    ],
+)
+def test_a_page_that_is_none_is_refused_by_name(house: Served, query: dict[str, Any], words: str) -> None:
+    reply = httpx.get(f"{house.root}/v1/models", params=query, headers=VERSION)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], words in error["message"]) == (400, "invalid_request_error", True)
+
+
+def test_what_anthropics_clients_ask_elsewhere_fails_in_its_shape_too(
+    house: Served, client: anthropic.Anthropic
+) -> None:
+    reply = httpx.post(f"{house.root}/v1/messages/batches", json={}, headers=VERSION)
+    assert (reply.status_code, reply.json()["type"]) == (404, "error")
+    assert reply.json()["error"] == {
+        "type": "not_found_error",
+        "message": "there is no POST /v1/messages/batches here",
+    }
+    assert "param" in httpx.post(f"{house.root}/v1/nothing", json={}).json()["error"]
+    with pytest.raises(anthropic.NotFoundError, match="nobody"):
+        client.models.retrieve("nobody")
+
+
+def test_a_thought_and_tools_count_in_what_is_counted(client: anthropic.Anthropic) -> None:
+    said: Any = [
+        {"role": "user", "content": OSLO},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "I look it up.", "signature": "x"},
+                {"type": "tool_use", "id": "t1", "name": "get_weather", "input": {"city": "Oslo"}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "sunny"}]},
+    ]
+    count = client.messages.count_tokens
+    used = ask(client, said, tools=TOOLS).usage
+    assert count(model="pocket", messages=said, tools=TOOLS).input_tokens == (
+        used.input_tokens + used.cache_read_input_tokens
+    )
 
 
 def test_fields_that_steer_nothing_here_are_accepted(house: Served) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,61 @@ def test_a_choice_of_tools_reaches_the_model(house: Served) -> None:
     assert ([tool["function"]["name"] for tool in some.tools], some.call_required) == (["f"], True)
 
 
+def test_a_custom_tool_takes_text_that_matches_its_regex_where_the_engine_enforces_it(house: Served) -> None:
+    """No model would say this by itself."""
+    form = {"type": "grammar", "syntax": "regex", "definition": '[0-9]{4}"\n[a-c]+ end'}
+    tool = {"type": "custom", "name": "note", "description": "Writes a note.", "format": form}
+    reply = ask(house, OSLO, tools=[tool], tool_choice={"type": "custom", "name": "note"}, max_output_tokens=100)
+    (call,) = reply.output
+    assert (call.type, call.name) == ("custom_tool_call", "note")
+    assert re.fullmatch('[0-9]{4}"\n[a-c]+ end', call.input)
+
+
+def test_a_lark_grammar_is_told_to_the_model_in_words() -> None:
+    form = {"type": "grammar", "syntax": "lark", "definition": "start: /x+/"}
+    tools = [{"type": "custom", "name": "note", "format": form}, {"type": "custom", "name": "free"}]
+    asked = protocol.read(json.dumps({"model": "m", "input": "a", "tools": tools}).encode())
+    prompt: Any = protocol.to_job(asked, [], protocol.items_of("a"), "id").prompt
+    note, free = (tool["function"]["parameters"]["properties"]["input"] for tool in prompt.tools)
+    assert note["description"].endswith("It must match this lark grammar:\nstart: /x+/")
+    assert "grammar" not in free["description"]
+
+
+def test_a_later_item_may_bring_a_tool_again(house: Served) -> None:
+    def bringing(about: str) -> dict[str, Any]:
+        return {"type": "additional_tools", "role": "developer", "tools": [TOOLS[0] | {"description": about}]}
+
+    asked = protocol.read(json.dumps({"model": "m", "input": []}).encode())
+    items = protocol.items_of([bringing("old"), {"role": "user", "content": "a"}, bringing("new")])
+    prompt: Any = protocol.to_job(asked, [], items, "id").prompt
+    assert [tool["function"]["description"] for tool in prompt.tools] == ["new"]
+
+
+def test_penalties_reach_the_engine_and_the_response_shows_them(house: Served) -> None:
+    whole = ask(house, "Count from 1 to 20.", extra_body={"presence_penalty": 2, "frequency_penalty": 2})
+    plain = ask(house, "Count from 1 to 20.")
+    assert whole.output_text != plain.output_text
+    shown = whole.to_dict()
+    assert (shown["presence_penalty"], shown["frequency_penalty"]) == (2.0, 2.0)
+
+
+def test_a_response_has_the_fields_that_open_responses_wants_also_in_events(house: Served) -> None:
+    wanted = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tool_calls": None, "safety_identifier": None}
+    wanted["prompt_cache_key"] = None
+    sent = {"max_tool_calls": 3, "safety_identifier": "me", "prompt_cache_key": "k", "text": {"verbosity": "low"}}
+    for given, expected in (({}, wanted), (sent, wanted | sent)):
+        shown = post(house, **given).json()
+        assert {key: shown[key] for key in wanted} == {key: expected[key] for key in wanted}
+        for line in post(house, stream=True, **given).text.splitlines():
+            if line.startswith("data: {") and "response" in (event := json.loads(line[6:])):
+                assert {key: event["response"][key] for key in wanted} == {key: expected[key] for key in wanted}
+    assert shown["text"]["verbosity"] == "low"
+
+
+def test_an_effort_is_a_hint_where_the_template_has_no_switch(house: Served) -> None:
+    assert ask(house, model="echo", reasoning={"effort": "medium", "context": "all_turns"}).output_text == FRANCE
+
+
 # --- stored responses ---
 
 
@@ -288,12 +344,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"temperature": 3}, "temperature", "<= 2"),
     ({"top_logprobs": 21}, "top_logprobs", "<= 20"),
     ({"include": ["file_search_call.results"]}, "include[0]", "file_search_call.results"),
-    ({"text": {"verbosity": "high"}}, "text.verbosity", "'high'"),
+    ({"text": {"verbosity": "highest"}}, "text.verbosity", "'highest'"),
+    ({"reasoning": {"context": "some"}}, "reasoning.context", "'some'"),
+    ({"presence_penalty": 3}, "presence_penalty", "<= 2"),
+    ({"frequency_penalty": 1}, "frequency_penalty", "not honoured"),
     ({"text": {"format": {"type": "xml"}}}, "text.format.type", "'xml'"),
     ({"reasoning": {"mode": "pro"}}, "reasoning.mode", "'pro'"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0]", "'web_search'"),
-    ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0]", "'file_search'"),
-    ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0]", "'mcp'"),
+    ({"tools": [{"type": "telepathy"}]}, "tools[0].type", "'telepathy'"),
+    ({"tools": [{"type": []}]}, "tools[0]", "expected `str`"),
+    ({"tools": [{}]}, "tools[0]", "type"),
+    ({"tools": [{"type": "namespace", "name": "n" * 60, "tools": [{"type": "custom", "name": "long"}]}]}, "", "regex"),
+    ({"tools": [{"type": "custom", "name": "f", "format": {"type": "text", "x": 1}}]}, "tools[0].format.x", "unknown"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]}, "tools[0].tools[0].type", "'mcp'"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", "none"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice", "web_search"),
+    ({"input": [{"type": "additional_tools", "tools": [1]}]}, "input[0].tools", "objects"),
+    ({"input": [{"type": "additional_tools", "tools": [{"type": "custom"}]}]}, "input[0].tools[0].name", "missing"),
+    ({"input": [{"type": "custom_tool_call_output", "call_id": "x", "output": "a"}]}, "input[0].call_id", "'x'"),
+    ({"input": [{"type": "custom_tool_call", "call_id": "x", "name": "f"}]}, "input[0].input", "missing"),
     ({"tools": [{"type": "function", "name": "f", "parameters": {}}] * 2}, "tools[1].function.name", "two tools"),
     ({"tool_choice": "required"}, "tool_choice", "none"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice", "'f'"),
@@ -339,7 +407,8 @@ def test_every_field_of_openais_schema_is_honoured_neutral_or_ignored() -> None:
     known = {field.name for field in msgspec.structs.fields(ResponseRequest)}
     known |= protocol.IGNORED | protocol.NEUTRAL.keys()
     fields = set(response_create_params.ResponseCreateParamsBase.__annotations__) | {"stream"}
-    assert fields == known
+    elsewhere = {"presence_penalty", "frequency_penalty", "client_metadata"}  # in Open Responses' schema, and Codex's
+    assert fields | elsewhere == known
 
 
 def test_a_model_that_is_not_there_and_a_prompt_too_long_are_told_as_in_chat(house: Served) -> None:

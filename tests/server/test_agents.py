@@ -1,0 +1,195 @@
+"""What coding agents send, as recorded of the clients in the versions that each file names (long texts cut short, ids
+replaced), is answered in the dialect that they read. And a whole turn with `echo`, which calls what it is told to."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from tests.serving import Served, serve
+
+RECORDED = {
+    path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "fixtures/agents").iterdir())
+}
+MODELS = {"echo": {"source": "builtin:echo", "context": 100_000}}  # a model of any engine, with the room for it
+LEFT_OUT = "x-enginehouse-tools-left-out"
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serve(tmp_path_factory.mktemp("agents"), MODELS) as served:
+        yield served
+
+
+def post(served: Served, name: str, **change: Any) -> httpx.Response:
+    recorded = RECORDED[name]
+    body = recorded["body"] | change
+    return httpx.post(served.root + recorded["path"], json=body, headers=recorded["headers"], timeout=120)
+
+
+def events(reply: httpx.Response) -> list[dict[str, Any]]:
+    data = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(one) for one in data if one != "[DONE]"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_an_agent_sends_is_answered_in_its_dialect(agents: Served, name: str, model: str) -> None:
+    reply = post(agents, name, model=model, stream=True)
+    assert reply.status_code == 200, reply.text
+    streamed, whole = events(reply), post(agents, name, model=model, stream=False, stream_options=None).json()
+    match RECORDED[name]["path"].partition("?")[0]:
+        case "/v1/responses":
+            assert streamed[-1]["type"] == "response.completed"
+            assert whole["output"]
+        case "/v1/messages":
+            assert streamed[-1]["type"] == "message_stop"
+            assert whole["content"]
+        case "/v1/chat/completions":
+            ends = {choice["finish_reason"] for chunk in streamed for choice in chunk["choices"]} - {None}
+            assert ends | {whole["choices"][0]["finish_reason"]} <= {"stop", "tool_calls"}
+            assert ends
+
+
+@pytest.mark.parametrize("name", ["codex-first", "codex-custom", "claude-code-first", "claude-code-result"])
+def test_the_tokens_of_what_an_agent_sends_are_counted(agents: Served, name: str) -> None:
+    recorded = RECORDED[name]
+    body = {key: value for key, value in recorded["body"].items() if key not in ("stream", "stream_options")}
+    path = recorded["path"].partition("?")[0]
+    if path == "/v1/messages":
+        counted = {"model", "messages", "system", "tools", "tool_choice", "thinking", "output_config"}
+        path, body = f"{path}/count_tokens", {key: value for key, value in body.items() if key in counted}
+    else:
+        path = f"{path}/input_tokens"
+    reply = httpx.post(agents.root + path, json=body, headers=recorded["headers"])
+    assert (reply.status_code, reply.json().get("input_tokens", 0) > 0) == (200, True), reply.text
+
+
+def answer(reply: httpx.Response) -> str:
+    """The text of an answer of /v1/responses or /v1/messages, whole."""
+    body = reply.json()
+    parts = body.get("content") or [part for item in body["output"] for part in item.get("content", [])]
+    return "".join(part.get("text", "") for part in parts)
+
+
+def test_an_image_in_a_tools_result_is_named_and_the_session_goes_on(agents: Served) -> None:
+    for name in ("claude-code-image", "codex-image"):
+        assert answer(post(agents, name, stream=False)) == (
+            "[an image stood here, and is left out: this model reads text alone]"
+        )
+
+
+def test_a_tool_that_was_found_is_named_and_so_is_one_that_is_gone(agents: Served) -> None:
+    tools = RECORDED["claude-code-tool-search"]["body"]["tools"]
+    assert answer(post(agents, "claude-code-tool-search", stream=False)) == "found the tool 'WebFetch'"
+    gone = [tool for tool in tools if tool["name"] != "WebFetch"]
+    assert "'WebFetch', which is not" in answer(post(agents, "claude-code-tool-search", stream=False, tools=gone))
+
+
+def test_hosted_tools_that_are_merely_offered_are_left_out_and_named(agents: Served) -> None:
+    reply = post(agents, "codex-custom", stream=False)
+    assert reply.headers[LEFT_OUT] == "tool_search, web_search"
+    assert not {"tool_search", "web_search"} & {tool["type"] for tool in reply.json()["tools"]}
+    agents.wait_for("tools that do not run here are left out: tool_search, web_search")
+    assert post(agents, "codex-first").headers[LEFT_OUT] == "web_search"
+    assert LEFT_OUT not in post(agents, "codex-namespaces").headers
+    forced = post(agents, "codex-first", tool_choice={"type": "web_search"})
+    assert (forced.status_code, "web_search" in forced.json()["error"]["message"]) == (400, True)
+
+
+# --- whole turns ---
+
+
+def call(name: str, **arguments: Any) -> str:
+    """What makes echo call a function."""
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+PATCH = '*** Begin Patch\n*** Add File: "a".txt\n+hi\n*** End Patch\n'
+NAMESPACE: Any = {
+    "type": "namespace",
+    "name": "crew",
+    "description": "Agents.",
+    "tools": [
+        {"type": "function", "name": "close", "parameters": {"type": "object", "properties": {}}},
+        {"type": "custom", "name": "order"},
+    ],
+}
+CUSTOM: Any = {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}}  # fmt: skip  # noqa: E501
+CALLS: list[tuple[Any, str, dict[str, Any]]] = [
+    (NAMESPACE, call("crew__close"), {"type": "function_call", "name": "close", "namespace": "crew"}),
+    (NAMESPACE, call("crew__order", input="go"), {"type": "custom_tool_call", "name": "order", "namespace": "crew", "input": "go"}),  # noqa: E501
+    (NAMESPACE | {"name": "functions"}, call("close"), {"type": "function_call", "name": "close", "namespace": "functions"}),  # noqa: E501
+    (NAMESPACE | {"name": "mcp__git__"}, call("mcp__git__close"), {"name": "close", "namespace": "mcp__git__"}),
+    (CUSTOM, call("apply_patch", input=PATCH), {"type": "custom_tool_call", "name": "apply_patch", "input": PATCH}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tool", "said", "expected"), CALLS)
+@pytest.mark.parametrize("brought", [False, True], ids=["tools", "additional_tools"])
+def test_a_tool_of_codex_is_called_by_the_name_it_has_there(
+    agents: Served, tool: Any, said: str, expected: dict[str, Any], brought: bool
+) -> None:
+    asked: list[Any] = [{"role": "user", "content": said}]
+    bringing = {"type": "additional_tools", "role": "developer", "tools": [tool]}
+    given: Any = {"input": [bringing, *asked]} if brought else {"input": asked, "tools": [tool]}
+    with agents.client.responses.stream(model="echo", store=False, **given) as stream:
+        seen = list(stream)
+    (called,) = seen[-1].response.output  # type: ignore[union-attr]
+    shown = called.to_dict()
+    assert shown == shown | expected
+    kinds = [event.type for event in seen]
+    kind = "custom_tool_call_input" if called.type == "custom_tool_call" else "function_call_arguments"
+    assert f"response.{kind}.done" in kinds
+    create: Any = agents.client.responses.create
+    whole = create(model="echo", store=False, **given).output[0].to_dict()
+    assert whole == whole | expected
+
+    result = {"type": f"{called.type}_output", "call_id": whole["call_id"], "output": "it is done"}
+    then = create(model="echo", **given | {"input": [*given["input"], whole, result]})
+    assert then.output_text == "it is done"
+
+
+def test_a_chosen_custom_tool_or_one_of_a_namespace_is_the_one_that_is_shown(agents: Served) -> None:
+    asked: Any = {"model": "echo", "input": call("crew__close"), "tools": [NAMESPACE, CUSTOM]}
+    create: Any = agents.client.responses.create
+    assert create(**asked, tool_choice={"type": "function", "name": "close"}).output[0].type == "function_call"
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "custom", "name": "order"}]}
+    assert create(**asked, tool_choice=allowed).status == "completed"
+    with pytest.raises(openai.BadRequestError, match="'x'; 'tools' has: crew__close, crew__order, apply_patch"):
+        create(**asked, tool_choice={"type": "custom", "name": "x"})
+
+
+def test_claude_codes_turn_is_a_call_its_result_and_an_answer(agents: Served) -> None:
+    client = anthropic.Anthropic(base_url=agents.root, api_key="none", max_retries=0)
+    tools: Any = [{"name": "Bash", "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}}}]
+    said: list[Any] = [
+        {"role": "user", "content": f"run it {call('Bash', command='ls')}"},
+        {"role": "system", "content": "Today is Friday."},
+    ]
+    first = client.messages.create(model="echo", max_tokens=500, messages=said, tools=tools)
+    text, use = first.content
+    assert (text.type, use.type, first.stop_reason) == ("text", "tool_use", "tool_use")
+    assert (use.name, use.input) == ("Bash", {"command": "ls"})  # type: ignore[union-attr]
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "a.txt"}  # type: ignore[union-attr]
+    said += [first.to_param(), {"role": "user", "content": [result]}]
+    last = client.messages.create(model="echo", max_tokens=500, messages=said, tools=tools)
+    assert [(block.type, block.text) for block in last.content] == [("text", "a.txt")]  # type: ignore[union-attr]
+    counted = client.messages.count_tokens(model="echo", messages=said, tools=tools)
+    assert counted.input_tokens == len("a.txt")
+
+
+def test_a_chat_calls_the_tool_that_its_last_message_names(agents: Served) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "bash"}}]
+    said: Any = [{"role": "user", "content": call("bash", command="ls")}]
+    create = agents.client.chat.completions.create
+    (choice,) = create(model="echo", messages=said, tools=tools).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls
+    assert (choice.message.tool_calls[0].function.arguments) == '{"command": "ls"}'  # type: ignore[union-attr]
+    assert create(model="echo", messages=said).choices[0].message.content == said[0]["content"]
