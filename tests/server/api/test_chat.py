@@ -296,7 +296,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n"),
     ({"n": 129}, "n"),
     ({"n": 1.5}, "n"),
-    ({"store": True}, "store"),
     ({"store": 1}, "store"),
     ({"verbosity": "high"}, "verbosity"),
     ({"reasoning_effort": "much"}, "reasoning_effort"),

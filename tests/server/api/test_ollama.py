@@ -373,13 +373,13 @@ def test_a_model_answers_to_its_name_its_aliases_and_latest(client: httpx.Client
 
 def test_every_model_of_the_config_is_listed_with_what_is_known(client: httpx.Client) -> None:
     models = {model["name"]: model for model in client.get("/api/tags").json()["models"]}
-    assert models.keys() == {"pocket:latest", "pocket-f32:latest", "pocket-int4:latest", "echo:latest"}
+    assert models.keys() == {f"{name}:latest" for name in ("pocket", "pocket-f32", "pocket-int4", "echo", "agent")}
     assert len({model["digest"] for model in models.values()}) == len(models)
     pocket = models["pocket:latest"]
     assert pocket["size"] > 10_000_000
     assert (pocket["details"]["family"], pocket["details"]["parameter_size"]) == ("qwen3", "5.77M")
     assert models["pocket-f32:latest"]["details"]["quantization_level"] == "F32"
-    assert models["echo:latest"]["capabilities"] == ["completion"]
+    assert models["echo:latest"]["capabilities"] == ["completion", "tools"]
     shown = client.post("/api/show", json={"name": "pocket"}).json()
     assert shown["capabilities"] == pocket["capabilities"] == ["completion", "tools", "thinking", "embedding"]
     assert shown["model_info"]["qwen3.context_length"] == 4096
