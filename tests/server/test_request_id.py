@@ -65,7 +65,7 @@ def test_a_connection_goes_on_after_head(house: Served) -> None:
 
 
 def test_head_of_what_is_only_posted_is_refused(house: Served) -> None:
-    assert httpx.head(f"{house.root}/v1/chat/completions").status_code == 405
+    assert httpx.head(f"{house.root}/v1/embeddings").status_code == 405
 
 
 @pytest.mark.parametrize(

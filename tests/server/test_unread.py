@@ -65,6 +65,8 @@ def wait_until_none_is_under_way(served: Served) -> None:
 def test_an_answer_that_nobody_reads_holds_its_place_until_the_engine_has_made_it(tmp_path: Path) -> None:
     with serve(tmp_path, ECHO, max_queue=1) as served:
         with unread(served, LONG, stream=True) as first, unread(served, LONG, stream=True) as second:
+            for connection in (first, second):
+                assert connection.recv(1, socket.MSG_PEEK)  # it is admitted
             wait_until_none_is_under_way(served)
             assert ask(served).status_code == 200
             served.wait_for("unloading 'echo'", SECONDS)

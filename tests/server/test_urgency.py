@@ -90,7 +90,7 @@ def test_a_header_that_means_nothing_is_refused_by_name(served: Served, route: s
 @pytest.mark.parametrize("named", [{"headers": {"x-priority": "batch"}}, {"key": "agent"}])
 def test_a_person_is_answered_while_a_batch_waits_for_the_same_slot(served: Served, named: dict[str, Any]) -> None:
     with streaming(served, n=2, **ENDLESS, **named):
-        answer = ask(served)
+        answer = ask(served, temperature=0)
         assert under_way(served) == 2
     assert "Paris" in answer.json()["choices"][0]["message"]["content"]
     wait_until_nothing_is(served)
