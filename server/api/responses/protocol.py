@@ -10,13 +10,13 @@ from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sa
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation, missing
+from enginehouse.server.api.responses.custom_input import free_arguments
 from enginehouse.server.api.responses.tools import (
     AllowedChoice,
     CustomChoice,
     FunctionChoice,
     ToolChoice,
     Toolset,
-    free_arguments,
     function_name,
     toolset,
 )

@@ -11,8 +11,9 @@ import msgspec
 from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
+from enginehouse.server.api.responses.custom_input import CustomInput, free_input
 from enginehouse.server.api.responses.protocol import ResponseRequest
-from enginehouse.server.api.responses.tools import Offered, Toolset, free_input
+from enginehouse.server.api.responses.tools import Offered, Toolset
 from enginehouse.server.api.sealed import sealed
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.errors import describe
@@ -153,6 +154,7 @@ class ResponseRenderer:
         self.id = f"resp_{secrets.token_hex(16)}"
         self._draft, self._save = draft(request, self.id, int(time.time()), tools), save
         self._offered, self._seals = tools.offered, "reasoning.encrypted_content" in request.include
+        self._texts: dict[str, CustomInput] = {}  # of custom tools' calls, by block
         self._numbers = itertools.count()
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
@@ -208,7 +210,8 @@ class ResponseRenderer:
     def _grew(self, block: Block, piece: str, logprobs: Sequence[Logprob]) -> bytes:
         match block.kind:
             case "call" if self._free(block):
-                return b""  # its text is known when its last quote is
+                text = self._texts.setdefault(block.id, CustomInput()).feed(piece)
+                return self._event("response.custom_tool_call_input.delta", **place(block), delta=text) if text else b""
             case "call":
                 return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
             case "thought":
@@ -227,9 +230,9 @@ class ResponseRenderer:
         match block.kind:
             case "call" if self._free(block):
                 free, kind = free_input(text), "response.custom_tool_call_input"
-                return self._event(f"{kind}.delta", **where, delta=free) + self._event(
-                    f"{kind}.done", **where, input=free
-                )
+                shown = self._texts[block.id].letters if block.id in self._texts else 0
+                rest = self._event(f"{kind}.delta", **where, delta=free[shown:]) if free[shown:] else b""
+                return rest + self._event(f"{kind}.done", **where, input=free)
             case "call":
                 called = self._offered.get(block.name)
                 named = {"name": called.name if called else block.name, "arguments": text}
