@@ -10,6 +10,7 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation, missing
 from enginehouse.server.api.sampling import Stops, TopP
+from enginehouse.server.api.sealed import unsealed
 from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
 from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
@@ -37,7 +38,7 @@ class Text(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=T
 
 class Thinking(msgspec.Struct, tag_field="type", tag="thinking", forbid_unknown_fields=True, frozen=True):
     thinking: str
-    signature: Ignored = None
+    signature: str = ""
 
 
 class RedactedThinking(
@@ -252,8 +253,8 @@ def add(talk: Conversation, message: Message, where: str, tools: Collection[str]
         match block:
             case Text():
                 texts.append(block)
-            case Thinking(thought):
-                if thought:
+            case Thinking(thought, signature):
+                if thought := thought or unsealed(signature):
                     talk.think(thought)
             case ToolUse(id, name, arguments):
                 talk.call(id, name, msgspec.json.encode(arguments).decode())

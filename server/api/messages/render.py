@@ -13,13 +13,14 @@ from enginehouse.runtimes.contract import Assigned, Done, PromptProgress, Usage
 from enginehouse.runtimes.errors import TooLong
 from enginehouse.server import errors
 from enginehouse.server.api.messages.protocol import MessageRequest
+from enginehouse.server.api.sealed import sealed
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import event
 
 Fields = dict[str, Any]
 PING_SECONDS = 1.5  # between two
-SIGNATURE = "unsigned"  # nothing here checks it; clients want one to pass back
+SIGNATURE = "unsigned"  # nothing here checks it; clients want one to pass back, and with it a thought they do not see
 KINDS = {
     401: "authentication_error",
     403: "permission_error",
@@ -56,11 +57,16 @@ def finished(draft: Fields, blocks: list[Block], done: Done, max_tokens: int, om
 def whole(block: Block, omit_thinking: bool) -> Fields:
     match block.kind:
         case "thought":
-            return {"type": "thinking", "thinking": "" if omit_thinking else block.text, "signature": SIGNATURE}
+            shown = "" if omit_thinking else block.text
+            return {"type": "thinking", "thinking": shown, "signature": signature(block, omit_thinking)}
         case "text":
             return {"type": "text", "text": block.text, "citations": None}
         case "call":
             return empty(block) | {"input": arguments(block)}
+
+
+def signature(block: Block, omit_thinking: bool) -> str:
+    return sealed(block.text) if omit_thinking else SIGNATURE
 
 
 def empty(block: Block) -> Fields:
@@ -127,7 +133,8 @@ class MessageRenderer:
             case BlockStop(block):
                 signed = b""
                 if block.kind == "thought":
-                    signed = block_delta(block, {"type": "signature_delta", "signature": SIGNATURE})
+                    sign = signature(block, self._omit_thinking)
+                    signed = block_delta(block, {"type": "signature_delta", "signature": sign})
                 return signed + event("content_block_stop", {"index": block.index})
             case Done():
                 fields = {"delta": stop_fields(step, self._max_tokens), "usage": usage_fields(step.usage)}

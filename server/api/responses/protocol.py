@@ -10,13 +10,13 @@ from enginehouse.runtimes.contract import JSON_OBJECT, Chat, Constraint, Job, Sa
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation, missing
+from enginehouse.server.api.responses.custom_input import free_arguments
 from enginehouse.server.api.responses.tools import (
     AllowedChoice,
     CustomChoice,
     FunctionChoice,
     ToolChoice,
     Toolset,
-    free_arguments,
     function_name,
     toolset,
 )
@@ -29,6 +29,7 @@ from enginehouse.server.api.sampling import (
     TopLogprobs,
     TopP,
 )
+from enginehouse.server.api.sealed import unsealed
 from enginehouse.server.api.tools import tool_fields
 from enginehouse.server.body import Count, Ignored, Metadata, check_text, convert, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
@@ -139,7 +140,7 @@ class ToolsItem(Stored, tag="additional_tools", forbid_unknown_fields=True, froz
 class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=True):
     summary: list[Part] = []
     content: list[Part] | None = None
-    encrypted_content: Ignored = None
+    encrypted_content: str | None = None
 
 
 Item = MessageItem | CallItem | ResultItem | CustomCallItem | CustomResultItem | ReasoningItem | ToolsItem
@@ -190,7 +191,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     store: bool = True
     stream: bool = False
     stream_options: StreamOptions | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []  # the latter: no effect
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
     max_output_tokens: Count | None = None
     temperature: Temperature = 1.0
     top_p: TopP = 1.0
@@ -307,8 +308,8 @@ def add(talk: Conversation, item: Item, where: str) -> None:
             talk.call(call_id, function_name(namespace, name), free_arguments(text))
         case ResultItem(call_id, output) | CustomResultItem(call_id, output):
             talk.result(call_id, text_of(output), f"{where}.call_id")
-        case ReasoningItem(summary, content):
-            if thought := text_of(content or summary):
+        case ReasoningItem(summary, content, sealed):
+            if thought := text_of(content or ()) or unsealed(sealed) or text_of(summary):
                 talk.think(thought)
         case ToolsItem():
             pass  # they are among the tools

@@ -11,8 +11,10 @@ import msgspec
 from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgress, Usage
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
+from enginehouse.server.api.responses.custom_input import CustomInput, free_input
 from enginehouse.server.api.responses.protocol import ResponseRequest
-from enginehouse.server.api.responses.tools import Offered, Toolset, free_input
+from enginehouse.server.api.responses.tools import Offered, Toolset
+from enginehouse.server.api.sealed import sealed
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.errors import describe
 from enginehouse.server.exchange import Answer
@@ -67,22 +69,21 @@ def text_fields(request: ResponseRequest) -> Fields:
     return {"format": msgspec.to_builtins(request.text.format), "verbosity": request.text.verbosity or "medium"}
 
 
-def finished(draft: Fields, blocks: list[Block], done: Done, offered: Functions) -> Fields:
+def finished(draft: Fields, output: list[Fields], done: Done) -> Fields:
     cut = done.finish_reason == "length"
     return draft | {
         "status": "incomplete" if cut else "completed",
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
         "completed_at": None if cut else int(time.time()),
-        "output": [item(block, offered) for block in blocks],
+        "output": output,
         "usage": usage_fields(done.usage),
     }
 
 
-def failed(draft: Fields, blocks: list[Block], error: Exception, offered: Functions) -> Fields:
+def failed(draft: Fields, output: list[Fields], error: Exception) -> Fields:
     """It is not stored: nothing can go on from it."""
     status, body, _ = describe(error)
     failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
-    output = [item(block, offered, "incomplete") for block in blocks]
     return draft | {"status": "failed", "store": False, "error": failure, "output": output}
 
 
@@ -152,7 +153,8 @@ class ResponseRenderer:
     ) -> None:
         self.id = f"resp_{secrets.token_hex(16)}"
         self._draft, self._save = draft(request, self.id, int(time.time()), tools), save
-        self._offered = tools.offered
+        self._offered, self._seals = tools.offered, "reasoning.encrypted_content" in request.include
+        self._texts: dict[str, CustomInput] = {}  # of custom tools' calls, by block
         self._numbers = itertools.count()
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
@@ -180,16 +182,24 @@ class ResponseRenderer:
 
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         (answer,) = answers
-        return self._event("response.failed", response=failed(self._draft, answer.content.blocks, error, self._offered))
+        output = [self._item(block, "incomplete") for block in answer.content.blocks]
+        return self._event("response.failed", response=failed(self._draft, output, error))
 
     async def _finished(self, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
-        return await self._save(finished(self._draft, answer.content.blocks, answer.done, self._offered))
+        output = [self._item(block) for block in answer.content.blocks]
+        return await self._save(finished(self._draft, output, answer.done))
+
+    def _item(self, block: Block, status: str = "") -> Fields:
+        """`encrypted_content` is there once the thought is: Codex drops one that it can read, and passes this back."""
+        whole = item(block, self._offered, status)
+        seal = self._seals and block.kind == "thought" and status != "in_progress"
+        return whole | {"encrypted_content": sealed(block.text)} if seal else whole
 
     def _opened(self, block: Block) -> bytes:
         """As it was when it opened: it may have grown since."""
-        begun = item(block, self._offered, "in_progress")
+        begun = self._item(block, "in_progress")
         empty: Fields = {key: type(begun[key])() for key in ("arguments", "input", "content") if key in begun}
         added = self._event("response.output_item.added", output_index=block.index, item=begun | empty)
         if block.kind == "call":
@@ -200,7 +210,8 @@ class ResponseRenderer:
     def _grew(self, block: Block, piece: str, logprobs: Sequence[Logprob]) -> bytes:
         match block.kind:
             case "call" if self._free(block):
-                return b""  # its text is known when its last quote is
+                text = self._texts.setdefault(block.id, CustomInput()).feed(piece)
+                return self._event("response.custom_tool_call_input.delta", **place(block), delta=text) if text else b""
             case "call":
                 return self._event("response.function_call_arguments.delta", **place(block), delta=piece)
             case "thought":
@@ -210,7 +221,7 @@ class ResponseRenderer:
                 return self._event("response.output_text.delta", **place(block), delta=piece, logprobs=shown)
 
     def _closed(self, block: Block) -> bytes:
-        whole = item(block, self._offered)
+        whole = self._item(block)
         ended = self._ended(block)
         return ended + self._event("response.output_item.done", output_index=block.index, item=whole)
 
@@ -219,9 +230,9 @@ class ResponseRenderer:
         match block.kind:
             case "call" if self._free(block):
                 free, kind = free_input(text), "response.custom_tool_call_input"
-                return self._event(f"{kind}.delta", **where, delta=free) + self._event(
-                    f"{kind}.done", **where, input=free
-                )
+                shown = self._texts[block.id].letters if block.id in self._texts else 0
+                rest = self._event(f"{kind}.delta", **where, delta=free[shown:]) if free[shown:] else b""
+                return rest + self._event(f"{kind}.done", **where, input=free)
             case "call":
                 called = self._offered.get(block.name)
                 named = {"name": called.name if called else block.name, "arguments": text}

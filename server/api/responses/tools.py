@@ -100,12 +100,6 @@ class AllowedChoice(msgspec.Struct, tag_field="type", tag="allowed_tools", forbi
 ToolChoice = Literal["auto", "none", "required"] | FunctionChoice | CustomChoice | AllowedChoice
 
 
-class Free(msgspec.Struct, frozen=True):
-    """The arguments of a custom tool's function."""
-
-    input: str
-
-
 class Offered(msgspec.Struct, frozen=True):
     """A function that the model is shown, and what its client calls it."""
 
@@ -230,16 +224,3 @@ def free_tool(name: str, tool: CustomTool) -> Tool:
             text["pattern"] = f"^(?:{tool.format.definition})$"
     schema = {"type": "object", "properties": {"input": text}, "required": ["input"]}
     return function_tool(name, tool.description, schema, None)
-
-
-def free_arguments(text: str) -> str:
-    """A custom call of the history, as the function call that it was to the model."""
-    return msgspec.json.encode({"input": text}).decode()
-
-
-def free_input(arguments: str) -> str:
-    """The text of a custom tool's call. One that is cut off is given as far as it came, in the form it came in."""
-    try:
-        return msgspec.json.decode(arguments, type=Free).input
-    except msgspec.DecodeError:
-        return arguments

@@ -85,3 +85,36 @@ def test_what_a_template_refuses_in_every_form_is_refused_in_its_words() -> None
     refuses = "{{ raise_exception('never') }}"
     with pytest.raises(Refused, match="never"):
         written(refuses, *AGENT)
+
+
+# Mistral's rule: calls and results do not count, so that the assistant must speak after them.
+IN_TURN = (
+    "{% set ns = namespace(at=0) %}{% for m in messages %}"
+    "{% if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}"
+    "{% if (m.role == 'user') != (ns.at % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}"
+    "{% set ns.at = ns.at + 1 %}{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHATML, "<user>hello\n<assistant>\n<tool>1\n<user>and\n<system>today\n<assistant>hi\n<user>now\n"),
+        (FIRST_ONLY, "<user>hello\n<assistant>\n<tool>1\n<user>and\n<user>today\n<assistant>hi\n<user>now\n"),
+        (IN_TURN, "<user>hello\n<assistant>\n<tool>1\n\nand\n<system>today\n<assistant>hi\n<user>now\n"),
+    ],
+    ids=["takes it", "first only", "in turn"],
+)
+def test_what_is_said_behind_a_result_joins_it_where_the_assistant_must_speak(template: str, expected: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    said: list[dict[str, Any]] = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "1"},
+        {"role": "user", "content": "and"},
+        {"role": "system", "content": "today"},
+        {"role": "assistant", "content": "hi"},
+        {"role": "user", "content": "now"},
+    ]
+    facts = Facts(1000, 1, 256, CALLS + template, "", "", "cpu", ())
+    assert render(facts, said, None, {}) == expected

@@ -12,6 +12,7 @@ from enginehouse.server.api.chat import protocol as chat
 from enginehouse.server.api.conversation import Conversation
 from enginehouse.server.api.messages import protocol as messages
 from enginehouse.server.api.responses import protocol as responses
+from enginehouse.server.api.sealed import sealed
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
@@ -82,3 +83,17 @@ def test_system_messages_at_the_beginning_are_joined_in_time_that_grows_with_the
     head, user, later = talk.asked()
     assert head == {"role": "system", "content": "a" * 1_000_000 + "\n\nb" * 20_000}
     assert (user["content"], later) == ("hi", {"role": "system", "content": "now"})
+
+
+def test_a_thought_that_its_client_did_not_read_comes_back() -> None:
+    def message(**block: str) -> list[dict[str, Any]]:
+        return message_of(USER, {"role": "assistant", "content": [{"type": "thinking", **block}]}, USER)
+
+    def response(**item: Any) -> list[dict[str, Any]]:
+        return response_of(USER, {"type": "reasoning", "summary": [], **item}, USER)
+
+    thought = {"role": "assistant", "reasoning_content": "Let me see é"}
+    assert message(thinking="", signature=sealed("Let me see é"))[1] == thought
+    assert response(encrypted_content=sealed("Let me see é"))[1] == thought
+    for foreign in ("gAAAAA", "unsigned", "enginehouse:%", "enginehouse:\u00e9"):
+        assert len(message(thinking="", signature=foreign)) == len(response(encrypted_content=foreign)) == 2

@@ -28,10 +28,11 @@ from enginehouse.server.api.chat.protocol import Message as ChatMessage
 from enginehouse.server.api.chat.render import ChatRenderer
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.api.completions.render import CompletionRenderer
-from enginehouse.server.api.messages.protocol import Message, MessageRequest
+from enginehouse.server.api.messages.protocol import Message, MessageRequest, ThinkingConfig
 from enginehouse.server.api.messages.render import MessageRenderer
 from enginehouse.server.api.responses.protocol import ResponseRequest
 from enginehouse.server.api.responses.render import ResponseRenderer
+from enginehouse.server.api.sealed import unsealed
 from enginehouse.server.exchange import Answer, Renderer, collect, failed_start, merged, stream
 from enginehouse.server.keepalive import assigned_comments, first_of
 from tests.conftest import BUILT
@@ -339,3 +340,26 @@ def test_every_engine_answers_in_both_dialects_whole_and_streamed(engines: Serve
         assert nameless(told.get_final_message().to_dict()["content"]) == nameless(message.to_dict()["content"])
     counted = other.messages.count_tokens(model=engine, messages=said).input_tokens
     assert counted == message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0)
+
+
+THOUGHT = [Delta(reasoning="Let me "), Delta(reasoning="see."), Delta(text="Yes.")]
+
+
+def test_a_thought_that_a_client_passes_back_unread_is_whole_in_its_seal() -> None:
+    asked = ResponseRequest("pocket", "hello", include=["reasoning.encrypted_content"])
+    body = streamed(ResponseRenderer(asked, unsaved), THOUGHT, DONE)
+    items = [event["item"] for event in data_of(body) if event["type"] == "response.output_item.done"]
+    added = [event["item"] for event in data_of(body) if event["type"] == "response.output_item.added"]
+    assert unsealed(items[0]["encrypted_content"]) == "Let me see."
+    assert "encrypted_content" not in added[0]
+    assert "encrypted_content" not in data_of(streamed(response_renderer(), THOUGHT, DONE))[-1]["response"]["output"][0]
+    assert whole(ResponseRenderer(asked, unsaved), THOUGHT, DONE)["output"][0]["encrypted_content"]
+
+
+def test_a_thought_that_is_not_shown_is_in_its_signature() -> None:
+    hidden = ThinkingConfig("adaptive", display="omitted")
+    asked = MessageRequest("pocket", [Message("user", "hello")], max_tokens=MAX_TOKENS, thinking=hidden)
+    block = whole(MessageRenderer(asked), THOUGHT, DONE)["content"][0]
+    assert (block["thinking"], unsealed(block["signature"])) == ("", "Let me see.")
+    deltas = [event["delta"] for event in data_of(streamed(MessageRenderer(asked), THOUGHT, DONE)) if "delta" in event]
+    assert [unsealed(delta["signature"]) for delta in deltas if "signature" in delta] == ["Let me see."]
