@@ -15,6 +15,7 @@ import jinja2.compiler
 import jinja2.sandbox
 
 from enginehouse.optimize.artifact import Source
+from enginehouse.optimize.sources.files import read_json
 from enginehouse.optimize.sources.gguf_header import read
 
 RENDER_SECONDS = 2.0
@@ -39,8 +40,7 @@ def kept_template(source: Source) -> str:
     if source.kind == "gguf":
         keys, _ = read(path)
         return str(keys.get("tokenizer.chat_template", ""))
-    settings = path / "tokenizer_config.json"
-    return template_of(path, json.loads(settings.read_bytes()) if settings.exists() else {})
+    return template_of(path, read_json(path / "tokenizer_config.json"))
 
 
 class Endless(jinja2.TemplateError):

@@ -385,9 +385,11 @@ class Pool:
         return figures
 
     async def tune(self, model: str, ranked: Ranked, prompts: Sequence[Prompt] = ()) -> dict[str, Figures]:
-        """Times its engine's other settings beside the usual one, and keeps the best."""
+        """Times its engine's other settings beside the usual one, and keeps the best. Nothing where it has none."""
         others = self._runtimes[ranked.candidate.runtime].settings
         settings = [one for one in others if one.environment or one.threads * host.cores() >= 1]
+        if not settings:
+            return {}
         timed = functools.partial(self._timed, model, ranked, prompts)
         objective = self.config.routing.objective
         found = await tuning.timed_in_turn(settings, timed, objective)

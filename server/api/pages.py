@@ -8,9 +8,9 @@ from enginehouse.runtimes.errors import Refused
 MOST = 100  # in one page
 
 
-def check_limit(limit: int) -> None:
-    if not 1 <= limit <= MOST:
-        raise Refused(f"'limit' goes from 1 to {MOST}", "limit", "invalid_value")
+def check_limit(limit: int, most: int = MOST) -> None:
+    if not 1 <= limit <= most:
+        raise Refused(f"'limit' goes from 1 to {most}", "limit", "invalid_value")
 
 
 def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | None, whose: str) -> dict[str, Any]:

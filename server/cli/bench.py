@@ -84,13 +84,13 @@ async def _bench(
                 unmeasured = (await pool.decision(name)).unmeasured
                 if unmeasured and (not only or unmeasured.candidate.runtime in only):
                     await timed(pool, name, unmeasured, pool.measure(name, unmeasured, prompts), bar, errors)
-                best = (await pool.decision(name)).ranked[:1]
-                for candidate in best if best and best[0].figures else ():
-                    found = await timed(pool, name, candidate, pool.tune(name, candidate, prompts), bar, errors)
-                    objective = one.routing.objective
-                    costs[candidate.candidate.key] = {
-                        setting or "as usual": figures.cost(objective) for setting, figures in (found or {}).items()
-                    }
+                best = next(iter((await pool.decision(name)).ranked), None)
+                if best and best.figures and (not only or best.candidate.runtime in only):
+                    found = await timed(pool, name, best, pool.tune(name, best, prompts), bar, errors)
+                    if found:
+                        objective = one.routing.objective
+                        by_setting = {setting or "as usual": f.cost(objective) for setting, f in found.items()}
+                        costs[best.candidate.key] = by_setting
             explained.append(await pool.explain(name))
     if as_json:
         print(to_json({"explained": explained, "settings": costs, "errors": errors}))

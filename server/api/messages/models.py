@@ -11,6 +11,7 @@ from litestar.datastructures import State
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.explanation import Loaded
 from enginehouse.server.api import openai_types
+from enginehouse.server.api.pages import check_limit
 
 VERSION = "anthropic-version"  # the header by which they are known
 MOST_MODELS, USUAL_MODELS = 1000, 20  # in one page, as Anthropic's
@@ -47,8 +48,7 @@ def page(
     models: Sequence[openai_types.Model], limit: int, before: str | None, after: str | None, lifecycle: Sequence[str]
 ) -> ModelPage:
     """Raises Refused for a limit or an id that is none."""
-    if not 1 <= limit <= MOST_MODELS:
-        raise Refused(f"'limit' goes from 1 to {MOST_MODELS}", "limit", "invalid_value")
+    check_limit(limit, MOST_MODELS)
     if before is not None and after is not None:
         raise Refused("'before_id' and 'after_id' are two ways to go; send one", "before_id", "invalid_value")
     listed = [info(model) for model in models if not lifecycle or "active" in lifecycle]
