@@ -27,7 +27,7 @@ C = TypeVar("C", contravariant=True)  # the same, taken
 
 
 STRETCH = 3.0  # times that a step of one answer alone takes, which one that reads a prompt may take
-OLDEST_SHARE = 4  # one part in so many of what a step reads is the oldest job's
+OLDEST_SHARE = 4  # one step of so many reads the oldest job's prompt first
 
 # Of a sequence that cannot be cut where one likes (a recurrent state, a sliding window) the state is kept at some
 # lengths: the next turn of a chat parts from this one where the answer began, or just before.
@@ -71,6 +71,7 @@ class Model(Protocol[R]):
     shares: bool  # a sequence, a busy one too, can be copied into another
     saves: bool  # sequences can be saved and restored
     forgets: bool  # there are lengths that a sequence can go back to only by what was kept of it then
+    apart: int  # tokens of prompts from which a step that only reads them is cheaper than beside answers; 0: never
     guesses: int  # sequences of a step whose next tokens may be guessed: what is wrong is taken back by `truncate`
 
     def encode(self, text: str) -> list[int]: ...
@@ -158,7 +159,7 @@ class BatchedEngine(Generic[R]):
     ) -> None:
         self._disk = disk if model.saves else None
         self._saving: threading.Thread | None = None
-        self._model, self._budget = model, PrefillBudget(prefill_chunk, prefill_stretch)
+        self._model, self._budget = model, PrefillBudget(prefill_chunk, prefill_stretch, model.apart)
         self._riders = Riders(self._budget.answers)
         self.facts = model.facts
         self.encode, self.text, self.embed, self.score = model.encode, model.text, model.embed, model.score
@@ -169,6 +170,7 @@ class BatchedEngine(Generic[R]):
         self._cost = StepCost()
         self._guessers: dict[int, Guesser] = {}  # by job
         self._most_rows = prefill_chunk  # of a step, beside one of each sequence
+        self._read = 0  # steps that read
 
     def add(self, job: int, ids: Sequence[int], sampling: Sampling, priority: Priority = "interactive") -> None:
         self._jobs.add(job, ids, sampling, () if sampling.ignore_eos else self._model.ends, priority)
@@ -230,21 +232,21 @@ class BatchedEngine(Generic[R]):
     # --- one step ---
 
     def _plan(self, guess: bool) -> tuple[list[Chunk], list[Chunk]]:
-        """A token and guesses for all who answer, and as much of the prompts as the budget allows: of the one with the
-        least left first, but for a share of the oldest job, which would wait for ever where short ones keep coming."""
+        """A token and guesses for all who answer, unless the budget has this step for prompts alone, and as much of
+        these as it allows: of the one with the least left first, but in some steps of the oldest job, which would wait
+        for ever where short ones keep coming."""
         busy = sorted(self._busy(), key=lambda pair: pair[1].order)
         answerers, readers = self._riders.step(
             [pair for pair in busy if unread(*pair) == 1], [pair for pair in busy if unread(*pair) > 1]
         )
-        answering = self._answers(answerers, guess)
+        budget = self._budget.reading(len(answerers), [unread(*pair) for pair in readers])
+        answering = [] if budget.apart and readers else self._answers(answerers, guess)
         guessed = sum(chunk.rows - 1 for chunk in answering)
-        reading, room = list[Chunk](), min(self._budget.tokens(len(answering), len(readers)), self._most_rows - guessed)
-        kept_free = room // OLDEST_SHARE
-        for slot, running in sorted(readers, key=lambda pair: unread(*pair)):
-            if running is readers[0][1]:
-                kept_free = 0
+        reading, room = list[Chunk](), min(budget.tokens, self._most_rows - guessed)
+        oldest = readers[:1] if self._read % OLDEST_SHARE == OLDEST_SHARE - 1 else []
+        for slot, running in [*oldest, *sorted(readers[len(oldest) :], key=lambda pair: unread(*pair))]:
             start = len(slot.kv)
-            end = min([start + room - kept_free, *self._to_keep(running, start + 1)])
+            end = min([start + room, *self._to_keep(running, start + 1)])
             if tokens := running.tokens[start:end]:
                 reading.append(Chunk(slot.index, start, tokens, int(end >= len(running.tokens))))
                 room -= len(tokens)
@@ -257,6 +259,7 @@ class BatchedEngine(Generic[R]):
         if guessed := rows - len(answering):
             seconds -= min(seconds / 2, guessed * self._cost.row_seconds)  # the first where that is not known
         self._budget.note(len(answering), read, seconds)
+        self._read += read > 0
 
     def _answers(self, answering: list[tuple[Slot[R], Running[Sampler[R]]]], guess: bool) -> list[Chunk]:
         chunks, room = [], self._most_rows

@@ -30,6 +30,7 @@ from enginehouse.runtimes.decoding.kv_disk import kv_disk_of
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import scored
 from enginehouse.runtimes.decoding.special_tokens import parts
+from enginehouse.runtimes.engines.llamacpp import layout
 from enginehouse.runtimes.engines.llamacpp.batch import Batch
 from enginehouse.runtimes.engines.llamacpp.sampling import Chain
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
@@ -44,8 +45,8 @@ WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SPECIAL_TOKENS = 256  # in a text tokenized at once: llama.cpp's time grows with the square of their number
-FIRST_CELLS = 4096  # of the KV cache of all slots
 LEAST_CELLS = 512  # of the KV cache for scores
+READ_APART = 128  # tokens; rows of others among 64 or more, which a CPU's attention takes by tiles, look at all cells
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
 
 
@@ -83,14 +84,17 @@ class LlamaCpp:
         self._threads, rows = load.threads, options.prefill_chunk + load.slots
         self._options, self._rows = options, rows
         self._most_cells = options.kv_tokens or max(cells, min(context * load.slots, kv_cache.room(load, token_bytes)))
-        self._cells = options.kv_tokens or min(cells, FIRST_CELLS)  # grows as it is used
-        self.context = self._new_context(self._cells, load.slots, rows)
         recurrent = llama_cpp.llama_model_is_recurrent(self._model) or llama_cpp.llama_model_is_hybrid(self._model)
         self.shares: bool = not recurrent
         self.guesses = 0 if recurrent or options.speculation == "off" else load.slots
+        self.apart = READ_APART if load.device == "cpu" and options.flash_attention != "off" else 0
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
         self.forgets: bool = recurrent or self._window > 1
         self.saves = True
+        self._separable = load.slots > 1 and not self.forgets and not options.kv_tokens
+        asked = layout.Layout(options.kv_tokens, own=False) if options.kv_tokens else None
+        self._layout = asked or layout.first(load.slots, cells, self._separable)  # grows as it is used
+        self.context = self._new_context(self._layout, load.slots, rows)
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = Batch(llama_cpp, np, rows)
         template = llama_cpp.llama_model_chat_template(self._model, None)
@@ -135,43 +139,45 @@ class LlamaCpp:
     def forward(self, chunks: Sequence[Chunk]) -> list[int]:
         """The rows of the batch where the logits are."""
         self._batch.clear()
-        rows = list[int]()
-        for chunk in chunks:
-            rows += self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.rows)
+        rows = dict[int, range]()
+        for chunk in sorted(chunks, key=lambda chunk: chunk.slot):  # those with cells of their own are batched in order
+            rows[chunk.slot] = self._batch.add(chunk.tokens, chunk.start, chunk.slot, chunk.rows)
         code = self.lib.llama_decode(self.context, self._batch.struct)
         while code == 1:  # no room in the KV cache; nothing was changed
-            if not self._grow():
+            if not self._grow({chunk.slot: chunk.start + len(chunk.tokens) for chunk in chunks}):
                 raise CacheFull
             code = self.lib.llama_decode(self.context, self._batch.struct)
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code}: {self._log.reason}")
-        return rows
+        return [row for chunk in chunks for row in rows[chunk.slot]]
 
-    def _grow(self) -> bool:
-        """Moves every sequence into a larger KV cache; False where none can be had."""
+    def _lengths(self, wanted: dict[int, int]) -> list[int]:
+        """Of all sequences, where some are to have so many tokens."""
+        held = (1 + self.lib.llama_memory_seq_pos_max(self._memory, slot) for slot in range(self.facts.slots))
+        return [wanted.get(slot, length) for slot, length in enumerate(held)]
+
+    def _grow(self, wanted: dict[int, int]) -> bool:
+        """Moves every sequence into a larger KV cache, in which some are to have so many tokens; False where none can
+        be had."""
         lib, slots = self.lib, range(self.facts.slots)
-        held = sum(
-            1 + lib.llama_memory_seq_pos_max(self._memory, slot) for slot in slots
-        )  # what was shared is not then
-        cells = min(max(2 * self._cells, held + self._rows), self._most_cells)
-        if cells <= self._cells or held + self._rows > cells:
+        larger = layout.larger(self._layout, self._lengths(wanted), self._rows, self._most_cells, self._separable)
+        if larger is None:
             return False
         try:
-            kv_cache.check_growth("llamacpp", cells, cells * self.facts.token_bytes)
-            context = self._new_context(cells, self.facts.slots, self._rows)
+            kv_cache.check_growth("llamacpp", larger.cells, larger.cells * self.facts.token_bytes)
+            context = self._new_context(larger, self.facts.slots, self._rows)
         except ValueError as error:
             print(f"the KV cache stays as it is: {error}", file=sys.stderr, flush=True)
-            self._most_cells = self._cells
+            self._most_cells = self._layout.cells
             return False
         for slot in slots:
             if lib.llama_memory_seq_pos_max(self._memory, slot) < 0:
                 continue
-            state = self._state(slot)
-            if not lib.llama_state_seq_set_data(context, state, len(state), slot):
+            if not self._take(context, larger, slot, self._state(slot)):
                 lib.llama_free(context)
                 return False
         lib.llama_free(self.context)
-        self.context, self._memory, self._cells = context, lib.llama_get_memory(context), cells
+        self.context, self._memory, self._layout = context, lib.llama_get_memory(context), larger
         return True
 
     def reusable(self, slot: int, length: int) -> bool:
@@ -185,22 +191,33 @@ class LlamaCpp:
         return 0
 
     def copy(self, source: int, target: int, length: int) -> int:
-        self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        if self._layout.own:  # llama.cpp copies all of it then
+            self.lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+            self.lib.llama_memory_seq_rm(self._memory, target, length, -1)
+        else:
+            self.lib.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return length
 
-    def _state(self, slot: int) -> "ctypes.Array[ctypes.c_uint8]":
+    def _state(self, slot: int) -> memoryview:
         size = self.lib.llama_state_seq_get_size(self.context, slot)
         state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         self.lib.llama_state_seq_get_data(self.context, state, size, slot)
-        return state
+        given = memoryview(state).cast("B")
+        return layout.of_pool(given, slot, self.facts.slots) if self._layout.own else given
+
+    def _take(self, context: Any, form: layout.Layout, slot: int, state: memoryview) -> bool:
+        if form.own:
+            given = layout.of_own(state, slot, self.facts.slots)
+        else:
+            given = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(self.lib.llama_state_seq_set_data(context, given, len(given), slot))
 
     def save(self, slot: int) -> memoryview:
-        return memoryview(self._state(slot)).cast("B")
+        return self._state(slot)
 
     def restore(self, slot: int, length: int, state: memoryview) -> bool:
-        given = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        while not self.lib.llama_state_seq_set_data(self.context, given, len(given), slot):
-            if not self._grow():
+        while not self._take(self.context, self._layout, slot, state):
+            if self._layout.fits(self._lengths({slot: length})) or not self._grow({slot: length}):
                 return False
         return True
 
@@ -278,7 +295,7 @@ class LlamaCpp:
 
     def _fit_scoring(self, tokens: int) -> None:
         if cells := self._too_small(self._scoring, tokens):
-            self._scoring = self._new_context(cells, 1, SCORED_ROWS)
+            self._scoring = self._new_context(layout.Layout(cells, own=False), 1, SCORED_ROWS)
 
     def _too_small(self, context: Any, tokens: int) -> int:
         """The size of the context to be made instead of this one, which is freed then; 0 where it will do."""
@@ -347,20 +364,20 @@ class LlamaCpp:
         bytes_each = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}[precision]
         return float(layers * self.lib.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
 
-    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
+    def _new_context(self, form: layout.Layout, sequences: int, rows: int) -> Any:
         params = self.lib.llama_context_default_params()
-        params.n_ctx = cells
+        params.n_ctx = form.cells
         params.n_batch = params.n_ubatch = rows
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = self._threads
-        params.kv_unified = True  # every sequence may use every cell, and a prefix is shared without copying
+        params.kv_unified = not form.own
         params.swa_full = False  # layers with a window hold no more than it
         params.flash_attn_type = FLASH[self._options.flash_attention]
         params.type_k = params.type_v = TYPES[self._options.kv_precision]
         params.no_perf = True
         context = self.lib.llama_init_from_model(self._model, params)
         if not context:
-            raise ValueError(f"llama.cpp cannot make a context of {cells} tokens: {self._log.reason}")
+            raise ValueError(f"llama.cpp cannot make a context of {form.cells} tokens: {self._log.reason}")
         return context
 
     def _end_tokens(self, vocabulary: int) -> list[int]:

@@ -80,6 +80,7 @@ class Onnx:
         sequences = self._sequences
         self.shares: bool = sequences.shares
         self.guesses = sequences.guesses if options.speculation == "lookup" else 0
+        self.apart = 0
         self.forgets = False
         self.saves = isinstance(sequences, Slots)
         self.forward, self.reusable = sequences.forward, sequences.reusable

@@ -50,9 +50,10 @@ class Toy:
         prefill_chunk: int = 8,
         loops: bool = False,
         guesses: int = 0,
+        apart: int = 0,
     ) -> None:
         self.kind, self.cells, self.prefill_chunk, self.loops = kind, cells, prefill_chunk, loops
-        self.guesses = 0 if kind == "recurrent" else guesses
+        self.guesses, self.apart = 0 if kind == "recurrent" else guesses, apart
         self.shares = kind not in ("alone", "recurrent")
         self.forgets = kind in ("recurrent", "window")
         self.saves = True
@@ -291,6 +292,7 @@ TEXTS = [[(3 * i + j * i * i + 5 * j + 2) % END for i in range(CONTEXT)] for j i
     prefill_chunk=st.integers(1, 20),
     loops=st.booleans(),
     guesses=st.integers(0, 3),
+    apart=st.sampled_from([0, 4, 16]),
     workload=st.lists(events, max_size=25),
 )
 def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
@@ -300,9 +302,10 @@ def test_whatever_comes_and_goes_each_answer_is_what_it_is_alone(
     prefill_chunk: int,
     loops: bool,
     guesses: int,
+    apart: int,
     workload: list[tuple[Any, ...]],
 ) -> None:
-    watched = Watched(Toy(kind, slots, CONTEXT + spare, prefill_chunk, loops, guesses))
+    watched = Watched(Toy(kind, slots, CONTEXT + spare, prefill_chunk, loops, guesses, apart))
     for what, *rest in workload:
         if what == "step":
             for _ in range(rest[0]):
@@ -364,9 +367,21 @@ def test_those_who_answer_wait_for_no_more_than_a_chunk_of_a_long_prompt(
     watched.add(1, TEXTS[0][:13], GREEDY)
     watched.add(2, TEXTS[1][:6], GREEDY)
     said = [[token.job for token in watched.step()] for _ in range(6)]
-    assert said == [[0], [0], [0, 2], [0, 2], [0, 2], [0, 2, 1]]  # the shorter one first, a part for the older one
+    assert said == [[0], [0], [0, 2], [0, 2], [0, 2], [0, 2, 1]]  # the shorter one first
     chunks = [[len(chunk.tokens) for chunk in step] for step in watched.model.steps[1:7]]
-    assert chunks == [[1], [1, 3, 1], [1, 3, 1], [1, 1, 4], [1, 1, 4], [1, 1, 3]]
+    assert chunks == [[1], [1, 4], [1, 2, 2], [1, 1, 4], [1, 1, 4], [1, 1, 3]]
+
+
+def test_a_long_prompt_is_read_to_its_end_while_short_ones_keep_coming() -> None:
+    watched = Watched(Toy(prefill_chunk=4))
+    watched.add(0, TEXTS[0][:30], GREEDY)
+    for job in range(1, 60):
+        if watched.tokens[0]:
+            return
+        watched.add(job, [job % END] * 8, Sampling(max_tokens=1, temperature=0))
+        watched.step()
+        watched.step()
+    raise AssertionError("the long one was never begun")
 
 
 def test_jobs_beyond_the_slots_wait_for_their_turn_in_order() -> None:
