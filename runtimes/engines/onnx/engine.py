@@ -36,6 +36,7 @@ DEVICES = {"cpu": "cpu", "cuda": "gpu", "dml": "gpu", "qnn": "npu", "VitisAI": "
 FEATURES = tuple(feature for feature in EVERYTHING if feature != "embeddings")  # the graph gives logits only
 GENERATOR_CONTEXT = 8192  # tokens, where more is not asked for: a Generator takes the memory of all of them at once
 SCORED_ROWS = 64  # tokens read at a time where each gives logits
+READ_APART = 64  # tokens; a prompt is read in a run of its own anyway
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,7 +81,7 @@ class Onnx:
         sequences = self._sequences
         self.shares: bool = sequences.shares
         self.guesses = sequences.guesses if options.speculation == "lookup" else 0
-        self.apart = 0
+        self.apart = READ_APART if isinstance(sequences, Slots) else 0
         self.forgets = False
         self.saves = isinstance(sequences, Slots)
         self.forward, self.reusable = sequences.forward, sequences.reusable
