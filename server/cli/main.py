@@ -1,11 +1,11 @@
-"""`enginehouse serve | models | optimize | prune | bench | explain | health | doctor`."""
+"""`enginehouse COMMAND`: each is a file beside this one."""
 
 import argparse
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 import msgspec
@@ -15,24 +15,32 @@ from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
+from enginehouse.server.cli.client import Failed
+from enginehouse.server.cli.launch import AGENTS
 
 OLLAMA_PORT = 11434
 SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    own, further = sys.argv[1:], list[str]()
+    if own[:1] == ["launch"] and "--" in own:  # argparse would read what stands behind it
+        own, further = own[: own.index("--")], own[own.index("--") + 1 :]
+    arguments = parser(further).parse_args(own)
     level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         arguments.command(arguments)
-    except (BadConfig, CannotBuild, UnknownModel, Unavailable) as error:
+    except (BadConfig, CannotBuild, UnknownModel, Unavailable, Failed) as error:
         sys.exit(f"enginehouse: {error}")
+    except BrokenPipeError:  # who reads has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
     )
@@ -40,6 +48,21 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
     add_address(serving, "address to listen on, over the config's", "port to listen on, over the config's")
+    talking = command(commands, "chat", chat, "talk with a model here; starts a server where none runs")
+    talking.add_argument("model", metavar="MODEL", nargs="?", help="else the first of the config")
+    talking.add_argument("--system", metavar="TEXT", help="how it is to answer")
+    running = command(commands, "run", run, "one answer on the standard output, also of what is piped in")
+    running.add_argument("model", metavar="MODEL")
+    running.add_argument("prompt", metavar="PROMPT", nargs="*")
+    running.add_argument("--system", metavar="TEXT", help="how it is to answer")
+    running.add_argument("--max-tokens", metavar="N", type=int)
+    running.add_argument("--temperature", metavar="T", type=float)
+    command(commands, "ps", ps, "what the server has loaded").add_argument("--json", action="store_true")
+    command(commands, "stop", stop, "unload a model").add_argument("model", metavar="MODEL")
+    launching = command(commands, "launch", launch, "start a coding agent on a model here; its own arguments follow --")
+    launching.set_defaults(further=further)
+    launching.add_argument("agent", choices=AGENTS)
+    launching.add_argument("--model", metavar="MODEL", help="else the first of the config")
     listing = command(commands, "models", models, "the models of the config file and what is kept of them")
     listing.add_argument("--json", action="store_true")
     listing.add_argument("--verify", action="store_true", help="read all of it; exits with 1 when a file has changed")
@@ -84,6 +107,39 @@ def command(
 def add_address(command: argparse.ArgumentParser, host: str, port: str) -> None:
     command.add_argument("--host", help=host)
     command.add_argument("--port", type=int, help=port)
+
+
+def chat(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import chat
+
+    chat.chat(configured(arguments), arguments.config, arguments.model, arguments.system)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import chat
+
+    given = {key: getattr(arguments, key) for key in ("system", "max_tokens", "temperature")}
+    given = {key: value for key, value in given.items() if value is not None}
+    chat.run(configured(arguments), arguments.config, arguments.model, arguments.prompt, **given)
+
+
+def ps(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import running
+
+    running.ps(configured(arguments), arguments.json)
+
+
+def stop(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import running
+
+    running.stop(configured(arguments), arguments.model)
+
+
+def launch(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import launch
+
+    asked = arguments.agent, arguments.model, arguments.further
+    sys.exit(launch.run(configured(arguments), arguments.config, *asked))
 
 
 def models(arguments: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, serve(Path(folder), models, memory_budget=BUDGET) as served:
         for model in models:
-            served.client.completions.create(model=model, prompt="Hello", max_tokens=2)
+            served.client.with_options(timeout=3600).completions.create(model=model, prompt="Hello", max_tokens=2)
         print(f"at the start: {held(served)}", flush=True)
         seen = asyncio.run(run(served, list(models), arguments.streams, arguments.minutes))
         print(f"at the end: {held(served)}")

@@ -21,7 +21,7 @@ from tests.serving import free_port, serve
 POCKET = {"models": {"pocket": {"source": "builtin:pocket"}}}
 
 
-def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, typed: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "enginehouse.server.cli.main", *arguments]
     root = str(Path(__file__).parents[3] / "src")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ENGINEHOUSE_")}
@@ -29,6 +29,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
         command,
         cwd=folder,
         capture_output=True,
+        input=typed,
         text=True,
         timeout=60,
         env={**clean, "PYTHONPATH": root, **environment},
