@@ -26,6 +26,7 @@ from enginehouse.server.api.models import get_model, health, list_models, ready,
 from enginehouse.server.api.ollama import routes as ollama
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
+from enginehouse.server.api.responses.background import Background
 from enginehouse.server.api.score import score
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
@@ -46,12 +47,14 @@ def create(config: Config) -> Litestar:
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.pool = Pool(config)
         app.state.responses = ResponseStore(config.cache_dir)
+        app.state.background = Background()
         app.state.started = int(time.time())
         looking = asyncio.create_task(app.state.pool.probe_host())
         try:
             yield
         finally:
             looking.cancel()
+            await app.state.background.end()
             await app.state.pool.drain()
 
     guarded = [

@@ -119,6 +119,25 @@ async def answer(
     return Response(encoded, headers=assigned_headers(assigned), media_type="application/json")
 
 
+async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Parts:
+    """The stream of a request that is these jobs, whether its client stays or not."""
+    pool: Pool = request.app.state.pool
+    jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
+    answers = [Answer(job, id_of(request)) for job in jobs]
+    events = merged([pool.run(job) for job in jobs])
+    if deadline := deadline_of(request):
+        events = until(deadline, events)
+    async with aclosing(events):
+        try:
+            first = await keepalive.first_of(events, len(answers))
+        except (EngineFailed, Refused, Unavailable) as error:
+            yield failed_start(renderer, answers, error)
+            return
+        async with aclosing(stream(renderer, answers, first, events)) as parts:
+            async for part in parts:
+                yield part
+
+
 def large(answers: Sequence[Answer]) -> bool:
     """Whether they are to be put together apart from the event loop."""
     return sum(len(one.content.logprobs) for one in answers) > LARGE_LOGPROBS

@@ -18,6 +18,8 @@ STOP_TOKENS = 1024
 CHOICES = 1024
 GRAMMAR_LETTERS = 32 * 1024  # more takes its converter seconds
 TEXTS = 2048
+BACKGROUND = 64  # responses under way that no client waits for
+BACKGROUND_BYTES = 64 << 20  # of events kept after their end
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.

@@ -43,7 +43,6 @@ IGNORED = {
 }
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "background": (False,),
     "background_options": (),
     "conversation": (),
     "truncation": ("disabled",),
@@ -189,6 +188,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool = True
+    background: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = []
@@ -211,7 +211,12 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def read(body: bytes) -> ResponseRequest:
     """A request for a response, or Refused with the field's name."""
-    return parse(body, ResponseRequest, IGNORED, NEUTRAL, check_kinds)
+    request = parse(body, ResponseRequest, IGNORED, NEUTRAL, check_kinds)
+    if request.background and not request.store:
+        raise Refused(
+            "'background' wants 'store': nobody could come back to the response", "background", "invalid_value"
+        )
+    return request
 
 
 def check_kinds(fields: dict[str, Any]) -> None:
@@ -285,7 +290,7 @@ def to_job(
             logprobs=logprobs(request),
             constraint=constraint(request.text.format),
         ),
-        request.stream,
+        request.stream or request.background,
     )
 
 

@@ -34,7 +34,7 @@ def draft(request: ResponseRequest, id: str, created: int, tools: Toolset = NO_T
         "created_at": created,
         "completed_at": None,
         "status": "in_progress",
-        "background": False,
+        "background": request.background,
         "error": None,
         "frequency_penalty": request.frequency_penalty,
         "incomplete_details": None,
@@ -81,10 +81,10 @@ def finished(draft: Fields, output: list[Fields], done: Done) -> Fields:
 
 
 def failed(draft: Fields, output: list[Fields], error: Exception) -> Fields:
-    """It is not stored: nothing can go on from it."""
+    """It is not stored, unless someone may come back for it: nothing can go on from it."""
     status, body, _ = describe(error)
     failure = {"code": FAILURES.get(status, "server_error"), "message": body.message}
-    return draft | {"status": "failed", "store": False, "error": failure, "output": output}
+    return draft | {"status": "failed", "store": draft["background"], "error": failure, "output": output}
 
 
 def item(block: Block, offered: Functions, status: str = "") -> Fields:
@@ -155,23 +155,39 @@ class ResponseRenderer:
         self._draft, self._save = draft(request, self.id, int(time.time()), tools), save
         self._offered, self._seals = tools.offered, "reasoning.encrypted_content" in request.include
         self._texts: dict[str, CustomInput] = {}  # of custom tools' calls, by block
+        self._blocks: dict[str, tuple[Block, str]] = {}  # of the answer, each with its status, by id
+        self._last: Fields = {}  # the response when it has ended
+        self._begun = False
         self._numbers = itertools.count()
+
+    @property
+    def response(self) -> Fields:
+        """As far as it has come."""
+        output = [self._item(block, status) for block, status in self._blocks.values()]
+        return self._last or self._draft | {"status": "in_progress" if self._begun else "queued", "output": output}
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
         return await self._finished(answers)
 
+    def queued(self) -> bytes:
+        """What is said before `start` of one that is made in the background."""
+        waiting = self.response
+        return self._event("response.created", response=waiting) + self._event("response.queued", response=waiting)
+
     def start(self, assigned: Assigned | None) -> bytes:
-        return self._event("response.created", response=self._draft) + self._event(
-            "response.in_progress", response=self._draft
-        )
+        self._begun = True
+        created = b"" if self._draft["background"] else self._event("response.created", response=self._draft)
+        return created + self._event("response.in_progress", response=self._draft)
 
     def step(self, index: int, step: Step) -> bytes:
         match step:
             case BlockDelta():
                 return self._grew(step.block, step.piece, step.logprobs)
             case BlockStart(block):
+                self._blocks[block.id] = block, "in_progress"
                 return self._opened(block)
             case BlockStop(block):
+                self._blocks[block.id] = block, ""
                 return self._closed(block)
             case HiddenTokens() | PromptProgress() | Usage() | Assigned() | Done():
                 return b""
@@ -183,13 +199,26 @@ class ResponseRenderer:
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         (answer,) = answers
         output = [self._item(block, "incomplete") for block in answer.content.blocks]
-        return self._event("response.failed", response=failed(self._draft, output, error))
+        self._last = failed(self._draft, output, error)
+        return self._event("response.failed", response=self._last)
+
+    async def cancelled(self) -> bytes:
+        """The end of one that is wanted no more."""
+        output = [self._item(block, "incomplete") for block, _ in self._blocks.values()]
+        self._last = await self._save(self._draft | {"status": "cancelled", "output": output})
+        return self._event("response.cancelled", response=self._last)
+
+    async def keep_failed(self) -> None:
+        """Stores what failed, if someone may come back for it."""
+        if self._last.get("status") == "failed":
+            self._last = await self._save(self._last)
 
     async def _finished(self, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
         output = [self._item(block) for block in answer.content.blocks]
-        return await self._save(finished(self._draft, output, answer.done))
+        self._last = await self._save(finished(self._draft, output, answer.done))
+        return self._last
 
     def _item(self, block: Block, status: str = "") -> Fields:
         """`encrypted_content` is there once the thought is: Codex drops one that it can read, and passes this back."""

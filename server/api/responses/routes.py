@@ -7,19 +7,22 @@ from typing import Any, Literal
 
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
+from litestar.response import Stream
 
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server import body
 from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import protocol
+from enginehouse.server.api.responses.background import Running
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
 from enginehouse.server.api.responses.tools import toolset
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
-from enginehouse.server.exchange import answer
+from enginehouse.server.exchange import answer, unattended
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
+from enginehouse.server.sse import EVENTS
 
 log = logging.getLogger("enginehouse.server")
 LEFT_OUT = "x-enginehouse-tools-left-out"
@@ -44,7 +47,11 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
     job = protocol.to_job(asked, history, given, renderer.id, tools)
     with body.fields_named(PARAMS):
-        response = await answer(request, [job], renderer)
+        if asked.background:
+            running = state.background.begin(owner_of(request), renderer, unattended(request, [job], renderer))
+            response = listening(running, -1) if asked.stream else Response(running.response)
+        else:
+            response = await answer(request, [job], renderer)
     if tools.left_out:
         response.headers[LEFT_OUT] = ", ".join(tools.left_out)
         log.info("%s: tools that do not run here are left out: %s", job.id, response.headers[LEFT_OUT])
@@ -64,17 +71,41 @@ async def count_input_tokens(request: Request[Any, Any, State], state: State) ->
 
 
 @get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))
-async def get_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
-    """A response that was stored."""
-    if request.query_params.get("stream", "").lower() == "true":
-        raise Refused("'stream': a stored response is not streamed again; leave it out", "stream")
-    return await found(state.responses, owner_of(request), id)
+async def get_response(
+    request: Request[Any, Any, State], state: State, id: str, stream: bool = False, starting_after: int = -1
+) -> Response[Any]:
+    """A response that was stored, or is made in the background; of such a one, also its events from a number on."""
+    running: Running | None = state.background.get(owner_of(request), id)
+    if stream:
+        if running is None:
+            await found(state.responses, owner_of(request), id)
+            kept = "only those of one that is made in the background, and for ten minutes after"
+            raise Refused(f"'stream': the events of '{id}' are not kept, {kept}; leave it out", "stream")
+        return listening(running, starting_after)
+    return Response(running.response if running else await found(state.responses, owner_of(request), id))
+
+
+@post("/v1/responses/{id:str}/cancel", status_code=200, operation_class=described(JSON, failures=(400, 401, 404, 500)))
+async def cancel_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
+    """Ends a response that is made in the background; one that has ended stays as it is."""
+    running: Running | None = state.background.get(owner_of(request), id)
+    if running:
+        await running.cancel()
+        return running.response
+    response = await found(state.responses, owner_of(request), id)
+    if not response["background"]:
+        raise Refused(f"'{id}' was not made in the background; close its connection to end one", "id", "invalid_value")
+    return response
 
 
 @delete("/v1/responses/{id:str}", status_code=200, operation_class=described(JSON, failures=(401, 404, 500)))
 async def delete_response(request: Request[Any, Any, State], state: State, id: str) -> dict[str, Any]:
-    """Forgets a response. Those that went on from it can be read, but not gone on from."""
-    if not await state.responses.in_thread(state.responses.delete, owner_of(request), id):
+    """Forgets a response, and ends it first. Those that went on from it can be read, but not gone on from."""
+    running: Running | None = state.background.get(owner_of(request), id)
+    if running:
+        await running.cancel()
+        state.background.forget(id)
+    if not await state.responses.in_thread(state.responses.delete, owner_of(request), id) and not running:
         raise UnknownResponse(id)
     return {"id": id, "object": "response", "deleted": True}
 
@@ -93,6 +124,10 @@ async def list_input_items(
     await found(state.responses, owner_of(request), id)
     items = await state.responses.in_thread(state.responses.given, owner_of(request), id)
     return page(items, limit, order, after, "response")
+
+
+def listening(running: Running, after: int) -> Stream:
+    return Stream(running.listen(after), media_type=EVENTS.media_type, headers={"cache-control": "no-cache"})
 
 
 async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:
@@ -135,4 +170,11 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
     return response
 
 
-ROUTES = [create_response, count_input_tokens, get_response, delete_response, list_input_items]
+ROUTES = [
+    create_response,
+    count_input_tokens,
+    get_response,
+    cancel_response,
+    delete_response,
+    list_input_items,
+]
