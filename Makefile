@@ -62,12 +62,18 @@ $(WHEEL):
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@
 
-# About 2.6 GB. With them `make test` also runs tests/server/test_clients.py and test_browser.py.
-clients: $(CLIENTS)/.python $(CLIENTS)/.node
+# About 3.8 GB; aider apart, for it wants versions of its own. With them `make test` also runs tests/server/test_clients.py and
+# test_browser.py.
+clients: $(CLIENTS)/.python $(CLIENTS)/.node $(CLIENTS)/.aider
 
 $(CLIENTS)/.python: requirements/clients.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install -q -r requirements/clients.txt
+	touch $@
+
+$(CLIENTS)/.aider: requirements/aider.txt $(CLIENTS)/.python
+	$(PYTHON) -m venv $(CLIENTS)-aider
+	$(CLIENTS)-aider/bin/pip install -q -r requirements/aider.txt
 	touch $@
 
 $(CLIENTS)/.node: tests/clients/package-lock.json $(CLIENTS)/.python
@@ -94,6 +100,7 @@ requirements:
 	$(PIN_OURS) --extra all -c requirements/dev.txt -o requirements/engines.txt
 	$(PIN_OURS) --extra llamacpp -c requirements/dev.txt -o requirements/serve.txt
 	$(PIN) requirements/clients.in -o requirements/clients.txt
+	echo aider-chat | $(PIN) - -o requirements/aider.txt
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

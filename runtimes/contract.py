@@ -194,7 +194,8 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
-    """How far a prompt is read. The first one of a job comes when it is admitted: nothing but a crash can follow."""
+    """How far a prompt is read. The first one of a job comes when it is admitted: nothing but a crash can follow.
+    That all is read says that the answer goes on, though there is nothing to show of it."""
 
     prompt_tokens: int
     read: int | None = None  # of them, those among them that were in the KV cache; None: not begun, or not to be known

@@ -24,6 +24,7 @@ from enginehouse.server.api.messages.render import respond as respond_as_anthrop
 from enginehouse.server.api.metrics import metrics
 from enginehouse.server.api.models import get_model, health, list_models, ready, version
 from enginehouse.server.api.ollama import routes as ollama
+from enginehouse.server.api.ollama.render import respond as respond_as_ollama
 from enginehouse.server.api.rerank import rerank
 from enginehouse.server.api.responses import routes as responses
 from enginehouse.server.api.responses.background import Background
@@ -39,6 +40,9 @@ LARGEST_BODY_BYTES = 10 << 20
 
 
 def respond_in_dialect(request: Request[Any, Any, State], error: Exception) -> Response[Any]:
+    """What no route's own handler is asked about, such as a path that is none."""
+    if request.url.path.startswith("/api/"):
+        return respond_as_ollama(request, error)
     return respond_as_anthropic(request, error) if asked_by(request) else respond(request, error)
 
 

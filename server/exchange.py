@@ -19,6 +19,7 @@ from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
 from enginehouse.server.content import Content, Step
 from enginehouse.server.keepalive import (
+    SILENT_SECONDS,
     FirstEvents,
     IndexedEvents,
     Parts,
@@ -35,6 +36,7 @@ from enginehouse.server.urgency import deadline_of, priority_of
 
 log = logging.getLogger("enginehouse.server")
 LARGE_LOGPROBS = 1000  # tokens with them
+ANSWERING = "answering; nothing of it can be shown yet"
 
 
 class Answer:
@@ -163,10 +165,12 @@ async def stream(
     """The body. Headers are out by now, so an error becomes an event, and another engine's name a comment."""
     async with aclosing(ticking(first, events)) as ticked:
         yield renderer.start(assigned_of(first))
+        shown = time.monotonic()  # when last
         try:
             async for pair in ticked:
                 if pair is None:
-                    yield still_reading(renderer, answers, framing)
+                    yield still_going(renderer, answers, framing)
+                    shown = time.monotonic()
                     continue
                 index, event = pair
                 if isinstance(event, Assigned) and answers[index].assigned:
@@ -174,14 +178,20 @@ async def stream(
                 for step in answers[index].take(event):
                     if part := renderer.step(index, step):
                         yield part
+                        shown = time.monotonic()
+                if time.monotonic() >= shown + SILENT_SECONDS:  # it thinks unseen, or writes what goes out whole
+                    yield framing.comment(ANSWERING)
+                    shown = time.monotonic()
             yield await renderer.end(answers)
         except (EngineFailed, Refused, Unavailable) as error:
             yield renderer.failure(answers, error)
 
 
-def still_reading(renderer: Renderer, answers: Sequence[Answer], framing: Framing) -> bytes:
+def still_going(renderer: Renderer, answers: Sequence[Answer], framing: Framing) -> bytes:
     """Of the prompt that is furthest, and in the dialect's own way."""
     prompt = max([answer.prompt for answer in answers], key=lambda prompt: prompt.read or 0)
+    if prompt.read == prompt.prompt_tokens:
+        return framing.comment(ANSWERING) + renderer.step(0, prompt)
     read = "" if prompt.read is None else f"{prompt.read:,} of "
     said = f"reading the prompt, {read}{prompt.prompt_tokens:,} tokens"
     return framing.comment(said) + renderer.step(0, prompt)

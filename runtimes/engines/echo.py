@@ -39,12 +39,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     fails_on: str = ""  # the engine dies of an answer that holds this
     prefill_rate: float = 0.0  # tokens of a prompt read in a second; 0: all at once
+    decode_rate: float = 0.0  # tokens of each answer in a second; 0: as fast as they go
 
 
 class Echo:
     def __init__(self, load: Load) -> None:
         options = msgspec.convert(load.options, Options)
         self._fails_on, self._rate = options.fails_on.encode(), options.prefill_rate
+        self._decode_seconds = 1 / options.decode_rate if options.decode_rate else 0.0
         self.facts = Facts(
             context_length=load.context,
             slots=load.slots,
@@ -81,6 +83,8 @@ class Echo:
             self._read[reading] += self._rate * STEP_SECONDS
             if self._read[reading] >= len(self._running[reading][0]):
                 del self._read[reading]
+        elif self._decode_seconds:
+            time.sleep(self._decode_seconds)
         return [self._advance(job) for job in jobs if job not in self._read]
 
     def read(self, job: int) -> tuple[int, int] | None:

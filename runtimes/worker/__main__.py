@@ -68,7 +68,7 @@ PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
 REST_SECONDS = 15.0  # without a message, after which what can wait is done
 RESTING_SECONDS = 0.5  # between two such things
-READING_SECONDS = 1.0  # between two words of how far prompts are read
+READING_SECONDS = 1.0  # between two words of how far those are of whom nothing else is heard
 STEPS_SHARE, STEPS_SECONDS = 2.0, 1.0  # of the time that both took, they wait for steps; so long at most
 
 Question = Submit | Embed | Tokenize | Detokenize
@@ -278,16 +278,19 @@ class Loop:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
         if submit.echo or sampling.max_tokens == 0:  # else `add` does so
             check_tokens(ids, sampling, self._engine.facts.vocabulary)
+        if sampling.constraint and sampling.max_tokens != 0:
+            yield from self._engine.make_ready(sampling.constraint)
+        admitted = [(submit.job, PromptProgress(len(ids)))]
         echo = []
         if submit.echo:
+            if sampling.logprobs is not None:  # which takes as long as reading the prompt
+                self._send(Emit([], [], [], admitted))
+                admitted = []
             delta = yield from self._echo(submit.prompt, ids, sampling.logprobs)
             echo = [(submit.job, delta)]
-        admitted = [(submit.job, PromptProgress(len(ids)))]
         if sampling.max_tokens == 0:
             dones = [(submit.job, Done("length", Usage(len(ids), 0)))]
         else:
-            if sampling.constraint:
-                yield from self._engine.make_ready(sampling.constraint)
             left = remaining(sampling, len(submit.generated))
             self._engine.add(submit.job, [*ids, *submit.generated], left, submit.priority)
             self._answers[submit.job] = answer
@@ -349,13 +352,18 @@ class Loop:
             self._send(emit)
 
     def _progress_of_prompts(self) -> list[tuple[int, PromptProgress]]:
-        """Once in a while, of those who have said nothing yet."""
+        """Once in a while, of those who have said nothing for as long: because their prompt is read, or a call that
+        comes whole is written."""
         now = time.monotonic()
         if now < self._reported + READING_SECONDS:
             return []
         self._reported = now
-        unread = [(job, answer) for job, answer in self._answers.items() if not answer.first]
-        return [(job, answer.progress(read)) for job, answer in unread if (read := self._engine.read(job))]
+        quiet = [(job, one) for job, one in self._answers.items() if now >= one.spoke + READING_SECONDS]
+        return [
+            (job, one.progress(read))
+            for job, one in quiet
+            if (read := (one.prompt_tokens, one.cached_tokens) if one.first else self._engine.read(job))
+        ]
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Answer:
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.accepted = self.rejected = 0  # guesses
         self.started = time.monotonic()
-        self.first = 0.0
+        self.first = self.spoke = 0.0  # when its first token came; when last something to show did
 
     def take(self, token: Token) -> list[Delta]:
         if not self.first:
@@ -29,7 +29,8 @@ class Answer:
         logprob = None
         if token.logprob is not None and (token.text or self.scores_end):
             logprob = Logprob(Scored(token.id, token.text, token.logprob), token.top)
-        deltas = self.output.feed(token.text, logprob)
+        if deltas := self.output.feed(token.text, logprob):
+            self.spoke = time.monotonic()
         self.rejected += token.wrong
         if token.id >= 0:
             self.completion_tokens += 1

@@ -1,4 +1,5 @@
 // ai, @ai-sdk/openai-compatible: chat, stream, tools run by the client, objects, embeddings, thoughts.
+// `createOpenAICompatible({ name: "house", baseURL: "URL/v1" })`
 
 import assert from "node:assert/strict";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";

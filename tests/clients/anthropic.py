@@ -1,4 +1,7 @@
-"""anthropic: messages, stream, tools run by the client, parsed output, thoughts, counts, errors by type."""
+"""anthropic: messages, stream, tools run by the client, parsed output, thoughts, counts, errors by type.
+
+`Anthropic(base_url="URL", api_key="any")`
+"""
 
 import sys
 from typing import Any

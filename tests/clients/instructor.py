@@ -1,4 +1,7 @@
-"""instructor: objects by tools, by JSON schema and by JSON, in part as they come, several at once, asynchronously."""
+"""instructor: objects by tools, by JSON schema and by JSON, in part as they come, several at once, asynchronously.
+
+`instructor.from_openai(OpenAI(base_url="URL/v1", api_key="any"))`
+"""
 
 import asyncio
 import sys

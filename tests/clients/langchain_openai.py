@@ -1,4 +1,7 @@
-"""langchain-openai: chat, stream, tools there and back, structured output in three ways, embeddings, responses."""
+"""langchain-openai: chat, stream, tools there and back, structured output in three ways, embeddings, responses.
+
+`ChatOpenAI(model="NAME", base_url="URL/v1", api_key="any")`; embeddings: `check_embedding_ctx_length=False`
+"""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""litellm: chat, stream, tools, structured output, embeddings, text completion, Anthropic's dialect, errors by type."""
+"""litellm: chat, stream, tools, structured output, embeddings, text completion, Anthropic's dialect, errors by type.
+
+`model="hosted_vllm/NAME"`, `api_base="URL/v1"`, `api_key="any"`
+"""
 
 import asyncio
 import json

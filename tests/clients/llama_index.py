@@ -1,4 +1,7 @@
-"""llama-index-llms-openai-like: chat, stream, tools, an agent, structured output, completions."""
+"""llama-index-llms-openai-like: chat, stream, tools, an agent, structured output, completions.
+
+`OpenAILike(model="NAME", api_base="URL/v1", is_chat_model=True, is_function_calling_model=True)`
+"""
 
 import asyncio
 import sys

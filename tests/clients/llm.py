@@ -1,4 +1,8 @@
-"""llm: answers at the command line, whole and streamed, with a schema, with tools; a conversation goes on."""
+"""llm: answers at the command line, whole and streamed, with a schema, with tools; a conversation goes on.
+
+In `extra-openai-models.yaml`: `model_id`, `model_name: NAME`, `api_base: URL/v1`,
+`supports_tools: true`, `supports_schema: true`
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""llm-ollama: finds the models by itself; answers, whole and streamed, with a schema, with tools; embeds."""
+"""llm-ollama: finds the models by itself; answers, whole and streamed, with a schema, with tools; embeds.
+
+`OLLAMA_HOST=URL`
+"""
 
 import json
 import os

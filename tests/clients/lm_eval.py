@@ -1,4 +1,7 @@
-"""lm-eval: local-chat-completions and local-completions, generating and by loglikelihood, on held-out capitals."""
+"""lm-eval: local-chat-completions and local-completions, generating and by loglikelihood, on held-out capitals.
+
+`--model local-chat-completions`, `--model_args model=NAME,base_url=URL/v1/chat/completions,tokenizer=FOLDER`
+"""
 
 import json
 import os

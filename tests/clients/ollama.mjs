@@ -1,4 +1,5 @@
 // ollama: chat, stream, thoughts, tools there and back, format, embed, list, show, ps, a stream given up.
+// `new Ollama({ host: "URL" })`
 
 import assert from "node:assert/strict";
 import { Ollama } from "ollama";

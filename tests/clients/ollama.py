@@ -1,4 +1,7 @@
-"""ollama: chat, stream, thoughts, tools there and back, format, generate, embed, list, show, ps, pull, errors."""
+"""ollama: chat, stream, thoughts, tools there and back, format, generate, embed, list, show, ps, pull, errors.
+
+`ollama.Client(host="URL")`, or `OLLAMA_HOST=URL`
+"""
 
 import sys
 

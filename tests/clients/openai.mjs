@@ -1,4 +1,5 @@
 // openai: chat, stream, tools run by the client, parsed output, embeddings, responses, errors by type.
+// `new OpenAI({ baseURL: "URL/v1", apiKey: "any" })`
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";

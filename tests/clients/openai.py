@@ -1,4 +1,7 @@
-"""openai: chat, stream, tools there and back, parsed output, embeddings, responses, errors by type."""
+"""openai: chat, stream, tools there and back, parsed output, embeddings, responses, errors by type.
+
+`OpenAI(base_url="URL/v1", api_key="any")`
+"""
 
 import asyncio
 import json

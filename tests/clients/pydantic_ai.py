@@ -1,4 +1,7 @@
-"""pydantic-ai-slim: agents that answer, stream, run tools, give objects in three ways; over chat and responses."""
+"""pydantic-ai-slim: agents that answer, stream, run tools, give objects in three ways; over chat and responses.
+
+`OpenAIProvider(base_url="URL/v1", api_key="any")`
+"""
 
 import asyncio
 import sys

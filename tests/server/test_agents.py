@@ -11,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from enginehouse.server.api.responses.tools import function_name
 from tests.serving import Served, serve
 
 RECORDED = {
@@ -153,6 +154,39 @@ def test_a_tool_of_codex_is_called_by_the_name_it_has_there(
     result = {"type": f"{called.type}_output", "call_id": whole["call_id"], "output": "it is done"}
     then = create(model="echo", **given | {"input": [*given["input"], whole, result]})
     assert then.output_text == "it is done"
+
+
+def test_a_history_with_a_search_for_tools_goes_on_and_what_was_found_can_be_called(agents: Served) -> None:
+    found = {"type": "function", "name": "later", "parameters": {"type": "object"}, "defer_loading": True}
+    history: list[Any] = [
+        {"role": "user", "content": "find it"},
+        {"type": "tool_search_call", "call_id": "s1", "execution": "client", "arguments": {"query": "later"}},
+        {"type": "tool_search_output", "call_id": "s1", "execution": "client", "tools": [found]},
+    ]
+    create: Any = agents.client.responses.create
+    assert create(model="echo", input=history).output_text == "found: later"
+    (called,) = create(model="echo", input=[*history, {"role": "user", "content": call("later")}]).output
+    assert (called.type, called.name) == ("function_call", "later")
+    hosted = [item | {"call_id": None} for item in history[1:]]
+    assert create(model="echo", input=[history[0], *hosted]).output_text == "find it"
+    with pytest.raises(openai.BadRequestError, match=r"input\[0\].call_id"):
+        create(model="echo", input=history[2:])
+
+
+@pytest.mark.parametrize("namespace", ["mcp__" + "n" * 70, None], ids=["namespace", "plain"])
+def test_a_tool_with_a_long_name_keeps_it_before_its_client(agents: Served, namespace: str | None) -> None:
+    names = ["t" * 70 + end for end in "ab"]  # whose first 64 letters are the same
+    tools: list[Any] = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in names]
+    sent = [{"type": "namespace", "name": namespace, "description": "", "tools": tools}] if namespace else tools
+    shown = [function_name(namespace, name) for name in names]
+    assert [len(name) for name in shown] == [64, 64]
+    create: Any = agents.client.responses.create
+    for name, short in zip(names, shown, strict=True):
+        asked = [{"role": "user", "content": call(short)}]
+        (called,) = create(model="echo", input=asked, tools=sent).output
+        assert (called.name, called.to_dict().get("namespace")) == (name, namespace)
+        result = {"type": "function_call_output", "call_id": called.call_id, "output": "done"}
+        assert create(model="echo", input=[*asked, called.to_dict(), result], tools=sent).output_text == "done"
 
 
 def test_a_chosen_custom_tool_or_one_of_a_namespace_is_the_one_that_is_shown(agents: Served) -> None:

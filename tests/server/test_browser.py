@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.test_clients import INSTALLED
+from tests.client_results import INSTALLED
 from tests.serving import Served, free_port, serve
 
 SCRIPT = Path(__file__).with_name("page.mjs")

@@ -32,6 +32,14 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def slow_to_write(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Writes 100 tokens in a second."""
+    slow = {"source": "builtin:echo", "context": 16_000, "options": {"echo": {"decode_rate": 100}}}
+    with serve(tmp_path_factory.mktemp("slow-to-write"), {"slow": slow}) as served:
+        yield served
+
+
 def lines(served: Served, route: str, **more: Any) -> Iterator[tuple[float, str]]:
     """Of a stream, each with the seconds since it was asked for; the first is the head's."""
     body = {"model": "slow", "stream": True} | BODIES[route] | more
@@ -89,6 +97,21 @@ def test_who_asks_for_the_progress_gets_it_as_llama_server_gives_it(slow: Served
 
 def test_who_does_not_ask_for_the_progress_gets_none(slow: Served) -> None:
     assert not [line for _, line in lines(slow, "/v1/chat/completions") if "prompt_progress" in line]
+
+
+CALL = f"<tool_call>{json.dumps({'name': 'note', 'arguments': {'text': 'a' * 300}})}</tool_call>"
+NOTE = {"name": "note", "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}
+
+
+def test_a_call_that_goes_out_whole_is_no_silence(slow_to_write: Served) -> None:
+    body = {"model": "slow", "messages": [{"role": "user", "content": CALL}]}
+    body |= {"tools": [{"type": "function", "function": NOTE}]}
+    with httpx.stream("POST", f"{slow_to_write.root}/api/chat", json=body, timeout=60) as stream:
+        came = [json.loads(line) for line in stream.iter_lines()]
+    called = next(index for index, one in enumerate(came) if one["message"].get("tool_calls"))
+    assert called >= 1
+    assert [one["message"]["content"] for one in came[:called]] == [""] * called
+    assert came[called]["message"]["tool_calls"][0]["function"]["arguments"] == {"text": "a" * 300}
 
 
 def test_several_answers_wait_for_one_another_and_say_so(slow: Served) -> None:

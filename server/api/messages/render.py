@@ -140,7 +140,7 @@ class MessageRenderer:
                 fields = {"delta": stop_fields(step, self._max_tokens), "usage": usage_fields(step.usage)}
                 return event("message_delta", fields) + event("message_stop", {})
             case PromptProgress():
-                return b"" if step.read == step.prompt_tokens else self._ping()
+                return self._ping()
             case HiddenTokens() | Usage() | Assigned():
                 return b""
 

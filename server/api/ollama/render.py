@@ -141,8 +141,8 @@ def time_of(moment: datetime.datetime) -> str:
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[Fields]:
     """Every failure of these routes in Ollama's shape."""
-    status, body, headers = described(error)
-    return Response(body, status_code=status, headers=headers, media_type="application/json")
+    status, body, headers = errors.describe_to(request, error)
+    return Response({"error": body.message}, status_code=status, headers=headers, media_type="application/json")
 
 
 def described(error: Exception) -> tuple[int, Fields, dict[str, str]]:

@@ -61,6 +61,8 @@ PREFIXES = {
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
     "additional_tools": "at",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
 }
 TEXTS = ("input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text")
 # What a tool may give and no model here can see: the text that stands for it says what is missing.
@@ -136,13 +138,30 @@ class ToolsItem(Stored, tag="additional_tools", forbid_unknown_fields=True, froz
     role: Literal["developer"] = "developer"
 
 
+class SearchItem(Stored, tag="tool_search_call", forbid_unknown_fields=True, frozen=True):
+    """For tools that are deferred."""
+
+    arguments: Any = None
+    call_id: str | None = None
+    execution: Ignored = None
+
+
+class FoundItem(Stored, tag="tool_search_output", forbid_unknown_fields=True, frozen=True):
+    """The tools that such a search brought: the model has them from here on."""
+
+    tools: list[dict[str, Any]]
+    call_id: str | None = None
+    execution: Ignored = None
+
+
 class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=True):
     summary: list[Part] = []
     content: list[Part] | None = None
     encrypted_content: str | None = None
 
 
-Item = MessageItem | CallItem | ResultItem | CustomCallItem | CustomResultItem | ReasoningItem | ToolsItem
+Call = CallItem | CustomCallItem | SearchItem
+Item = MessageItem | Call | ResultItem | CustomResultItem | FoundItem | ReasoningItem | ToolsItem
 
 
 class Items(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -316,7 +335,12 @@ def add(talk: Conversation, item: Item, where: str) -> None:
         case ReasoningItem(summary, content, sealed):
             if thought := text_of(content or ()) or unsealed(sealed) or text_of(summary):
                 talk.think(thought)
-        case ToolsItem():
+        case SearchItem(arguments, call_id) if call_id:
+            talk.call(call_id, "tool_search", msgspec.json.encode(arguments or {}).decode())
+        case FoundItem(tools, call_id) if call_id:
+            names = ", ".join(str(tool.get("name", tool.get("type"))) for tool in tools)
+            talk.result(call_id, f"found: {names or 'nothing'}", f"{where}.call_id")
+        case ToolsItem() | SearchItem() | FoundItem():  # without an id nothing was called
             pass  # they are among the tools
 
 

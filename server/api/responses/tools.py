@@ -1,5 +1,6 @@
 """The tools of a response: as its client sends them, and as the functions that a model is shown of them."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ HOSTED = {
     "web_search_preview",
     "web_search_preview_2025_03_11",
 }
+LONGEST_NAME, DIGEST_LETTERS = 64, 8
 PLAIN_NAMESPACE = "functions"  # Codex's word for none
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -142,7 +144,7 @@ def toolset(sent: list[dict[str, Any]], items: Iterable[dict[str, Any]]) -> Tool
     everything, left_out = list(sent), kinds_left_out(sent)
     offered = {one.tool.function.name: one for one in offered_of(sent, "tools")}
     for index, item in enumerate(items):
-        if item.get("type") == "additional_tools":
+        if item.get("type") in ("additional_tools", "tool_search_output"):
             more = brought(item, f"input[{index}].tools")
             offered |= {one.tool.function.name: one for one in offered_of(more, f"input[{index}].tools")}
             everything += more
@@ -208,10 +210,13 @@ def one(tool: FunctionTool | CustomTool, namespace: str | None) -> Offered:
 
 
 def function_name(namespace: str | None, name: str) -> str:
-    """By which the model knows it: templates have one level of names."""
-    if namespace in (None, "", PLAIN_NAMESPACE):
+    """By which the model knows it: templates have one level of names, and take no long ones."""
+    if namespace not in (None, "", PLAIN_NAMESPACE):
+        name = f"{namespace}{'' if namespace.endswith('_') else '__'}{name}"
+    if len(name) <= LONGEST_NAME:
         return name
-    return f"{namespace}{'' if namespace.endswith('_') else '__'}{name}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LETTERS]
+    return f"{name[: LONGEST_NAME - DIGEST_LETTERS - 1]}_{digest}"
 
 
 def free_tool(name: str, tool: CustomTool) -> Tool:

@@ -1,9 +1,12 @@
 """What clients see when something breaks, and what is left behind."""
 
 import contextlib
+import itertools
+import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,35 @@ def test_a_request_whose_worker_dies_before_its_first_token_is_answered_by_anoth
         worker.kill()
         asking.join(60)
         assert answers == [expected]
+
+
+def read_of(lines: Iterator[str]) -> tuple[list[str], str]:
+    """What a client makes of a stream: the kinds of its events, each once where several follow, and its text."""
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    kinds = [one.get("type", "chunk") for one in events if one.get("type") != "ping"]
+    deltas = [one.get("delta") or one.get("choices", [{}])[0].get("delta") or {} for one in events]
+    text = "".join(delta.get("text") or delta.get("content") or "" for delta in deltas)
+    return [kind for kind, _ in itertools.groupby(kinds)], text
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/messages"])
+def test_a_worker_that_dies_while_it_reads_an_admitted_prompt_costs_its_client_nothing(
+    tmp_path: Path, route: str, temperature: int
+) -> None:
+    slow = {"source": "builtin:echo", "context": 9000, "options": {"echo": {"prefill_rate": 4000}}}
+    messages = [{"role": "user", "content": "a" * 4000}]
+    body = {"model": "slow", "messages": messages, "max_tokens": 5, "temperature": temperature, "stream": True}
+    with serve(tmp_path, {"slow": slow}) as served, httpx.Client(base_url=served.root, timeout=60) as client:
+        with client.stream("POST", route, json=body) as undisturbed:
+            expected = read_of(undisturbed.iter_lines())
+        with client.stream("POST", route, json=body) as stream:
+            assert stream.headers["x-enginehouse-runtime"] == "echo"  # it is admitted
+            served.worker().kill()
+            lines = list(stream.iter_lines())
+        assert read_of(iter(lines)) == expected
+        assert ": its engine died; another goes on" in lines
+        served.wait_for("running the request again")
 
 
 def test_a_plain_request_runs_again_from_the_start_when_its_worker_is_killed(folder: Path) -> None:

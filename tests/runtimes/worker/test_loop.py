@@ -18,6 +18,7 @@ from enginehouse.runtimes.contract import (
     Pieces,
     Pooling,
     Prompt,
+    PromptProgress,
     Sampling,
     Scored,
     Text,
@@ -192,10 +193,28 @@ def test_a_text_is_embedded_to_its_end_before_the_next_question_is() -> None:
 
 def test_the_scores_of_a_prompt_come_before_its_answer() -> None:
     asked = Submit(0, Text("abc"), Sampling(logprobs=0), echo=True)
-    first, *_ = replies(Embedding(), [asked], lambda sent: finished(sent, 0))
+    admitted, first, *_ = replies(Embedding(), [asked], lambda sent: finished(sent, 0))
+    assert admitted == Emit([], [], [], [(0, PromptProgress(3))])  # its client is told before they are computed
     assert isinstance(first, Emit)
     ((_, delta),) = first.deltas
     assert (delta.text, [one.token.logprob for one in delta.logprobs]) == ("abc", [0.0, -1.0, -1.0])
+
+
+def test_while_a_call_that_comes_whole_is_written_it_is_said_that_the_answer_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("enginehouse.runtimes.worker.__main__.READING_SECONDS", 0.05)
+    engine = Echo(Load("echo", "", CONTEXT, 4, 1, 0, {"decode_rate": 1000.0}))
+    template = (
+        "{# <tool_call><function=<parameter= #}{{ messages[-1].content }}"  # qwen-xml, whose arguments are no JSON
+    )
+    engine.facts = msgspec.structs.replace(engine.facts, chat_template=template)
+    arguments = f"<parameter=text>\n{'a' * 300}\n</parameter>"
+    said = f"<tool_call>\n<function=note>\n{arguments}\n</function>\n</tool_call>"
+    note = {"type": "function", "function": {"name": "note", "parameters": {"type": "object"}}}
+    asked = Submit(0, Chat([{"role": "user", "content": said}], tools=[note]), Sampling())
+    sent = [one for one in replies(engine, [asked], lambda sent: finished(sent, 0)) if isinstance(one, Emit)]
+    assert {one.progress[0][1].read for one in sent[2:] if one.progress} == {len(said)}
 
 
 def test_more_messages_than_the_context_has_tokens_are_not_even_rendered() -> None:

@@ -316,6 +316,9 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("/api/push", {"model": "pocket"}, 501, "config"),
     ("/api/create", {"model": "mine", "from": "pocket"}, 501, "config"),
     ("/api/blobs/sha256:abc", {}, 501, ".gguf"),
+    ("/api/nowhere", {}, 404, "there is no POST /api/nowhere here"),
+    ("/api/chats", {}, 404, "did you mean /api/chat?"),
+    ("/api/tags", {}, 405, "there is no POST /api/tags here"),
 ]
 
 
