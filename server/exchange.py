@@ -129,15 +129,14 @@ async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], ren
     events = merged([pool.run(job) for job in jobs])
     if deadline := deadline_of(request):
         events = until(deadline, events)
-    async with aclosing(events):
-        try:
-            first = await keepalive.first_of(events, len(answers))
-        except (EngineFailed, Refused, Unavailable) as error:
-            yield failed_start(renderer, answers, error)
-            return
-        async with aclosing(stream(renderer, answers, first, events)) as parts:
-            async for part in parts:
-                yield part
+    try:
+        first = await keepalive.first_of(events, len(answers))
+    except (EngineFailed, Refused, Unavailable) as error:
+        yield failed_start(renderer, answers, error)
+        return
+    async with aclosing(stream(renderer, answers, first, events)) as parts:
+        async for part in parts:
+            yield part
 
 
 def large(answers: Sequence[Answer]) -> bool:

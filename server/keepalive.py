@@ -93,16 +93,19 @@ async def commented(
     except BaseException:
         first.cancel()  # and the events end with it
         raise
-    async with aclosing(events):
-        try:
-            assigned = assigned_of(first.result())
-        except (Refused, Unavailable, EngineFailed) as error:
-            yield failure(error)
-            return
+    try:
+        assigned = assigned_of(first.result())
+    except (Refused, Unavailable, EngineFailed) as error:
+        yield failure(error)
+        return
+    try:
         yield assigned_comments(assigned, framing)
-        async with aclosing(body(first.result(), events)) as parts:
-            async for part in parts:
-                yield part
+    except BaseException:
+        await events.aclose()  # from here on the body ends them
+        raise
+    async with aclosing(body(first.result(), events)) as parts:
+        async for part in parts:
+            yield part
 
 
 async def ticking(first: FirstEvents, events: IndexedEvents) -> AsyncGenerator[tuple[int, Event] | None, None]:
