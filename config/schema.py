@@ -76,8 +76,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def differs(self, other: "Model") -> bool:
         """Whether another engine is to be loaded, and not only called otherwise or kept longer."""
-        same = {"keep_alive": "10m", "aliases": (), "preload": False}
-        return msgspec.structs.replace(self, **same) != msgspec.structs.replace(other, **same)
+        same = {key: getattr(self, key) for key in ("keep_alive", "aliases", "preload")}
+        return msgspec.structs.replace(other, **same) != self
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

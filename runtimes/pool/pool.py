@@ -303,8 +303,12 @@ class Pool:
     def _turns_of(self, name: str, priority: Priority) -> Turns:
         """Of each priority apart: the engine lets the interactive go first only where it has them."""
         if (name, priority) not in self._turns:
-            self._turns[name, priority] = Turns(lambda: AHEAD * self.known[name].slots)
+            self._turns[name, priority] = Turns(functools.partial(self._ahead, name))
         return self._turns[name, priority]
+
+    def _ahead(self, name: str) -> int:
+        loaded = (one.worker.facts.slots for one in self._models.of(name))
+        return AHEAD * max(self.known[name].slots, *loaded, 1)
 
     @contextmanager
     def _request(self, name: str, priority: Priority = "interactive", owner: str = "") -> Iterator[None]:

@@ -18,9 +18,10 @@ class Preload:
         self._failures: dict[str, str] = {}  # of those that are not ready
 
     def want(self, models: Sequence[str]) -> None:
-        """These and no others. One that was ready stays so."""
-        for name in self._tasks.keys() - set(models):
+        """These and no others. One that was ready stays so; one that failed is tried again at once."""
+        for name in (self._tasks.keys() - set(models)) | self._failures.keys():
             self._tasks.pop(name).cancel()
+        self._failures.clear()
         for name in models:
             if name not in self._tasks:
                 self._tasks[name] = asyncio.create_task(self._load(name))

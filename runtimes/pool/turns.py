@@ -43,11 +43,12 @@ class Turns:
 
     def before(self, job: str) -> int | None:
         """How many turns come before a job's that waits; None where it does not."""
-        for owner, turns in self._waiting.items():
+        counts = [len(turns) for turns in self._waiting.values()]
+        for place, turns in enumerate(self._waiting.values()):
             for index, turn in enumerate(turns):
                 if turn.job == job:
-                    others = (len(theirs) for other, theirs in self._waiting.items() if other != owner)
-                    return index + sum(min(count, index + 1) for count in others)
+                    earlier = sum(min(count, index + 1) for count in counts[:place])
+                    return earlier + index + sum(min(count, index) for count in counts[place + 1 :])
         return None
 
     def interrupt(self) -> None:

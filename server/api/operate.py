@@ -28,7 +28,7 @@ class Deleted(msgspec.Struct, frozen=True):
     "/v1/models/{name:path}",
     status_code=200,
     guards=[admin_guard],
-    operation_class=described(openai_types.Model, failures=(401, 403, 404, 503)),
+    operation_class=described(openai_types.Model, failures=(401, 403, 404, 500, 503)),
 )
 async def load_or_unload(request: Request[Any, Any, State], state: State, name: str) -> openai_types.Model:
     """With /load after its name: the model is made ready as for a request, and described when it is. With /unload: its
@@ -50,7 +50,7 @@ async def load_or_unload(request: Request[Any, Any, State], state: State, name: 
     "/v1/models/{name:path}",
     status_code=200,
     guards=[admin_guard],
-    operation_class=described(Deleted, failures=(401, 403, 404, 503)),
+    operation_class=described(Deleted, failures=(401, 403, 404, 500, 503)),
 )
 async def delete_artifacts(state: State, name: str) -> Deleted:
     """With /artifacts after its name: what was built of the model's source and nobody uses. When it is wanted, it is
