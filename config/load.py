@@ -63,7 +63,7 @@ def read(file: Path) -> Config:
         )
     config = convert(raw, Config, where)
     by_name = {str(name): convert(model, Model, f"{where}: model '{name}'") for name, model in models.items()}
-    check_names(by_name, where)
+    check_names(by_name, config.server, where)
     return msgspec.structs.replace(config, models=by_name)
 
 
@@ -108,13 +108,17 @@ def keys_at(struct: type, parent: str | None) -> list[str]:
     return [field.name for field in msgspec.structs.fields(fields[parent])] if parent else list(fields)
 
 
-def check_names(models: dict[str, Model], where: str) -> None:
+def check_names(models: dict[str, Model], server: Server, where: str) -> None:
     owners = {name: name for name in models}
     for name, model in models.items():
         for alias in model.aliases:
             if alias in owners:
                 raise BadConfig(f"{where}: model '{name}': alias '{alias}' already names model '{owners[alias]}'")
             owners[alias] = name
+    for key, rules in server.keys.items():
+        for model_name in rules.models:
+            if model_name not in owners:
+                raise BadConfig(f"{where}: 'server.keys.{key}.models': there is no model '{model_name}'")
 
 
 def with_paths(config: Config, folder: Path) -> Config:

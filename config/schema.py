@@ -17,11 +17,24 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header c
 Origin = Annotated[str, msgspec.Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^*/?#\s]+)$")]  # as browsers write it
 
 
+class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key with a name of its own, and what may be done with it. None: as much as there is."""
+
+    key: Key
+    priority: Literal["interactive", "batch"] = "interactive"  # of what comes with it, unless a request says otherwise
+    models: tuple[str, ...] = ()  # names or aliases that it may ask for; none = all
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None  # of prompts and answers together
+    concurrent: Positive | None = None  # requests under way
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_PORT)] = 8080
     api_keys: tuple[Key, ...] = ()  # empty = open to everyone who can connect
     batch_keys: tuple[Key, ...] = ()  # further keys: what comes with them is batch unless it says otherwise
+    keys: dict[str, ApiKey] = {}  # further keys, by a name for them, with limits
+    admin_keys: tuple[Key, ...] = ()  # of operators: they may also load and unload models, and delete what was built
     allow_open: bool = False  # without keys, listen on more than loopback all the same
     max_queue: Positive = 256  # waiting requests per model; beyond it 429
     load_timeout: Duration = "10m"  # a plain request waits so long for its model, then gets 503; a stream waits on
@@ -29,15 +42,23 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drop_attribution: bool = True  # lines at the head of a prompt by which clients are billed reach no model
     cors_origins: tuple[Origin, ...] = ()  # of pages that browsers let read the answers; "*": any
     ollama: bool = False  # listen on port 11434 too, where programs look for Ollama
+    drain_timeout: Duration = "8s"  # after SIGTERM, in which answers may come to their end; Docker kills after 10 s
     send_timeout: Duration = "60s"  # a connection whose client takes nothing of an answer for so long is ended
 
     def __post_init__(self) -> None:
-        if set(self.api_keys) & set(self.batch_keys):
-            raise ValueError("a key is in api_keys and in batch_keys; leave it in one of them")
+        named = [("api_keys", key) for key in self.api_keys] + [("batch_keys", key) for key in self.batch_keys]
+        named += [(f"keys.{name}", one.key) for name, one in self.keys.items()]
+        named += [("admin_keys", key) for key in self.admin_keys]
+        places: dict[str, str] = {}
+        for place, key in named:
+            if places.setdefault(key, place) != place:
+                raise ValueError(f"a key is in {places[key]} and in {place}; leave it in one of them")
 
     @property
-    def keys(self) -> tuple[Key, ...]:
-        return (*self.api_keys, *self.batch_keys)
+    def all_keys(self) -> tuple[ApiKey, ...]:
+        """Of those who are not operators; none = open."""
+        batch = (ApiKey(key, "batch") for key in self.batch_keys)
+        return (*map(ApiKey, self.api_keys), *batch, *self.keys.values())
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,7 +71,13 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # sequences decoded together
     keep_alive: Duration = "10m"  # an idle model is unloaded after it
     aliases: tuple[str, ...] = ()  # further names it answers to
+    preload: bool = False  # loaded when the server starts, which is ready once it has answered
     options: dict[str, dict[str, Any]] = {}  # by runtime, passed to its loader
+
+    def differs(self, other: "Model") -> bool:
+        """Whether another engine is to be loaded, and not only called otherwise or kept longer."""
+        same = {key: getattr(self, key) for key in ("keep_alive", "aliases", "preload")}
+        return msgspec.structs.replace(other, **same) != self
 
 
 class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

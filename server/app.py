@@ -14,6 +14,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from enginehouse.config.schema import Config
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import openapi
+from enginehouse.server.api import operate
 from enginehouse.server.api.chat import stored
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
@@ -31,8 +32,9 @@ from enginehouse.server.api.responses.background import Background
 from enginehouse.server.api.score import score
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
-from enginehouse.server.auth import host_guard, key_guard
+from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
+from enginehouse.server.rates import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
 
@@ -50,10 +52,12 @@ def create(config: Config) -> Litestar:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         app.state.pool = Pool(config)
+        app.state.access, app.state.uses = Access(config.server), Uses()
         app.state.responses = ResponseStore(config.cache_dir)
         app.state.background = Background()
         app.state.started = int(time.time())
         looking = asyncio.create_task(app.state.pool.probe_host())
+        app.state.pool.preload()
         try:
             yield
         finally:
@@ -74,9 +78,10 @@ def create(config: Config) -> Litestar:
         get_model,
         version,
         metrics,
+        *operate.ROUTES,
         *responses.ROUTES,
     ]
-    guards = [key_guard(config.server), urgency_guard(config.server)]
+    guards = [key_guard, rate_guard, urgency_guard]
     api = Router(
         "/",
         route_handlers=[*guarded, messages.ROUTER, ollama.ROUTER],
@@ -87,17 +92,24 @@ def create(config: Config) -> Litestar:
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond_in_dialect},
-        guards=[host_guard(config.server), request_id_guard],
+        guards=[host_guard, request_id_guard],
         request_max_body_size=LARGEST_BODY_BYTES,
         openapi_config=OpenAPIConfig(
             "Enginehouse",
             "1",
             openapi_router=Router("/schema", route_handlers=[], guards=guards, include_in_schema=False),
-            security=[{"key": []}] if config.server.keys else None,
+            security=[{"key": []}] if config.server.all_keys else None,
             components=Components(security_schemes={"key": SecurityScheme("http", scheme="bearer")}),
         ),
         logging_config=None,
     )
-    handlers = [*guarded, messages.create_message, messages.count_tokens, *ollama.DESCRIBED, health, ready]
+    handlers = [
+        *guarded,
+        messages.create_message,
+        messages.count_tokens,
+        *ollama.DESCRIBED,
+        health,
+        ready,
+    ]
     app.openapi_schema.components.schemas = openapi.components([handler.operation_class for handler in handlers])
     return app

@@ -2,56 +2,76 @@
 loopback server answers to loopback names alone."""
 
 import hashlib
-import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
-from enginehouse.config.schema import Server
+from enginehouse.config.schema import ApiKey, Server
 from enginehouse.server.errors import Forbidden, Unauthorized
 
 Connection = ASGIConnection[Any, Any, Any, Any]
-Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]  # never sync: that would take a thread per request
+# Guards are never sync: that would take a thread per request.
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def key_guard(server: Server) -> Guard:
+class Caller(msgspec.Struct, frozen=True):
+    """Who sends a key."""
+
+    owner: str  # a digest of it
+    key: ApiKey
+    admin: bool = False
+
+
+class Access:
+    """Who may ask, as one config says; a new one takes its place when the config changes."""
+
+    def __init__(self, server: Server) -> None:
+        self.names = {*LOOPBACK_NAMES, server.host.lower(), f"[{server.host.lower()}]"}
+        self.asks_for_keys = bool(server.all_keys)
+        self.any_host = self.asks_for_keys or not is_loopback(server.host)
+        # Looked up by digest: how long that takes tells of a key's digest, and nothing of the key.
+        named = {key.key: Caller(digest(key.key), key) for key in server.all_keys}
+        named |= {key: Caller(digest(key), ApiKey(key), admin=True) for key in server.admin_keys}
+        self._callers = {caller.owner: caller for caller in named.values()}
+
+    def caller(self, headers: Mapping[str, str]) -> Caller | None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        sent = (token if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
+        return next((found for key in sent if key and (found := self._callers.get(digest(key)))), None)
+
+
+async def key_guard(connection: Connection, _: BaseRouteHandler) -> None:
     """Admits a request with one of the keys, or any request if there are none."""
-    digests, batch = [digest(key) for key in server.keys], {digest(key) for key in server.batch_keys}
-
-    async def check(connection: Connection, _: BaseRouteHandler) -> None:
-        if not digests:
-            return
-        scheme, _space, token = connection.headers.get("authorization", "").partition(" ")
-        candidates = (token if scheme.lower() == "bearer" else "", connection.headers.get("x-api-key", ""))
-        sent = [digest(key) for key in candidates if key]
-        # Every pair is compared, each in constant time: how long it takes tells nothing.
-        matches = [one for one in sent for known in digests if hmac.compare_digest(one, known)]
-        if not matches:
-            raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
-        connection.state.owner = matches[0].hex()
-        connection.state.priority = "batch" if matches[0] in batch else "interactive"
-
-    return check
+    access: Access = connection.app.state.access
+    caller = access.caller(connection.headers)
+    if caller is None and access.asks_for_keys:
+        raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
+    if caller:
+        connection.state.caller = caller
+        connection.state.owner = caller.owner
+        connection.state.priority = caller.key.priority
 
 
-def host_guard(server: Server) -> Guard:
+async def admin_guard(connection: Connection, _: BaseRouteHandler) -> None:
+    """Admits operators; after the `key_guard`."""
+    caller: Caller | None = getattr(connection.state, "caller", None)
+    if caller is None or not caller.admin:
+        raise Forbidden("this is for operators: send one of the config's server.admin_keys")
+
+
+async def host_guard(connection: Connection, _: BaseRouteHandler) -> None:
     """Admits to a loopback server without keys only who calls it so: else a page in a browser, its own name turned to a
     loopback address, would be same-origin (DNS rebinding)."""
-    names = {*LOOPBACK_NAMES, server.host.lower(), f"[{server.host.lower()}]"}
-    open_to_all = bool(server.keys) or not is_loopback(server.host)
-
-    async def check(connection: Connection, _: BaseRouteHandler) -> None:
-        host = connection.headers.get("host", "").lower()
-        if open_to_all or not host or host in names or host.rpartition(":")[0] in names:
-            return
-        raise Forbidden(f"this server answers to localhost, not to '{host}'; call it so, or set server.api_keys")
-
-    return check
+    access: Access = connection.app.state.access
+    host = connection.headers.get("host", "").lower()
+    if access.any_host or not host or host in access.names or host.rpartition(":")[0] in access.names:
+        return
+    raise Forbidden(f"this server answers to localhost, not to '{host}'; call it so, or set server.api_keys")
 
 
 def owner_of(request: Request[Any, Any, Any]) -> str:
@@ -59,8 +79,8 @@ def owner_of(request: Request[Any, Any, Any]) -> str:
     return str(getattr(request.state, "owner", ""))
 
 
-def digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_loopback(host: str) -> bool:

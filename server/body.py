@@ -13,6 +13,7 @@ from litestar.exceptions import HTTPException
 
 from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.server.limits import check_sizes
+from enginehouse.server.rates import check_model
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with
@@ -39,9 +40,12 @@ async def read(request: Request[Any, Any, State], any_kind: bool = False) -> byt
 
 
 async def read_as(request: Request[Any, Any, State], reader: Callable[[bytes], T], any_kind: bool = False) -> T:
-    """The body through `reader`, which raises Refused."""
+    """The body through `reader`, which raises Refused; Forbidden where the key may not use the model it names."""
     body = await read(request, any_kind)
-    return reader(body) if len(body) < IN_A_THREAD_BYTES else await asyncio.to_thread(reader, body)
+    asked = reader(body) if len(body) < IN_A_THREAD_BYTES else await asyncio.to_thread(reader, body)
+    if model := getattr(asked, "model", "") or getattr(asked, "name", ""):
+        check_model(request, model)
+    return asked
 
 
 def parse(

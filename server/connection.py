@@ -4,6 +4,7 @@ or key is looked at; and how many there may be."""
 import asyncio
 import logging
 import resource
+from collections.abc import Callable
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -29,7 +30,7 @@ FULL = ErrorBody("too many connections are open; ask again", SERVER_ERROR, None,
 class Connections:
     """Those that are open. For one too many, that which has been idle the longest is closed."""
 
-    def __init__(self, send_seconds: float | None) -> None:
+    def __init__(self, send_seconds: Callable[[], float | None]) -> None:
         self.send_seconds = send_seconds  # an answer may wait so long for its client to take more of it
         self.idle: dict[Connection, None] = {}  # no request is under way; the longest first
         self._open: set[Connection] = set()
@@ -57,8 +58,9 @@ class Connections:
     async def sweep(self) -> None:
         """Ends those whose client has had its time; to be called every second or so."""
         now = asyncio.get_running_loop().time()
+        patience = self.send_seconds()
         for connection in list(self._open):
-            connection.end_if_overdue(now)
+            connection.end_if_overdue(now, patience)
 
     def abort(self) -> None:
         """Ends those that have something to answer or to send still."""
@@ -148,8 +150,8 @@ class Connection(HttpToolsProtocol):
 
     # --- its end ---
 
-    def end_if_overdue(self, now: float) -> None:
-        unsent, patience = self.transport.get_write_buffer_size(), self._connections.send_seconds
+    def end_if_overdue(self, now: float, patience: float | None) -> None:
+        unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._moved = unsent, now
         elif unsent and patience is not None and now - self._moved > patience:

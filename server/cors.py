@@ -1,7 +1,7 @@
 """Pages of other origins in a browser: which may read what is answered here (CORS). Around the whole application, so
 that a preflight needs no key and errors of any kind can be read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 ANY = "*"
@@ -10,14 +10,12 @@ REMEMBERED_SECONDS = b"600"  # what a preflight was told
 Header = tuple[bytes, bytes]
 
 
-def allowing(app: Any, origins: Sequence[str]) -> Any:
-    """The application, with headers for these origins. Litestar's own gives some of them to every origin, and takes a
-    "*" in the middle of one for a pattern."""
-    if not origins:
-        return app
+def allowing(app: Any, configured: Callable[[], Sequence[str]]) -> Any:
+    """The application, with headers for the origins of the config. Litestar's own gives some of them to every origin,
+    and takes a "*" in the middle of one for a pattern."""
 
     async def allowed(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or not (origins := configured()):
             await app(scope, receive, send)
             return
         headers = dict(scope["headers"])

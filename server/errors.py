@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,18 @@ class Unauthorized(Exception):
 
 class Forbidden(Exception):
     """Whoever asks may not."""
+
+    def __init__(self, message: str, code: str = "forbidden") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RateLimited(Exception):
+    """A limit of the key is reached; `retry_after` in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, math.ceil(retry_after))
 
 
 class UnknownResponse(Exception):
@@ -57,7 +70,10 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
         case Unauthorized():
             return 401, ErrorBody(str(error), CLIENT_ERROR, None, "invalid_api_key"), {"www-authenticate": "Bearer"}
         case Forbidden():
-            return 403, ErrorBody(str(error), CLIENT_ERROR, None, "forbidden"), {}
+            return 403, ErrorBody(str(error), CLIENT_ERROR, None, error.code), {}
+        case RateLimited():
+            body = ErrorBody(str(error), "rate_limit_error", None, "rate_limit_exceeded")
+            return 429, body, {"retry-after": str(error.retry_after)}
         case TimedOut():
             return 504, ErrorBody(error.message, "timeout_error", None, error.code), {}
         case Unavailable():

@@ -5,7 +5,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from enginehouse.runtimes.contract import Assigned, Delta, Done, Event, Job, Pro
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import keepalive
+from enginehouse.server.auth import owner_of
 from enginehouse.server.content import Content, Step
 from enginehouse.server.keepalive import (
     SILENT_SECONDS,
@@ -30,6 +31,7 @@ from enginehouse.server.keepalive import (
     unless_client_leaves,
     until,
 )
+from enginehouse.server.rates import charge
 from enginehouse.server.request_id import id_of
 from enginehouse.server.sse import EVENTS, Framing, encode
 from enginehouse.server.urgency import deadline_of, priority_of
@@ -42,16 +44,18 @@ ANSWERING = "answering; nothing of it can be shown yet"
 class Answer:
     """One of the answers to a request, as far as it has come."""
 
-    def __init__(self, job: Job, request_id: str = "") -> None:
+    def __init__(self, job: Job, request_id: str = "", charge: Callable[[int], None] = lambda tokens: None) -> None:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
         self.prompt = PromptProgress(0)
         self.done: Done | None = None
         self.seconds = 0.0  # from the request to its end
         self._job, self._request_id, self._began = job, request_id, time.monotonic()
+        self._charge, self._charged = charge, 0  # tokens
 
     def take(self, event: Event) -> list[Step]:
         """What the event changes. One line in the log when the answer is complete."""
+        self._charge_for(event)
         match event:
             case Delta() if event.tokens:
                 usage = Usage(self.prompt.prompt_tokens, event.tokens, self.prompt.cached)
@@ -72,6 +76,20 @@ class Answer:
                 if event.again:
                     self.content = Content()
                 return [event] if handed_over else []
+
+    def _charge_for(self, event: Event) -> None:
+        """Also of an answer that its client leaves: then a token for each delta."""
+        match event:
+            case Assigned():
+                used = max(self._charged, event.prompt_tokens)
+            case Delta():
+                used = self._charged + 1
+            case Done():
+                used = event.usage.prompt_tokens + event.usage.completion_tokens
+            case _:
+                return
+        self._charge(used - self._charged)
+        self._charged = used
 
 
 class Renderer(Protocol):
@@ -97,14 +115,10 @@ async def answer(
     request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer, framing: Framing = EVENTS
 ) -> Response[Any]:
     """The response to a request that is these jobs."""
-    pool: Pool = request.app.state.pool
-    jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
-    answers = [Answer(job, id_of(request)) for job in jobs]
-    events = merged([pool.run(job) for job in jobs])
+    answers, events = begun(request, jobs)
     if jobs[0].streamed:
-        if deadline := deadline_of(request):
-            events = until(deadline, events)
-        waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model))
+        pool: Pool = request.app.state.pool
+        waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model), jobs[0].id)
         body = functools.partial(stream, renderer, answers, framing=framing)
         return await keepalive.stream_response(
             request,
@@ -123,12 +137,7 @@ async def answer(
 
 async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Parts:
     """The stream of a request that is these jobs, whether its client stays or not."""
-    pool: Pool = request.app.state.pool
-    jobs = [msgspec.structs.replace(job, priority=priority_of(request)) for job in jobs]
-    answers = [Answer(job, id_of(request)) for job in jobs]
-    events = merged([pool.run(job) for job in jobs])
-    if deadline := deadline_of(request):
-        events = until(deadline, events)
+    answers, events = begun(request, jobs)
     try:
         first = await keepalive.first_of(events, len(answers))
     except (EngineFailed, Refused, Unavailable) as error:
@@ -137,6 +146,14 @@ async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], ren
     async with aclosing(stream(renderer, answers, first, events)) as parts:
         async for part in parts:
             yield part
+
+
+def begun(request: Request[Any, Any, State], jobs: Sequence[Job]) -> tuple[list[Answer], IndexedEvents]:
+    pool: Pool = request.app.state.pool
+    jobs = [msgspec.structs.replace(job, priority=priority_of(request), owner=owner_of(request)) for job in jobs]
+    answers = [Answer(job, id_of(request), functools.partial(charge, request.scope)) for job in jobs]
+    events, deadline = merged([pool.run(job) for job in jobs]), deadline_of(request)
+    return answers, until(deadline, events) if deadline and jobs[0].streamed else events
 
 
 def large(answers: Sequence[Answer]) -> bool:

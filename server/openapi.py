@@ -26,6 +26,7 @@ PLACES = "#/components/schemas/{name}"
 FAILURES = {
     400: "the request cannot be served as it stands; 'param' names the field",
     401: "no valid API key",
+    403: "not one of the operators' keys",
     404: "no model of that name",
     413: "the body is larger than is read here",
     415: "the body is not sent as application/json",
@@ -34,7 +35,7 @@ FAILURES = {
     503: "the model cannot be served now",
     504: "the answer was not finished in time",
 }
-NOT_OF_GET = (400, 413, 415, 429, 504)
+NOT_OF_GET = (400, 403, 413, 415, 429, 504)
 URGENCY = {
     PRIORITY: Schema(type=OpenAPIType.STRING, enum=list(PRIORITIES)),
     TIMEOUT: Schema(type=OpenAPIType.STRING, pattern=rf"^{NUMBER.pattern}$"),

@@ -4,16 +4,16 @@ key does, and the config."""
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable
 from typing import Any, get_args
 
 from litestar import Request
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
-from enginehouse.config.schema import Server, seconds
+from enginehouse.config.schema import seconds
 from enginehouse.runtimes.contract import Priority
 from enginehouse.runtimes.errors import Refused, TimedOut
+from enginehouse.runtimes.pool.pool import Pool
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 PRIORITY, TIMEOUT = "x-priority", "x-request-timeout"
@@ -30,21 +30,16 @@ class Deadline:
         return TimedOut(f"the answer was not finished within {self.seconds:g} s, as {TIMEOUT} or the config wants it")
 
 
-def urgency_guard(server: Server) -> Callable[[Connection, BaseRouteHandler], Awaitable[None]]:
+async def urgency_guard(connection: Connection, _: BaseRouteHandler) -> None:
     """Reads a POST's headers, and refuses what they cannot mean. The time begins when they have come."""
-    configured = seconds(server.request_timeout)
-    most = math.inf if configured is None else configured
-
-    async def check(connection: Connection, _: BaseRouteHandler) -> None:
-        if connection.scope.get("method") != "POST":
-            return
-        if (priority := connection.headers.get(PRIORITY)) is not None:
-            connection.state.priority = read_priority(priority)
-        wanted = connection.headers.get(TIMEOUT)
-        allowed = min(most, math.inf if wanted is None else read_seconds(wanted))
-        connection.state.deadline = Deadline(allowed) if allowed < math.inf else None
-
-    return check
+    if connection.scope.get("method") != "POST":
+        return
+    if (priority := connection.headers.get(PRIORITY)) is not None:
+        connection.state.priority = read_priority(priority)
+    pool: Pool = connection.app.state.pool
+    configured, wanted = seconds(pool.config.server.request_timeout), connection.headers.get(TIMEOUT)
+    allowed = min(math.inf if configured is None else configured, math.inf if wanted is None else read_seconds(wanted))
+    connection.state.deadline = Deadline(allowed) if allowed < math.inf else None
 
 
 def read_priority(sent: str) -> Priority:

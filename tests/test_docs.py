@@ -42,7 +42,13 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def defaults(struct: Any) -> dict[str, Any]:
-    return {field.name: None if field.required else field.default for field in msgspec.structs.fields(struct)}
+    return {field.name: default(field) for field in msgspec.structs.fields(struct)}
+
+
+def default(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return field.default_factory()
+    return None if field.required else field.default
 
 
 def test_the_config_reference_names_every_key_with_its_default() -> None:

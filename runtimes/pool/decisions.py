@@ -3,9 +3,10 @@
 import asyncio
 import functools
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import msgspec
@@ -69,12 +70,15 @@ class Decisions:
         return await asyncio.shield(deciding)
 
     async def _decided(self, name: str, decided: Decided | None) -> Decided:
+        model = self._config.models[name]
         source = decided.source if decided else await self.source(name)
         machine = await self.host()
         if decided and not await self._threads.run(name, os.path.lexists, source.path or "."):
             decided.until = time.monotonic() + DECISION_SECONDS  # what is loaded goes on without its source
             return decided
         decision = await self._threads.run(name, self._decide, name, source, machine)
+        if self._config.models[name] != model:
+            return await self._decided(name, None)
         if decided is None or decided.decision != decision:
             log_decision(decision)
         self._decided_by_model[name] = Decided(source, decision, time.monotonic() + DECISION_SECONDS)
@@ -88,9 +92,23 @@ class Decisions:
         try:
             return await asyncio.shield(found)
         except BaseException:
+            if found.cancelled() and self._sources.get(name) is not found and not leaving():
+                return await self.source(name)
             if found.done():
                 self.forget(name)
             raise
+
+    def reconfigure(self, config: Config, changed: Collection[str]) -> None:
+        """Everything is decided anew; the sources of changed models are looked for again."""
+        self._config = config
+        for name in changed:
+            self._decided_by_model.pop(name, None)
+            if name in self._looks:
+                self._looks[name] = -math.inf, self._looks[name][1]
+            if finding := self._sources.pop(name, None):
+                finding.cancel()  # who waits for it looks again
+        for decided in self._decided_by_model.values():
+            decided.until = 0.0
 
     def finding(self, name: str) -> bool:
         return name in self._sources
@@ -279,6 +297,12 @@ class Decisions:
             runtime.features,
             machine.devices.get(runtime.name, ()),
         )
+
+
+def leaving() -> bool:
+    """Whether the task that asks is being ended, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def context_length(model: Model, source: Source) -> int:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 
 from enginehouse.optimize.artifact import Artifact, Source
-from enginehouse.runtimes.errors import EngineFailed, Unavailable
+from enginehouse.runtimes.errors import EngineFailed, Unavailable, UnknownModel
 from enginehouse.runtimes.pool import host
 from enginehouse.runtimes.pool.decisions import Decisions
 from enginehouse.runtimes.pool.loader import Loader
@@ -32,6 +32,11 @@ class IdleBenchmark:
     def note_request(self, name: str) -> None:
         """A request came: everything else waits."""
         self._in_use.add(name)
+        self.stop()
+
+    def reconfigure(self, models: Collection[str]) -> None:
+        """Measures these alone, as they are configured now."""
+        self._in_use &= set(models)
         self.stop()
 
     def start_timer(self) -> None:
@@ -76,7 +81,7 @@ class IdleBenchmark:
                 except asyncio.CancelledError:
                     log.info("measuring '%s' on %s ends: a request came", name, key)
                     raise
-                except (Unavailable, EngineFailed) as error:
+                except (Unavailable, EngineFailed, UnknownModel) as error:
                     log.warning("measuring '%s' on %s: %s", name, key, error)
 
     async def _untried(self, name: str, tried: Collection[str]) -> tuple[Source, Ranked] | None:

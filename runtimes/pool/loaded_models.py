@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import hashlib
+import itertools
 import logging
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
 from enginehouse.runtimes.errors import RETRY_SECONDS, Unavailable, WorkerDied
 from enginehouse.runtimes.pool import host, routing
-from enginehouse.runtimes.pool.decisions import Decisions
+from enginehouse.runtimes.pool.decisions import Decisions, leaving
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
@@ -34,6 +35,7 @@ class LoadedModel:
     """A model in memory."""
 
     retired = False  # another serves in its place: it ends with the last request it has
+    outdated = False  # loaded as a config said that holds no more: it answers until another can
 
     def __init__(
         self,
@@ -44,7 +46,8 @@ class LoadedModel:
         fingerprint: str,
         stands_in: bool = False,
     ) -> None:
-        self.worker, self.candidate, self.source = worker, ranked.candidate, source
+        self.worker, self.ranked, self.candidate, self.source = worker, ranked, ranked.candidate, source
+        self.key = worker.name, ranked.candidate.key
         self.artifact, self.stands_in = artifact, stands_in
         self.assigned = Assigned(
             ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason, fingerprint
@@ -77,6 +80,8 @@ class LoadedModels:
         self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._keep_alive: dict[str, float | None] = {}  # seconds, as clients asked, until the model is unloaded
         self._closing: list[Worker] = []
+        self._outdated = itertools.count()
+        self._gone = set[str]()  # no longer in the config
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
 
@@ -87,8 +92,8 @@ class LoadedModels:
     ) -> LoadedModel:
         """The best candidate that can be had, loaded, or what `instead` names; those that could not are noted in
         `tried`."""
-        model = self._config.models[name]
         while True:
+            model = self._config.models[name]
             decision = (await self._decisions.of(name)).decision
             ranked = routing.pick(decision, needs, tried, self._config.routing.strict)
             if ranked is None:
@@ -99,7 +104,9 @@ class LoadedModels:
             if instead and (other := await instead(decision, ranked)):
                 ranked = other
             try:
-                return await self._loaded(name, ranked, ranked not in decision.ranked)
+                loaded = await self._loaded(name, ranked, ranked not in decision.ranked)
+                if loaded:
+                    return loaded
             except Unavailable as error:
                 tried[ranked.candidate.key] = error.message
                 if error.retry_after:
@@ -122,12 +129,11 @@ class LoadedModels:
             loaded.users -= 1
             loaded.used = time.monotonic()
             if loaded.retired and not loaded.users:
-                self._drop((loaded.worker.name, loaded.candidate.key), loaded)
+                self._drop(loaded.key, loaded)
 
     async def record_death(self, name: str, loaded: LoadedModel, death: WorkerDied) -> None:
         """Notes a death once, however many requests saw it."""
-        key = (name, loaded.candidate.key)
-        if self._drop(key, loaded):
+        if self._drop(loaded.key, loaded):
             self.counts["deaths", name] += 1
             await self._decisions.record_failure(loaded.source, loaded.candidate, "death", str(death))
 
@@ -149,15 +155,20 @@ class LoadedModels:
 
     # --- loads ---
 
-    async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> LoadedModel:
-        """Loads it if need be; all who wait for it wait for the same load."""
+    async def _loaded(self, name: str, ranked: Ranked, stands_in: bool) -> LoadedModel | None:
+        """Loads it if need be; all who wait for it wait for the same load. None: it was given up for a new config."""
         key = (name, ranked.candidate.key)
         while True:
             load = self._loads.get(key)
             if load is None:
                 load = self._loads[key] = asyncio.create_task(self._load(name, ranked, stands_in))
                 load.add_done_callback(functools.partial(self._end_load, key))
-            loaded = await asyncio.shield(load)  # a client that leaves does not end a load others may want
+            try:
+                loaded = await asyncio.shield(load)  # a client that leaves does not end a load others may want
+            except asyncio.CancelledError:
+                if leaving() or self._draining:
+                    raise
+                return None
             if not loaded.worker.death:
                 return loaded
             self._drop(key, loaded)
@@ -216,6 +227,40 @@ class LoadedModels:
         """In the place of the config's, from the end of the next request until the model is unloaded."""
         self._keep_alive[name] = idle_seconds
 
+    # --- another config ---
+
+    def reconfigure(self, config: Config, changed: Collection[str], gone: Collection[str]) -> None:
+        """What is loaded of changed models answers until the new one can; what is being loaded of them is given up, and
+        who waits for it waits for that."""
+        self._config = config
+        for (name, _), load in list(self._loads.items()):
+            if not load.done() and (name in changed or (name in gone and not self._requests(name))):
+                load.cancel()
+        for (name, candidate), loaded in self._all():
+            if name in changed and not loaded.outdated:
+                loaded.outdated, loaded.key = True, (name, f"{candidate}, outdated {next(self._outdated)}")
+                self._loads[loaded.key] = self._loads.pop((name, candidate))
+        for name in self._gone.difference(gone):
+            self._keep_alive.pop(name, None)
+        self._gone = set(gone)
+        for name in config.models:
+            if name in gone:
+                self.unload(name)
+            else:
+                self.schedule_unload(name)
+
+    def outdated(self, name: str, needs: Needs) -> LoadedModel | None:
+        """What was loaded by an earlier config and can answer still."""
+        return next(
+            (
+                loaded
+                for loaded in self.of(name)
+                if loaded.outdated
+                and not (loaded.retired or loaded.worker.death or routing.lacking(loaded.ranked, needs))
+            ),
+            None,
+        )
+
     def unload(self, name: str) -> None:
         """As soon as nobody asks."""
         if self.has(name):
@@ -250,6 +295,11 @@ class LoadedModels:
         gone = routing.evictions(needed, budget - sum(self._reserved.values()), held)
         # Alone it may try: the estimate may be wrong, and nothing else would be lost.
         alone = not held and not self._reserved and artifact.bytes < budget
+        retired = next((loaded for _, loaded in self._all() if loaded.retired and not loaded.worker.death), None)
+        if gone is None and evict and retired:
+            await retired.worker.closed()
+            await self.make_room(key, ranked, artifact)
+            return
         if (gone is None or (gone and not evict)) and not alone:
             busy = sum(one.bytes for one in held if one.busy)
             raise Unavailable(
@@ -285,7 +335,7 @@ class LoadedModels:
     def of(self, name: str) -> list[LoadedModel]:
         """A model's workers, the one that serves it first."""
         found = [loaded for (model, _), loaded in self._all() if model == name]
-        return sorted(found, key=lambda loaded: (loaded.retired, -loaded.used))
+        return sorted(found, key=lambda loaded: (loaded.retired, loaded.outdated, -loaded.used))
 
     def has(self, name: str) -> bool:
         return any(model == name for model, _ in self._loads)

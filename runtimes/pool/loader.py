@@ -46,10 +46,12 @@ class Loader:
         """`report` takes model and candidate key, the stage of its loading and the fraction done."""
         self._config, self._runtimes, self._toolchains = config, runtimes, toolchains
         self._decisions, self._records, self._threads, self._report = decisions, records, threads, report
-        timeout = seconds(config.server.load_timeout)
-        self._patience = timeout and max(timeout, STUCK_SECONDS)  # None: forever
         self._cache = Path(config.cache_dir).expanduser()
         self._store, self._verified = Store(self._cache), set[str]()
+
+    def reconfigure(self, config: Config) -> None:
+        """For what is built and loaded from now on."""
+        self._config = config
 
     async def prepare(
         self, name: str, source: Source, candidate: Candidate, gate: bool = True, anew: bool = False
@@ -159,6 +161,12 @@ class Loader:
         if key:
             self._store.remove(key)
 
+    def remove_all(self, source: Source) -> dict[str, tuple[int, bool]]:
+        """Of the store, what was built of a source: bytes by key, and whether it is gone. Looks at files."""
+        built = [one for one in self._store.manifests() if one.recipe.source_fingerprint == source.fingerprint]
+        sizes = {one.key: sum(file.bytes for file in one.files.values()) for one in built}
+        return {key: (size, self._store.remove(key)) for key, size in sizes.items()}
+
     def _left_to_build(self, source: Source, candidate: Candidate) -> bool:
         if not candidate.precision:
             return False
@@ -227,7 +235,9 @@ class Loader:
         try:
             report = functools.partial(self._report, name, candidate.key, "load")
             environment = {**runtime.environment, **setting.environment}
-            await worker.start(load, environment, report, use, self._patience)
+            timeout = seconds(self._config.server.load_timeout)
+            patience = timeout and max(timeout, STUCK_SECONDS)  # None: forever
+            await worker.start(load, environment, report, use, patience)
         except Unavailable as error:
             if not error.retry_after:  # else it is not the candidate's fault
                 await self._decisions.record_failure(source, candidate, "load", error.message)

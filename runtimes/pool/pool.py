@@ -29,7 +29,9 @@ from enginehouse.runtimes.contract import (
     Priority,
     Prompt,
     PromptProgress,
+    Sampling,
     Setting,
+    Text,
 )
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, TooLong, UnknownModel, WorkerDied, shutting_down
@@ -41,11 +43,13 @@ from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, 
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
+from enginehouse.runtimes.pool.preload import Preload
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.records import Records
 from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked, told
 from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.pool.threads import Threads
+from enginehouse.runtimes.pool.turns import AHEAD, Places, Turns
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.protocol import Embedded
@@ -59,6 +63,7 @@ ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the ne
 class Pool:
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.known = dict(config.models)  # those of earlier configs too: requests may be under way for them
         self._runtimes, makers = runtimes(), toolchains()
         learnt = Records(Path(config.cache_dir).expanduser() / records.FILE)
         self._progress, self._threads = ProgressTracker(), Threads()
@@ -79,16 +84,58 @@ class Pool:
         )
         self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress, self._threads)
         self._idle = IdleBenchmark(self._decisions, self._loader, self.prepare, self.measure)
-        self._names = {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
+        self._names = names(config)
+        self._turns: dict[tuple[str, Priority], Turns] = {}
+        self._places = Places()
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tokenizers: dict[str, token_count.TokenCounter] = {}  # by source fingerprint
-        self._patience = seconds(config.server.load_timeout)
         self._draining = False
+        self._preload = Preload(self._answer_once)
         self.counts = self._models.counts  # of what happened, by kind and model; see server/api/metrics.py
 
     async def probe_host(self) -> None:
         """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
         await self._decisions.host()
+
+    def preload(self) -> None:
+        """Loads what the config wants loaded from the start."""
+        self._preload.want([name for name, model in self.config.models.items() if model.preload])
+
+    async def preloaded(self) -> None:
+        """Returns when these have answered."""
+        await self._preload.ready()
+
+    async def _answer_once(self, name: str) -> None:
+        job = Job("preload", name, Text("The"), Sampling(max_tokens=1))
+        async with aclosing(self.run(job)) as events:
+            async for _ in events:
+                pass
+
+    def reconfigure(self, config: Config) -> None:
+        """Serves by another config from now on, without dropping a request: one that is under way ends as it began,
+        also on a model that is gone."""
+        changed = {
+            name for name, model in config.models.items() if name in self.known and model.differs(self.known[name])
+        }
+        gone = self.config.models.keys() - config.models.keys()
+        self.config, self._names = config, names(config)
+        self.known.update(config.models)
+        internal = msgspec.structs.replace(config, models=dict(self.known))
+        self._decisions.reconfigure(internal, changed)
+        self._loader.reconfigure(internal)
+        self._models.reconfigure(internal, changed, self.known.keys() - config.models.keys())
+        self._stand_ins.reconfigure(internal, changed, gone)
+        self._idle.reconfigure(config.models)
+        self.preload()
+
+    @property
+    def _patience(self) -> float | None:
+        return seconds(self.config.server.load_timeout)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no further request."""
+        return self._draining
 
     def refuse(self) -> None:
         """Takes no further request; those that are under way go on."""
@@ -97,13 +144,17 @@ class Pool:
     def interrupt(self) -> None:
         """Ends what is under way with Unavailable, whatever it waits for. Nothing can be asked any more."""
         self.refuse()
+        for turns in self._turns.values():
+            turns.interrupt()
         self._stand_ins.interrupt()
         self._models.interrupt()
 
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
         self._draining = True
-        await asyncio.gather(self._idle.end(), self._stand_ins.end(), self._models.end(), self._decisions.close())
+        await asyncio.gather(
+            self._preload.end(), self._idle.end(), self._stand_ins.end(), self._models.end(), self._decisions.close()
+        )
         self._threads.end()
 
     # --- requests ---
@@ -121,9 +172,12 @@ class Pool:
         name = self.resolve(job.model)
         job = msgspec.structs.replace(job, prompt=self._stable(job.prompt))
         with ExitStack() as request:
-            request.enter_context(self._request(name, job.priority))
+            request.enter_context(self._request(name, job.priority, job.owner))
             if isinstance(job.prompt, Chat):
                 await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
+            turns = self._turns_of(name, job.priority)
+            await turns.wait(job.owner, job.id)
+            request.callback(turns.end)
             async with aclosing(self._answer(name, job, request)) as events:
                 async for event in events:
                     if isinstance(event, Done):
@@ -148,6 +202,12 @@ class Pool:
     def unload(self, model: str) -> None:
         """As soon as nobody asks for it."""
         self._models.unload(self.resolve(model))
+
+    async def delete_artifacts(self, model: str) -> dict[str, tuple[int, bool]]:
+        """What was built of a model's source: bytes by key, and whether it could be removed, being in no use."""
+        name = self.resolve(model)
+        source = await self._decisions.source(name)
+        return await self._threads.run(name, self._loader.remove_all, source)
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Assigned, Embedded]:
         """A vector for each text."""
@@ -240,19 +300,34 @@ class Pool:
         """Seconds; without end for a stream, which is told how far it is."""
         return None if job.streamed else self._patience
 
+    def _turns_of(self, name: str, priority: Priority) -> Turns:
+        """Of each priority apart: the engine lets the interactive go first only where it has them."""
+        if (name, priority) not in self._turns:
+            self._turns[name, priority] = Turns(functools.partial(self._ahead, name))
+        return self._turns[name, priority]
+
+    def _ahead(self, name: str) -> int:
+        loaded = (one.worker.facts.slots for one in self._models.of(name))
+        return AHEAD * max(self.known[name].slots, *loaded, 1)
+
     @contextmanager
-    def _request(self, name: str, priority: Priority = "interactive") -> Iterator[None]:
+    def _request(self, name: str, priority: Priority = "interactive", owner: str = "") -> Iterator[None]:
         if self._draining:
             raise shutting_down()
         queue = self.config.server.max_queue
         limit = self.config.models[name].slots + (int(BATCH_SHARE * queue) if priority == "batch" else queue)
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
+        several = len(self.config.server.all_keys) > 1
+        if owner and several and self._places.full(name, owner, limit - self._requests[name]):
+            mine = "requests with this API key wait for it already as there are places left for others"
+            raise Busy(f"model '{name}' is busy: as many {mine}", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
         self.counts["requests", name] += 1
         self._idle.note_request(name)
         try:
-            yield
+            with self._places.taken(name, owner):
+                yield
         finally:
             self._requests[name] -= 1
             self._models.schedule_unload(name)
@@ -274,7 +349,7 @@ class Pool:
         if self._models.has(name):
             return
         source = await self._decisions.source(name)
-        limit = context_length(self.config.models[name], source)
+        limit = context_length(self.known[name], source)
         count = await self._threads.run(name, self._count, source, chat.certain_text(prompt.messages), limit)
         if count > limit:
             raise TooLong(limit, count, at_least=True)
@@ -327,7 +402,7 @@ class Pool:
             facts = found[0].worker.facts
             return OnDisk(source, facts.context_length, chosen, facts.chat_template)
         template = await self._threads.run(name, kept_template, source)
-        return OnDisk(source, context_length(self.config.models[name], source), chosen, template or None)
+        return OnDisk(source, context_length(self.known[name], source), chosen, template or None)
 
     def stays(self, name: str) -> float | None:
         """Seconds until a loaded model is unloaded if nobody asks any more; None: it stays."""
@@ -349,8 +424,11 @@ class Pool:
         """How far a model is on its way to being loaded or measured."""
         return self._progress.of(name)
 
-    def waiting_for(self, name: str) -> str | None:
-        """What requests for a model wait for, None when they need not."""
+    def waiting_for(self, name: str, job: str = "") -> str | None:
+        """What requests for a model, or one job of that id, wait for, None when they need not."""
+        for (model, _), turns in self._turns.items():
+            if model == name and (before := turns.before(job)) is not None:
+                return f"waiting for a turn, {before} before it"
         served = any(not loaded.retired for loaded in self._models.of(name))
         return None if served else self._progress.describe(name)
 
@@ -358,6 +436,8 @@ class Pool:
         """Why nothing can be served, or None."""
         if self._draining:
             return "shutting down"
+        if preloading := self._preload.pending():
+            return preloading
         reasons = [f"{r.name}: {r.unavailable()}" for r in self._runtimes.values() if r.name != "echo"]
         usable = any(r.unavailable() is None for r in self._runtimes.values() if r.name != "echo")
         return None if usable or self._only_echo() else f"no runtime is usable: {'; '.join(reasons)}"
@@ -421,6 +501,11 @@ class Pool:
         estimates = await self._threads.run(name, self._loader.estimate, source, ranked.candidate)
         self._progress.expect((name, ranked.candidate.key), estimates)
         return await self._loader.prepare(name, source, ranked.candidate, anew=anew)
+
+
+def names(config: Config) -> dict[str, str]:
+    """Models by their names and aliases."""
+    return {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
 
 
 def end(*contexts: ExitStack) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from enginehouse.config.schema import Config
@@ -40,8 +40,12 @@ class StandIns:
         self._draining = False
 
     async def lease(self, name: str, needs: Needs, tried: dict[str, str], seconds: float | None) -> LoadedModel:
-        """What can answer soonest, within that time. A client that leaves or is sent away does not end what it waited
-        for: that is built to its end."""
+        """What can answer soonest, within that time: of a model that is configured anew, what was loaded before. A
+        client that leaves or is sent away does not end what it waited for: that is built to its end."""
+
+        if outdated := self._models.outdated(name, needs):
+            self._start_replacing(name)
+            return outdated
 
         async def instead(decision: Decision, best: Ranked) -> Ranked | None:
             other = await self._choose(name, decision, best, needs, tried)
@@ -72,6 +76,17 @@ class StandIns:
             message = f"model '{name}' is not ready yet: {self._progress.describe(name)}; ask again"
             after = max(1, round(self._progress.of(name).seconds_left))
             raise Unavailable(message, "model_loading", after) from None
+
+    def reconfigure(self, config: Config, changed: Collection[str], gone: Collection[str]) -> None:
+        """What is loaded of changed models is replaced by what is configured now."""
+        self._config = config
+        for name in changed:
+            self._gave_up_until.pop(name, None)
+            if self._models.has(name):
+                self._start_replacing(name)
+        for name in gone:
+            if name in self._replacing:
+                self._replacing[name].cancel()
 
     def replacing(self, name: str | None = None) -> bool:
         """Whether something better is being made for a model, or for any."""

@@ -18,6 +18,7 @@ from enginehouse.server.body import Texts
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
+from enginehouse.server.rates import charge
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -42,6 +43,7 @@ async def embeddings(request: Request[Any, Any, State], state: State) -> Respons
     if len(texts) > TEXTS:
         raise Refused(f"'input' takes {TEXTS} texts at most", "input", "invalid_value")
     assigned, embedded = await unless_client_leaves(request, pool.embed(asked.model, texts, asked.pooling))
+    charge(request.scope, embedded.tokens)
     vectors = [shortened(vector, asked.dimensions) for vector in embedded.vectors]
     data = [
         openai_types.Embedding("embedding", index, encoded(vector, asked.encoding_format))

@@ -3,6 +3,7 @@
 from importlib.metadata import version as installed
 from typing import Any
 
+import msgspec
 from litestar import Request, get
 from litestar.datastructures import State
 
@@ -12,6 +13,7 @@ from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.messages.models import USUAL_MODELS, ModelInfo, ModelPage, asked_by, info, page
 from enginehouse.server.openapi import described
+from enginehouse.server.rates import may_use
 
 
 @get("/v1/models", operation_class=described((openai_types.ModelList, ModelPage), failures=(400, 401, 500)))
@@ -25,7 +27,7 @@ async def list_models(
 ) -> openai_types.ModelList | ModelPage:
     """Every model of the config; with the header anthropic-version a page of them, in Anthropic's shape."""
     pool: Pool = state.pool
-    models = [describe(pool, state.started, name) for name in pool.config.models]
+    models = [describe(pool, state.started, name) for name in pool.config.models if may_use(request, name)]
     if asked_by(request):
         return page(models, limit, before_id, after_id, lifecycle or ())
     return openai_types.ModelList("list", models)
@@ -48,7 +50,7 @@ async def get_model(
 
 
 def describe(pool: Pool, created: int, name: str) -> openai_types.Model:
-    model = pool.config.models[name]
+    model = pool.known[name]
     return openai_types.Model(
         name, "model", created, "enginehouse", list(model.aliases), model.source, pool.status(name)
     )
@@ -60,10 +62,13 @@ async def version() -> openai_types.Version:
     return openai_types.Version(installed("enginehouse"))
 
 
-@get("/health", operation_class=described(openai_types.Status, failures=(500,)))
-async def health() -> openai_types.Status:
-    """The process lives."""
-    return openai_types.Status("ok")
+@get("/health", operation_class=described(openai_types.Status, failures=(500, 503)))
+async def health(state: State) -> openai_types.Status:
+    """The process lives, and takes requests: 503 once it was told to stop, so that a balancer turns elsewhere."""
+    pool: Pool = state.pool
+    if pool.draining:
+        raise Unavailable("the server is draining: it was told to stop", "draining")
+    return openai_types.Status("ok", getattr(state, "refused", "") or msgspec.UNSET)
 
 
 @get("/ready", operation_class=described(openai_types.Status, failures=(500, 503)))

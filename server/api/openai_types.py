@@ -193,6 +193,7 @@ class Version(msgspec.Struct, frozen=True):
 
 class Status(msgspec.Struct, frozen=True):
     status: str
+    config: str | msgspec.UnsetType = msgspec.UNSET  # where a change to its file was refused
 
 
 def usage_of(usage: Usage) -> TokenUsage:

@@ -19,6 +19,7 @@ from enginehouse.server.body import Count
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
+from enginehouse.server.rates import charge
 
 
 class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -46,6 +47,7 @@ async def rerank(request: Request[Any, Any, State], state: State) -> Response[op
     pool: Pool = state.pool
     embedding = pool.embed(asked.model, [asked.query, *documents], asked.pooling)
     assigned, embedded = await unless_client_leaves(request, embedding)
+    charge(request.scope, embedded.tokens)
     scores = await asyncio.to_thread(similarities, *embedded.vectors)  # 8 million products for 2,047 documents
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: asked.top_n]
     results = [

@@ -18,6 +18,7 @@ from enginehouse.server.api.rerank import similarities
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
+from enginehouse.server.rates import charge
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 OneOrMore = Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=TEXTS - 1)]
@@ -46,6 +47,7 @@ async def score(request: Request[Any, Any, State], state: State) -> Response[ope
     pool: Pool = state.pool
     embedding = pool.embed(asked.model, [*first, *second], asked.pooling)
     assigned, embedded = await unless_client_leaves(request, embedding)
+    charge(request.scope, embedded.tokens)
     vectors = embedded.vectors
     scores = await asyncio.to_thread(scored, vectors[: len(first)], vectors[len(first) :])
     data = [openai_types.Score(index, "score", one) for index, one in enumerate(scores)]

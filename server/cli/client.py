@@ -42,8 +42,8 @@ class Part(msgspec.Struct, frozen=True):
 
 
 def address(config: Config) -> Address:
-    keys = config.server.keys
-    key = os.environ.get("ENGINEHOUSE_API_KEY") or (keys[0] if keys else NO_KEY)
+    keys = config.server.all_keys
+    key = os.environ.get("ENGINEHOUSE_API_KEY") or (keys[0].key if keys else NO_KEY)
     if url := os.environ.get("ENGINEHOUSE_URL"):
         return Address(url.rstrip("/").removesuffix("/v1"), key)
     host = reachable(config.server.host)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from enginehouse.config.load import BadConfig, convert, load
+from enginehouse.config.load import BadConfig, convert, find, load
 from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
@@ -187,9 +187,16 @@ def health(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     from enginehouse.server import app, serving
+    from enginehouse.server.reload import ConfigFile, bytes_of
 
-    config = with_flags(configured(arguments), arguments)
-    refuse_open(config)
+    def read() -> Config:
+        config = with_flags(configured(arguments), arguments)
+        refuse_open(config)
+        return config
+
+    path = find(arguments.config, os.environ).absolute()
+    file = ConfigFile(path, bytes_of(path), read)
+    config = read()
     listeners = [listen(config.server.host, config.server.port)]
     if config.server.ollama and config.server.port != OLLAMA_PORT:
         listeners.append(listen(config.server.host, OLLAMA_PORT, "stop Ollama, or leave out server.ollama"))
@@ -200,7 +207,7 @@ def serve(arguments: argparse.Namespace) -> None:
     )
     status = 0
     try:
-        serving.run(app.create(config), config, listeners)
+        serving.run(app.create(config), file, listeners)
     except KeyboardInterrupt:
         status = 130
     logging.shutdown()
@@ -228,7 +235,7 @@ def refuse_open(config: Config) -> None:
     """Without keys anyone who can connect may use the models: on more than loopback that must be said aloud."""
     from enginehouse.server.auth import is_loopback
 
-    if config.server.keys or config.server.allow_open or is_loopback(config.server.host):
+    if config.server.all_keys or config.server.allow_open or is_loopback(config.server.host):
         return
     raise BadConfig(
         f"host '{config.server.host}' is reachable from outside and there are no API keys; set ENGINEHOUSE_API_KEYS "

@@ -51,9 +51,9 @@ def entry(pool: Pool, name: str, known: OnDisk | None, started: int) -> Fields:
         "model": shown(name),
         "modified_at": moment(started),
         "size": known.source.bytes if known else 0,
-        "digest": digest(pool.config.models[name], name, known),
+        "digest": digest(pool.known[name], name, known),
         "details": details(pool, name, known),
-        "capabilities": capabilities(pool.config.models[name], known),
+        "capabilities": capabilities(pool.known[name], known),
     }
 
 
@@ -71,7 +71,7 @@ def process(pool: Pool, name: str, status: Loaded, known: OnDisk | None) -> Fiel
         "model": shown(name),
         "size": status.memory_bytes,
         "size_vram": status.memory_bytes if status.device == "gpu" else 0,
-        "digest": digest(pool.config.models[name], name, known),
+        "digest": digest(pool.known[name], name, known),
         "details": details(pool, name, known),
         "expires_at": time_of(ends) if ends else FOR_EVER,
         "context_length": status.context_length,
@@ -79,7 +79,7 @@ def process(pool: Pool, name: str, status: Loaded, known: OnDisk | None) -> Fiel
 
 
 async def described(pool: Pool, name: str, started: int) -> Fields:
-    model, known = pool.config.models[name], await pool.on_disk(name)
+    model, known = pool.known[name], await pool.on_disk(name)
     info: Fields = {}
     if known:
         family = family_of(known.source)

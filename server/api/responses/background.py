@@ -85,10 +85,14 @@ class Background:
     def __init__(self) -> None:
         self._held: OrderedDict[str, Running] = OrderedDict()  # by id, the oldest first
 
+    @property
+    def under_way(self) -> int:
+        return sum(one.ended is None for one in self._held.values())
+
     def begin(self, owner: str, renderer: ResponseRenderer, parts: Parts) -> Running:
         """Raises Busy where as many are under way as may be."""
         self._drop()
-        if sum(one.ended is None for one in self._held.values()) >= BACKGROUND:
+        if self.under_way >= BACKGROUND:
             raise Busy(f"{BACKGROUND} responses are made in the background already", "queue_full", RETRY_SECONDS)
         running = self._held[renderer.id] = Running(owner, renderer)
         running.begin(parts)
