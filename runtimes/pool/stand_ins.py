@@ -46,7 +46,7 @@ class StandIns:
         async def instead(decision: Decision, best: Ranked) -> Ranked | None:
             other = await self._choose(name, decision, best, needs, tried)
             if other:
-                self._start_replacing(name)
+                self.start_replacing(name)
             return other
 
         return await self.waited(name, self._models.lease(name, needs, tried, instead), seconds)
@@ -62,13 +62,13 @@ class StandIns:
                     self._waiting.discard(limit)
         except asyncio.CancelledError:
             if not self._models.has(name):
-                self._start_replacing(name)
+                self.start_replacing(name)
             raise
         except TimeoutError:
             if self._draining:
                 raise shutting_down() from None
             if not self._models.has(name):
-                self._start_replacing(name)
+                self.start_replacing(name)
             message = f"model '{name}' is not ready yet: {self._progress.describe(name)}; ask again"
             after = max(1, round(self._progress.of(name).seconds_left))
             raise Unavailable(message, "model_loading", after) from None
@@ -107,7 +107,7 @@ class StandIns:
         source = (await self._decisions.of(name)).source
         return await self._threads.run(name, self._loader.quickest, source, best.candidate, others, unquantized)
 
-    def _start_replacing(self, name: str) -> None:
+    def start_replacing(self, name: str) -> None:
         """Builds what should serve a model, in the place of what serves it now."""
         if name not in self._replacing and time.monotonic() > self._gave_up_until[name] and not self._draining:
             task = self._replacing[name] = asyncio.create_task(self._replace(name))

@@ -15,6 +15,7 @@ from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
+from enginehouse.runtimes.upstream.request import KNOWN
 
 OLLAMA_PORT = 11434
 SEND_BUFFER_BYTES = 128 * 1024  # in the kernel, which would hold megabytes for a client that reads nothing
@@ -155,9 +156,13 @@ def configured(arguments: argparse.Namespace) -> Config:
     """The config, with what only the runtimes know checked too: their names, and what options they take."""
     config, known = load(arguments.config), runtimes()
     for name, model in config.models.items():
-        for runtime in {model.runtime, *model.options} - {"auto"}:
+        for runtime in {model.runtime, *model.options} - ({"auto", "upstream"} - model.options.keys()):
             if runtime not in known:
-                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {', '.join(sorted(known))}")
+                have = ", ".join(sorted([*known, "upstream"]))
+                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {have}")
+        if unknown := set((model.upstream and model.upstream.features) or ()) - set(KNOWN):
+            have = ", ".join(sorted(KNOWN))
+            raise BadConfig(f"model '{name}': upstream.features: unknown feature '{min(unknown)}'; have: {have}")
         for runtime, options in model.options.items():
             convert(options, known[runtime].options, f"model '{name}': options.{runtime}")
     return config
