@@ -25,6 +25,7 @@ def main() -> None:
     arguments = parser().parse_args()
     level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))  # a line for each request
     try:
         arguments.command(arguments)
     except (BadConfig, CannotBuild, UnknownModel, Unavailable) as error:
