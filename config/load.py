@@ -19,8 +19,10 @@ WRONG = re.compile(r"(.+?)(?: - at `\$\.?(.*)`)?$")
 PATTERNS = {
     "memory_budget": "a size such as 80%, 12GiB or 900MiB",
     "_keys": "a key of printable ASCII without blanks",
+    "base_urls": "a URL such as http://gpu-box:8000/v1, without user, query and fragment",
     "cors_origins": "an origin such as https://chat.example, without a path, or *",
 }
+KEY = re.compile(r"[\x21-\x7e]+")  # what a header can carry
 T = TypeVar("T")
 
 
@@ -32,6 +34,7 @@ def load(path: str | None, environ: Mapping[str, str] = os.environ) -> Config:
     """The config of --config FILE, else $ENGINEHOUSE_CONFIG, else ./enginehouse.yaml, else the built-in one."""
     file = find(path, environ)
     config = read(file)
+    check_keys(config, environ, f"config '{file}'")
     if file != BUILTIN:
         config = with_paths(config, file.absolute().parent)
     return with_environment(config, environ)
@@ -121,11 +124,23 @@ def check_names(models: dict[str, Model], server: Server, where: str) -> None:
                 raise BadConfig(f"{where}: 'server.keys.{key}.models': there is no model '{model_name}'")
 
 
+def check_keys(config: Config, environ: Mapping[str, str], where: str) -> None:
+    for name, model in config.models.items():
+        variable = model.upstream.api_key_env if model.upstream else None
+        if variable and not KEY.fullmatch(environ.get(variable, "")):
+            what = "is no key of printable ASCII without blanks" if variable in environ else "is not set"
+            raise BadConfig(
+                f"{where}: model '{name}': 'upstream.api_key_env': environment variable '{variable}' {what}"
+            )
+
+
 def with_paths(config: Config, folder: Path) -> Config:
     """Relative paths are relative to the config file, wherever the server is started."""
     models = {
         name: msgspec.structs.replace(
-            model, source=located(model.source, folder), adapter=model.adapter and located(model.adapter, folder)
+            model,
+            source=model.source and located(model.source, folder),
+            adapter=model.adapter and located(model.adapter, folder),
         )
         for name, model in config.models.items()
     }

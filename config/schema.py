@@ -14,6 +14,7 @@ Duration = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?[smh]|forever)$")]
 Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header can carry: any other would never match
+BaseUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]  # no key in it: it is shown
 Origin = Annotated[str, msgspec.Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^*/?#\s]+)$")]  # as browsers write it
 
 
@@ -61,10 +62,24 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return (*map(ApiKey, self.api_keys), *batch, *self.keys.values())
 
 
+class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Servers of OpenAI's API that serve a model: replicas of one another. See docs/upstreams.md."""
+
+    base_urls: Annotated[tuple[BaseUrl, ...], msgspec.Meta(min_length=1, max_length=64)]  # as OpenAI's clients take it
+    model: Annotated[str, msgspec.Meta(min_length=1)]  # its name there
+    api_key_env: str | None = None  # the environment variable that holds their key
+    answers_as: str | None = None  # what they call it in answers, where that is not `model`
+    features: tuple[str, ...] | None = None  # what they honour; unset = as /v1/models tells what they are
+    connections: Positive = 64  # to each of them
+    connect_timeout: Duration = "5s"
+    first_token_timeout: Duration = "5m"  # from the request to the first token
+    token_timeout: Duration = "1m"  # between two
+
+
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    source: Annotated[str, msgspec.Meta(min_length=1)]  # hub id | folder | .gguf file | builtin:NAME
+    source: Annotated[str, msgspec.Meta(min_length=1)] | None = None  # hub id | folder | .gguf file | builtin:NAME
     revision: str | None = None  # of a hub id: branch, tag or commit
-    runtime: str = "auto"  # or the name of a file in runtimes/engines/
+    runtime: str = "auto"  # or the name of a file in runtimes/engines/, or upstream
     adapter: str | None = None  # folder with a LoRA adapter as PEFT writes it, or a hub id; merged into the source
     precision: str = "auto"  # auto | int4 | int8 | 16bit | bf16 | f16 | f32, or a toolchain's own name (Q4_K_M)
     context: Positive | None = None  # tokens a request may use; unset = the model's own, as far as memory allows
@@ -73,6 +88,33 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: tuple[str, ...] = ()  # further names it answers to
     preload: bool = False  # loaded when the server starts, which is ready once it has answered
     options: dict[str, dict[str, Any]] = {}  # by runtime, passed to its loader
+    upstream: Upstream | None = None  # servers elsewhere that serve it: alone with `runtime: upstream`, or as overflow
+    # When a request goes there and not to an engine here: when these fail, or also while they are loaded, or also when
+    # all slots are taken.
+    overflow: Literal["never", "failing", "loading", "busy"] = "never"
+    local_only: bool = False  # nothing that is asked of it leaves this machine, whatever else is said
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, for people."""
+        return self.source or f"upstream:{self.upstream.model if self.upstream else ''}"
+
+    def __post_init__(self) -> None:
+        if self.runtime == "upstream":
+            if not self.upstream:
+                raise ValueError("'runtime: upstream' needs 'upstream: {base_urls: [...], model: NAME}'")
+            if self.source is not None:
+                raise ValueError("'source' is loaded here and 'runtime: upstream' loads nothing; leave one of them out")
+            if self.overflow != "never":
+                raise ValueError("'overflow' is of a model that runs here; 'runtime: upstream' runs none")
+            if self.local_only:
+                raise ValueError("'local_only' forbids 'runtime: upstream'; leave one of them out")
+        elif self.source is None:
+            raise ValueError("object missing required field `source`")
+        elif self.overflow != "never" and not self.upstream:
+            raise ValueError("'overflow' needs 'upstream: {base_urls: [...], model: NAME}'")
+        elif self.upstream and self.overflow == "never" and not self.local_only:
+            raise ValueError("'upstream' is never asked: set 'overflow', or 'runtime: upstream' without a 'source'")
 
     def differs(self, other: "Model") -> bool:
         """Whether another engine is to be loaded, and not only called otherwise or kept longer."""

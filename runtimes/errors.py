@@ -2,13 +2,15 @@
 
 Exception
 ├── Refused              400  the request cannot be served as it stands: server, routing, worker, engines
-│   └── TooLong               the prompt does not fit the model's context: pool, worker
+│   ├── TooLong               the prompt does not fit the model's context: pool, worker
+│   └── RefusedElsewhere      an upstream says so: an engine here may take it all the same
 ├── UnknownModel         404  no model or alias of that name: pool, commands
 ├── Unavailable          503  the model cannot be served now: pool, worker/client.py at a load
 │   ├── Busy             429  too many requests wait for it already: pool, worker/client.py
-│   └── TimedOut         504  the request's own time is over: server
+│   └── TimedOut         504  the request's own time is over, or that of an upstream: server, upstream
 ├── EngineFailed         500  the engine failed this job; in a stream that has begun, an error event: worker/client.py
-│   └── WorkerDied            its process is gone: the pool asks another engine where it can
+│   ├── WorkerDied            its process is gone: the pool asks another engine where it can
+│   └── UpstreamFailed   502  another server answered what is no answer: upstream
 ├── ConstraintFailed          a constraint cannot be followed further: grammar, decoding; the engine ends that job alone
 └── NotEnforceable            a schema that xgrammar's EBNF cannot say: grammar; the engine makes it a Refused
 """
@@ -38,6 +40,10 @@ class TooLong(Refused):
         )
 
 
+class RefusedElsewhere(Refused):
+    pass
+
+
 class UnknownModel(Exception):
     pass
 
@@ -59,8 +65,8 @@ class Busy(Unavailable):
 
 
 class TimedOut(Unavailable):
-    def __init__(self, message: str) -> None:
-        super().__init__(message, "request_timeout")
+    def __init__(self, message: str, code: str = "request_timeout") -> None:
+        super().__init__(message, code)
 
 
 class EngineFailed(Exception):
@@ -69,6 +75,10 @@ class EngineFailed(Exception):
 
 class WorkerDied(EngineFailed):
     """Jobs that have sent nothing may run elsewhere."""
+
+
+class UpstreamFailed(EngineFailed):
+    pass
 
 
 class ConstraintFailed(Exception):

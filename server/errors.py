@@ -10,7 +10,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable, UnknownModel
+from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable, UnknownModel, UpstreamFailed
 
 log = logging.getLogger("enginehouse.server")
 NEAR, LONGEST_ROUTE = 0.85, 100  # how alike a path and a route are that may have been meant; letters
@@ -80,6 +80,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             status, kind = (429, "rate_limit_error") if isinstance(error, Busy) else (503, SERVER_ERROR)
             headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
             return status, ErrorBody(error.message, kind, None, error.code), headers
+        case UpstreamFailed():
+            return 502, ErrorBody(str(error), SERVER_ERROR, None, "upstream_failed"), {}
         case EngineFailed():
             return 500, ErrorBody(str(error), SERVER_ERROR, None, "engine_failed"), {}
         case HTTPException():

@@ -32,10 +32,11 @@ FAILURES = {
     415: "the body is not sent as application/json",
     429: "too many requests wait for this model; Retry-After says when to come again",
     500: "an engine broke, or the server met what it did not expect",
+    502: "an upstream answered what is no answer",
     503: "the model cannot be served now",
     504: "the answer was not finished in time",
 }
-NOT_OF_GET = (400, 403, 413, 415, 429, 504)
+NOT_OF_GET = (400, 403, 413, 415, 429, 502, 504)
 URGENCY = {
     PRIORITY: Schema(type=OpenAPIType.STRING, enum=list(PRIORITIES)),
     TIMEOUT: Schema(type=OpenAPIType.STRING, pattern=rf"^{NUMBER.pattern}$"),

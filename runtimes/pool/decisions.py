@@ -175,7 +175,7 @@ class Decisions:
                 decided = await self._look(name)
             except Unavailable as error:
                 model, objective = self._config.models[name], self._config.routing.objective
-                return Explanation(name, model.source, objective, None, error.message, (), (), host)
+                return Explanation(name, model.origin, objective, None, error.message, (), (), host)
             source, decision = decided.source, decided.decision
         at = await self._threads.run(name, self._measurements, name, source, machine)
         keys = [self._artifact_of(source, ranked.candidate.key) for ranked in decision.ranked]
@@ -234,6 +234,8 @@ class Decisions:
 
     async def _find(self, name: str, cached_only: bool = False) -> Source:
         model = self._config.models[name]
+        if model.source is None:
+            raise Unavailable(f"model '{name}' is served by an upstream: nothing is loaded here", "no_source")
         report = (lambda stage, done: None) if cached_only else functools.partial(self._report, name, "")
         try:
             in_thread = functools.partial(self._threads.run, name)

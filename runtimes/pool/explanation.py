@@ -68,6 +68,21 @@ class ExplainedHost(Host, frozen=True, kw_only=True):
     fingerprint: str
 
 
+class ExplainedReplica(msgspec.Struct, frozen=True):
+    """One server of an upstream."""
+
+    url: str
+    requests: int  # of ours, under way there
+    failure: str  # "": it answers
+
+
+class ExplainedUpstream(msgspec.Struct, frozen=True):
+    model: str  # its name there
+    overflow: Literal["never", "failing", "loading", "busy"]
+    features: tuple[str, ...]
+    replicas: tuple[ExplainedReplica, ...]
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """Which runtime serves a model, and why."""
 
@@ -79,3 +94,4 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: tuple[ExplainedCandidate, ...]  # best first
     rejected: tuple[Rejected, ...]
     host: ExplainedHost
+    upstream: ExplainedUpstream | None = None  # what serves it, or takes what it cannot

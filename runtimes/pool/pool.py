@@ -34,7 +34,7 @@ from enginehouse.runtimes.contract import (
     Text,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, TooLong, UnknownModel, WorkerDied, shutting_down
+from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, Refused, TooLong, UnknownModel, WorkerDied, shutting_down
 from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
@@ -50,6 +50,7 @@ from enginehouse.runtimes.pool.routing import Decision, Figures, Ranked, told
 from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.pool.turns import AHEAD, Places, Turns
+from enginehouse.runtimes.pool.upstreams import Upstreams
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.protocol import Embedded
@@ -87,6 +88,7 @@ class Pool:
         self._names = names(config)
         self._turns: dict[tuple[str, Priority], Turns] = {}
         self._places = Places()
+        self._upstreams = Upstreams(config, self._models, self._stand_ins)
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tokenizers: dict[str, token_count.TokenCounter] = {}  # by source fingerprint
         self._draining = False
@@ -95,6 +97,7 @@ class Pool:
 
     async def probe_host(self) -> None:
         """Finds out about the host while nobody asks yet: the runtimes take a second to say which devices they have."""
+        self._upstreams.start()
         await self._decisions.host()
 
     def preload(self) -> None:
@@ -126,6 +129,8 @@ class Pool:
         self._models.reconfigure(internal, changed, self.known.keys() - config.models.keys())
         self._stand_ins.reconfigure(internal, changed, gone)
         self._idle.reconfigure(config.models)
+        self._upstreams.reconfigure(internal)
+        self._upstreams.start()
         self.preload()
 
     @property
@@ -148,6 +153,7 @@ class Pool:
             turns.interrupt()
         self._stand_ins.interrupt()
         self._models.interrupt()
+        self._upstreams.interrupt()
 
     async def drain(self) -> None:
         """Ends every worker and waits until the processes are gone."""
@@ -155,6 +161,7 @@ class Pool:
         await asyncio.gather(
             self._preload.end(), self._idle.end(), self._stand_ins.end(), self._models.end(), self._decisions.close()
         )
+        await self._upstreams.end()
         self._threads.end()
 
     # --- requests ---
@@ -173,12 +180,8 @@ class Pool:
         job = msgspec.structs.replace(job, prompt=self._stable(job.prompt))
         with ExitStack() as request:
             request.enter_context(self._request(name, job.priority, job.owner))
-            if isinstance(job.prompt, Chat):
-                await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
-            turns = self._turns_of(name, job.priority)
-            await turns.wait(job.owner, job.id)
-            request.callback(turns.end)
-            async with aclosing(self._answer(name, job, request)) as events:
+            here = functools.partial(self._answer_here, name, request)
+            async with aclosing(self._upstreams.answer(name, job, here)) as events:
                 async for event in events:
                     if isinstance(event, Done):
                         self.counts["prompt_tokens", name] += event.usage.prompt_tokens
@@ -187,6 +190,9 @@ class Pool:
 
     async def load(self, model: str, streamed: bool) -> Assigned:
         """Who answers for a model from now on: it is made ready as for a request of that kind."""
+
+        if upstream := self._upstreams.only(self.resolve(model)):
+            return upstream.assigned
 
         async def nothing(worker: Worker) -> None:
             pass
@@ -211,7 +217,10 @@ class Pool:
 
     async def embed(self, model: str, texts: list[str | list[int]], pooling: Pooling) -> tuple[Assigned, Embedded]:
         """A vector for each text."""
-        needs = [("embeddings", "model")]
+        name, needs = self.resolve(model), [("embeddings", "model")]
+        if upstream := self._upstreams.only(name):
+            with self._request(name):
+                return upstream.assigned, await upstream.embed(texts)
         return await self._ask(model, needs, lambda worker: worker.embed(texts, pooling), self._patience)
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[Assigned, list[int]]:
@@ -234,6 +243,9 @@ class Pool:
     ) -> tuple[Assigned, T]:
         """What one worker says to a question that can be put again to the next should it die."""
         name = self.resolve(model)
+        if self._upstreams.only(name):
+            what = f"'{name}' is served by an upstream, whose tokens are not known here"
+            raise Refused(what, "model", "unsupported_parameter")
         with self._request(name):
             tried: dict[str, str] = {}
             for attempt in range(1, ATTEMPTS + 1):
@@ -246,6 +258,16 @@ class Pool:
                         if attempt == ATTEMPTS:
                             raise
             raise AssertionError("the last attempt returns or raises")
+
+    async def _answer_here(self, name: str, request: ExitStack, job: Job) -> AsyncGenerator[Event, None]:
+        if isinstance(job.prompt, Chat):
+            await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
+        turns = self._turns_of(name, job.priority)
+        await turns.wait(job.owner, job.id)
+        request.callback(turns.end)
+        async with aclosing(self._answer(name, job, request)) as events:
+            async for event in events:
+                yield event
 
     async def _answer(self, name: str, job: Job, request: ExitStack) -> AsyncGenerator[Event, None]:
         """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly. The
@@ -315,7 +337,8 @@ class Pool:
         if self._draining:
             raise shutting_down()
         queue = self.config.server.max_queue
-        limit = self.config.models[name].slots + (int(BATCH_SHARE * queue) if priority == "batch" else queue)
+        slots = self._upstreams.places(name) + self.config.models[name].slots
+        limit = slots + (int(BATCH_SHARE * queue) if priority == "batch" else queue)
         if self._requests[name] >= limit:
             raise Busy(f"{self._requests[name]} requests wait for model '{name}' already", "queue_full", RETRY_SECONDS)
         several = len(self.config.server.all_keys) > 1
@@ -324,7 +347,8 @@ class Pool:
             raise Busy(f"model '{name}' is busy: as many {mine}", "queue_full", RETRY_SECONDS)
         self._requests[name] += 1
         self.counts["requests", name] += 1
-        self._idle.note_request(name)
+        if self._upstreams.only(name) is None:
+            self._idle.note_request(name)
         try:
             with self._places.taken(name, owner):
                 yield
@@ -371,6 +395,8 @@ class Pool:
 
     def status(self, name: str) -> Status:
         """What is known of a model now, for `GET /v1/models`."""
+        if upstream := self._upstreams.only(name):
+            return self._upstreams.status(name, upstream, self._requests[name])
         requests, found, better = self._requests[name], self._models.of(name), self._stand_ins.replacing(name)
         now = self._progress.of(name)
         stage, percent, seconds_left = now.stage, round(now.percent), round(now.seconds_left)
@@ -426,6 +452,8 @@ class Pool:
 
     def waiting_for(self, name: str, job: str = "") -> str | None:
         """What requests for a model, or one job of that id, wait for, None when they need not."""
+        if self._upstreams.only(name):
+            return "waiting for the upstream"
         for (model, _), turns in self._turns.items():
             if model == name and (before := turns.before(job)) is not None:
                 return f"waiting for a turn, {before} before it"
@@ -443,7 +471,7 @@ class Pool:
         return None if usable or self._only_echo() else f"no runtime is usable: {'; '.join(reasons)}"
 
     def _only_echo(self) -> bool:
-        return all(model.source == "builtin:echo" for model in self.config.models.values())
+        return all(model.source in ("builtin:echo", None) for model in self.config.models.values())
 
     async def source(self, model: str) -> Source:
         return (await self._decisions.of(self.resolve(model))).source
@@ -453,7 +481,8 @@ class Pool:
 
     async def explain(self, model: str) -> Explanation:
         """The decision for a model with every number it was made from."""
-        return await self._decisions.explain(self.resolve(model))
+        name = self.resolve(model)
+        return self._upstreams.explained(name, await self._decisions.explain(name))
 
     # --- apart from requests ---
 

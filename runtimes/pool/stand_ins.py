@@ -44,13 +44,13 @@ class StandIns:
         client that leaves or is sent away does not end what it waited for: that is built to its end."""
 
         if outdated := self._models.outdated(name, needs):
-            self._start_replacing(name)
+            self.start_replacing(name)
             return outdated
 
         async def instead(decision: Decision, best: Ranked) -> Ranked | None:
             other = await self._choose(name, decision, best, needs, tried)
             if other:
-                self._start_replacing(name)
+                self.start_replacing(name)
             return other
 
         return await self.waited(name, self._models.lease(name, needs, tried, instead), seconds)
@@ -66,13 +66,13 @@ class StandIns:
                     self._waiting.discard(limit)
         except asyncio.CancelledError:
             if not self._models.has(name):
-                self._start_replacing(name)
+                self.start_replacing(name)
             raise
         except TimeoutError:
             if self._draining:
                 raise shutting_down() from None
             if not self._models.has(name):
-                self._start_replacing(name)
+                self.start_replacing(name)
             message = f"model '{name}' is not ready yet: {self._progress.describe(name)}; ask again"
             after = max(1, round(self._progress.of(name).seconds_left))
             raise Unavailable(message, "model_loading", after) from None
@@ -83,7 +83,7 @@ class StandIns:
         for name in changed:
             self._gave_up_until.pop(name, None)
             if self._models.has(name):
-                self._start_replacing(name)
+                self.start_replacing(name)
         for name in gone:
             if name in self._replacing:
                 self._replacing[name].cancel()
@@ -122,7 +122,7 @@ class StandIns:
         source = (await self._decisions.of(name)).source
         return await self._threads.run(name, self._loader.quickest, source, best.candidate, others, unquantized)
 
-    def _start_replacing(self, name: str) -> None:
+    def start_replacing(self, name: str) -> None:
         """Builds what should serve a model, in the place of what serves it now."""
         if name not in self._replacing and time.monotonic() > self._gave_up_until[name] and not self._draining:
             task = self._replacing[name] = asyncio.create_task(self._replace(name))

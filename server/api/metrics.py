@@ -20,6 +20,7 @@ HELP = {
     "deaths": "workers that died",
     "reruns": "requests that were run again from the start after their worker died",
     "continuations": "answers that went on in the middle on another worker",
+    "overflows": "requests that went to an upstream in the place of an engine here",
     "detours": "requests that went past the best candidate for a feature it lacks",
 }
 

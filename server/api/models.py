@@ -52,7 +52,7 @@ async def get_model(
 def describe(pool: Pool, created: int, name: str) -> openai_types.Model:
     model = pool.known[name]
     return openai_types.Model(
-        name, "model", created, "enginehouse", list(model.aliases), model.source, pool.status(name)
+        name, "model", created, "enginehouse", list(model.aliases), model.origin, pool.status(name)
     )
 
 

@@ -90,13 +90,13 @@ def describe(config: Config, entry: CacheEntry) -> dict[str, Any]:
 
 def source_id(model: Model) -> str:
     """As sources name themselves."""
-    return f"{model.source} + {model.adapter}" if model.adapter else model.source
+    return f"{model.origin} + {model.adapter}" if model.adapter else model.origin
 
 
 def list_model(config: Config, name: str, artifacts: list[dict[str, Any]]) -> dict[str, Any]:
     model = config.models[name]
     keys = [row["key"] for row in artifacts if name in row["models"]]
-    listed = {"name": name, "source": model.source, "runtime": model.runtime, "precision": model.precision}
+    listed = {"name": name, "source": model.origin, "runtime": model.runtime, "precision": model.precision}
     return listed | {"aliases": list(model.aliases), "artifacts": keys}
 
 

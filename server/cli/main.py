@@ -15,6 +15,7 @@ from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
+from enginehouse.runtimes.upstream.request import KNOWN
 from enginehouse.server.cli.client import Failed
 from enginehouse.server.cli.launch import AGENTS
 
@@ -29,6 +30,7 @@ def main() -> None:
     arguments = parser(further).parse_args(own)
     level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))  # a line for each request
     try:
         arguments.command(arguments)
     except (BadConfig, CannotBuild, UnknownModel, Unavailable, Failed) as error:
@@ -218,9 +220,13 @@ def configured(arguments: argparse.Namespace) -> Config:
     """The config, with what only the runtimes know checked too: their names, and what options they take."""
     config, known = load(arguments.config), runtimes()
     for name, model in config.models.items():
-        for runtime in {model.runtime, *model.options} - {"auto"}:
+        for runtime in {model.runtime, *model.options} - ({"auto", "upstream"} - model.options.keys()):
             if runtime not in known:
-                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {', '.join(sorted(known))}")
+                have = ", ".join(sorted([*known, "upstream"]))
+                raise BadConfig(f"model '{name}': unknown runtime '{runtime}'; have: auto, {have}")
+        if unknown := set((model.upstream and model.upstream.features) or ()) - set(KNOWN):
+            have = ", ".join(sorted(KNOWN))
+            raise BadConfig(f"model '{name}': upstream.features: unknown feature '{min(unknown)}'; have: {have}")
         for runtime, options in model.options.items():
             convert(options, known[runtime].options, f"model '{name}': options.{runtime}")
     return config

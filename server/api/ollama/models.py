@@ -90,7 +90,7 @@ async def described(pool: Pool, name: str, started: int) -> Fields:
         }
     return {
         "license": "",
-        "modelfile": f"# a model of Enginehouse's config\nFROM {model.source}\n",
+        "modelfile": f"# a model of Enginehouse's config\nFROM {model.origin}\n",
         "parameters": f"num_ctx                        {known.context_length}" if known else "",
         "template": (known.chat_template if known else None) or "",
         "details": details(pool, name, known),
@@ -152,6 +152,8 @@ def features_of(model: Model, known: OnDisk | None) -> Sequence[str]:
     """Of what serves it; of what the config names, where that is not decided."""
     if known and known.chosen:
         return known.chosen.features
+    if model.runtime == "upstream":
+        return ("tools",)  # the least that is likely; what it has is asked when it is asked
     return runtimes()[model.runtime].features if model.runtime != "auto" else ()
 
 

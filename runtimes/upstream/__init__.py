@@ -1,0 +1,1 @@
+"""A runtime that runs elsewhere: servers of OpenAI's API. `upstream.py` is what the pool asks."""
