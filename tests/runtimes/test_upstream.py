@@ -317,7 +317,7 @@ def test_conversations_are_spread_and_each_stays_where_it_is(front: Served, serv
         where[first] += 1
         ask(front, "two", messages=[*begin, {"role": "assistant", "content": "hello"}, *HELLO])
         assert len(pair[first].asked) == 2
-    assert where[0] == where[1] == 4
+    assert min(where[0], where[1]) >= 2
 
 
 # --- beside engines here ---
@@ -393,8 +393,8 @@ def test_its_tool_calls_come_through(front: Served, house: Served) -> None:
             }
             reply = httpx.post(f"{one.root}/v1/chat/completions", json=body, timeout=60)
             assert reply.status_code == 200, reply.text
-            calls.append((reply.text.count('"weather"'), reply.text.count("tool_calls")))
-        assert calls[0] == calls[1] and calls[0][0]
+            calls.append((reply.text.count('"weather"'), '"finish_reason":"tool_calls"' in reply.text))
+        assert calls == [(1, True), (1, True)]
 
 
 def test_the_other_dialects_work_over_one_that_has_chat_alone(front: Served, server: Odd) -> None:
