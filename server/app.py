@@ -27,6 +27,7 @@ from enginehouse.server.api.models import get_model, health, list_models, ready,
 from enginehouse.server.api.ollama import routes as ollama
 from enginehouse.server.api.ollama.render import respond as respond_as_ollama
 from enginehouse.server.api.rerank import rerank
+from enginehouse.server.api.responses import conversations
 from enginehouse.server.api.responses import routes as responses
 from enginehouse.server.api.responses.background import Background
 from enginehouse.server.api.score import score
@@ -80,6 +81,7 @@ def create(config: Config) -> Litestar:
         metrics,
         *operate.ROUTES,
         *responses.ROUTES,
+        *conversations.ROUTES,
     ]
     guards = [key_guard, rate_guard, urgency_guard]
     api = Router(

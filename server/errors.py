@@ -41,6 +41,10 @@ class UnknownResponse(Exception):
     """No response of that id is stored."""
 
 
+class UnknownConversation(Exception):
+    """No conversation of that id is kept."""
+
+
 class UnknownCompletion(Exception):
     """No chat completion of that id is stored."""
 
@@ -65,6 +69,8 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
         case UnknownResponse():
             return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
+        case UnknownConversation():
+            return 404, ErrorBody(f"Conversation with id '{error}' not found.", CLIENT_ERROR), {}
         case UnknownCompletion():
             return 404, ErrorBody(f"Chat completion with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():

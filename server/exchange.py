@@ -135,6 +135,13 @@ async def answer(
     return Response(encoded, headers=assigned_headers(assigned), media_type="application/json")
 
 
+async def answered(request: Request[Any, Any, State], job: Job) -> Answer:
+    """One whole answer."""
+    answers, events = begun(request, [job])
+    await unless_client_leaves(request, collect(answers, events))
+    return answers[0]
+
+
 async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Parts:
     """The stream of a request that is these jobs, whether its client stays or not."""
     answers, events = begun(request, jobs)

@@ -18,6 +18,7 @@ STOP_TOKENS = 1024
 CHOICES = 1024
 GRAMMAR_LETTERS = 32 * 1024  # more takes its converter seconds
 TEXTS = 2048
+ITEMS_ADDED = 20  # to a conversation at a time, as at OpenAI
 BACKGROUND = 64  # responses under way that no client waits for
 BACKGROUND_BYTES = 64 << 20  # of events kept after their end
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
@@ -55,6 +56,7 @@ class Limit(msgspec.Struct, frozen=True):
 
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
+    Limit(("items",), ITEMS_ADDED, "items added to a conversation at a time"),
     Limit(("tools", "functions", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
     Limit(("tools", "functions"), TOOLS_BYTES, "bytes of JSON as sent, all together"),
     Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),

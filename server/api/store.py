@@ -29,6 +29,10 @@ create table if not exists items (
     body blob,
     primary key (response, place));
 create index if not exists items_id on items (owner, id);
+create table if not exists conversations (id text primary key, owner text, at real, created integer, metadata blob);
+create table if not exists said (
+    place integer primary key, conversation text references conversations (id) on delete cascade, id text, body blob);
+create index if not exists said_in on said (conversation);
 pragma foreign_keys = on;
 """
 Item = dict[str, Any]
@@ -53,7 +57,8 @@ class ResponseStore:
         with contextlib.closing(sqlite3.connect(self._file, timeout=10)) as db:
             db.executescript(SCHEMA)
             with db:
-                db.execute("delete from responses where at < ?", (time.time() - RETENTION_SECONDS,))
+                for table in ("responses", "conversations"):
+                    db.execute(f"delete from {table} where at < ?", (time.time() - RETENTION_SECONDS,))
                 yield db
 
     def save(self, owner: str, response: dict[str, Any], given: list[Item]) -> None:
@@ -126,6 +131,59 @@ class ResponseStore:
                 turns.append([decoded(body) for (body,) in rows])
                 before = row[0]
         return flat(reversed(turns))
+
+    # --- conversations, whose time begins anew with each thing said ---
+
+    def begin_conversation(self, owner: str, id: str, metadata: dict[str, str], items: list[Item]) -> None:
+        now = time.time()
+        with self._open() as db:
+            row = (id, owner, now, int(now), msgspec.json.encode(metadata))
+            db.execute("insert into conversations values (?, ?, ?, ?, ?)", row)
+            self._add(db, id, items)
+
+    def conversation_fields(self, owner: str, id: str) -> dict[str, Any] | None:
+        with self._open() as db:
+            query = "select created, metadata from conversations where owner = ? and id = ?"
+            row = db.execute(query, (owner, id)).fetchone()
+        return {"created_at": row[0], "metadata": decoded(row[1])} if row else None
+
+    def describe_conversation(self, owner: str, id: str, metadata: dict[str, str]) -> bool:
+        with self._open() as db:
+            query = "update conversations set metadata = ? where owner = ? and id = ?"
+            return db.execute(query, (msgspec.json.encode(metadata), owner, id)).rowcount > 0
+
+    def end_conversation(self, owner: str, id: str) -> bool:
+        with self._open() as db:
+            return db.execute("delete from conversations where owner = ? and id = ?", (owner, id)).rowcount > 0
+
+    def said(self, owner: str, id: str) -> list[Item] | None:
+        """All items of a conversation, the oldest first; None where there is none of that id."""
+        with self._open() as db:
+            if not db.execute("select 1 from conversations where owner = ? and id = ?", (owner, id)).fetchone():
+                return None
+            rows = db.execute("select body from said where conversation = ? order by place", (id,)).fetchall()
+        return [decoded(body) for (body,) in rows]
+
+    def say(self, owner: str, id: str, items: list[Item]) -> bool:
+        """Adds to a conversation; whether it is there."""
+        with self._open() as db:
+            query = "update conversations set at = ? where owner = ? and id = ?"
+            found = db.execute(query, (time.time(), owner, id)).rowcount > 0
+            if found:
+                self._add(db, id, items)
+            return found
+
+    def unsay(self, owner: str, id: str, item: str) -> bool:
+        """Takes an item out of a conversation; whether it was there."""
+        query = (
+            "delete from said where id = ? and conversation = (select id from conversations where owner = ? and id = ?)"
+        )
+        with self._open() as db:
+            return db.execute(query, (item, owner, id)).rowcount > 0
+
+    def _add(self, db: sqlite3.Connection, id: str, items: list[Item]) -> None:
+        rows = [(id, item["id"], msgspec.json.encode(item)) for item in items]
+        db.executemany("insert into said (conversation, id, body) values (?, ?, ?)", rows)
 
 
 def decoded(body: bytes) -> dict[str, Any]:

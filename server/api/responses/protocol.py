@@ -44,8 +44,6 @@ IGNORED = {
 # Accepted only with the value that asks for nothing; anything else is refused by name.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background_options": (),
-    "conversation": (),
-    "truncation": ("disabled",),
     "service_tier": ("auto", "default"),
     "prompt": (),
     "context_management": (),
@@ -61,12 +59,14 @@ PREFIXES = {
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
     "additional_tools": "at",
+    "compaction": "cmp",
     "tool_search_call": "tsc",
     "tool_search_output": "tso",
 }
 TEXTS = ("input_text", "output_text", "refusal", "reasoning_text", "summary_text", "text")
 # What a tool may give and no model here can see: the text that stands for it says what is missing.
 UNSEEN = {"input_image": "an image", "input_file": "a file"}
+BEFORE = "A summary of our conversation until now:"
 WITHOUT_THOUGHT = ("none", "minimal")  # efforts
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -161,7 +161,15 @@ class ReasoningItem(Stored, tag="reasoning", forbid_unknown_fields=True, frozen=
 
 
 Call = CallItem | CustomCallItem | SearchItem
-Item = MessageItem | Call | ResultItem | CustomResultItem | FoundItem | ReasoningItem | ToolsItem
+
+
+class CompactionItem(Stored, tag="compaction", forbid_unknown_fields=True, frozen=True):
+    """What stands for all that was said before it; see compaction.py."""
+
+    encrypted_content: str
+
+
+Item = CompactionItem | MessageItem | Call | ResultItem | CustomResultItem | FoundItem | ReasoningItem | ToolsItem
 
 
 class Items(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -201,11 +209,17 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     include_obfuscation: bool = False  # without effect: there is none
 
 
+class ConversationId(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    id: str
+
+
 class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     model: str
     input: str | Annotated[list[dict[str, Any]], msgspec.Meta(max_length=MESSAGES)]
     instructions: str | None = None
     previous_response_id: str | None = None
+    conversation: str | ConversationId | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     store: bool = True
     background: bool = False
     stream: bool = False
@@ -235,7 +249,15 @@ def read(body: bytes) -> ResponseRequest:
         raise Refused(
             "'background' wants 'store': nobody could come back to the response", "background", "invalid_value"
         )
+    if request.conversation and request.previous_response_id:
+        message = "'conversation' and 'previous_response_id' both say what came before; send one of them"
+        raise Refused(message, "conversation", "invalid_value")
     return request
+
+
+def conversation_id(request: ResponseRequest) -> str | None:
+    conversation = request.conversation
+    return conversation.id if isinstance(conversation, ConversationId) else conversation
 
 
 def check_kinds(fields: dict[str, Any]) -> None:
@@ -335,6 +357,11 @@ def add(talk: Conversation, item: Item, where: str) -> None:
         case ReasoningItem(summary, content, sealed):
             if thought := text_of(content or ()) or unsealed(sealed) or text_of(summary):
                 talk.think(thought)
+        case CompactionItem(summary):
+            if not (said := unsealed(summary)):
+                message = f"'{where}.encrypted_content' is no summary that was made here"
+                raise Refused(message, f"{where}.encrypted_content", "invalid_value")
+            talk.say("user", f"{BEFORE}\n\n{said}")
         case SearchItem(arguments, call_id) if call_id:
             talk.call(call_id, "tool_search", msgspec.json.encode(arguments or {}).decode())
         case FoundItem(tools, call_id) if call_id:

@@ -12,7 +12,7 @@ from enginehouse.runtimes.contract import Assigned, Done, Logprob, PromptProgres
 from enginehouse.server import sse
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.responses.custom_input import CustomInput, free_input
-from enginehouse.server.api.responses.protocol import ResponseRequest
+from enginehouse.server.api.responses.protocol import ResponseRequest, conversation_id
 from enginehouse.server.api.responses.tools import Offered, Toolset
 from enginehouse.server.api.sealed import sealed
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
@@ -33,6 +33,7 @@ def draft(request: ResponseRequest, id: str, created: int, tools: Toolset = NO_T
         "object": "response",
         "created_at": created,
         "completed_at": None,
+        "conversation": {"id": conversation_id(request)} if request.conversation else None,
         "status": "in_progress",
         "background": request.background,
         "error": None,
@@ -60,7 +61,7 @@ def draft(request: ResponseRequest, id: str, created: int, tools: Toolset = NO_T
         "tools": tools.sent,
         "top_logprobs": request.top_logprobs or 0,
         "top_p": request.top_p,
-        "truncation": "disabled",
+        "truncation": request.truncation or "disabled",
         "usage": None,
     }
 

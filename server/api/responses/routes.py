@@ -5,27 +5,35 @@ import logging
 import sqlite3
 from typing import Any, Literal
 
+import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 from litestar.response import Stream
 
+from enginehouse.config.schema import DEFAULT_CONTEXT
+from enginehouse.runtimes.contract import Chat, Job
 from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import body
 from enginehouse.server.api.pages import check_limit, page
-from enginehouse.server.api.responses import protocol
+from enginehouse.server.api.responses import compaction, protocol
 from enginehouse.server.api.responses.background import Running
+from enginehouse.server.api.responses.compaction import CompactRequest
+from enginehouse.server.api.responses.conversations import said
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
+from enginehouse.server.api.responses.shortening import fitted
 from enginehouse.server.api.responses.tools import toolset
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
-from enginehouse.server.exchange import answer, unattended
+from enginehouse.server.exchange import answer, answered, unattended
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 from enginehouse.server.sse import EVENTS
 
 log = logging.getLogger("enginehouse.server")
 LEFT_OUT = "x-enginehouse-tools-left-out"
+TURNS_LEFT_OUT = "x-enginehouse-turns-left-out"
 # What this dialect calls the fields that engines refuse.
 PARAMS = {
     "messages": "input",
@@ -41,28 +49,45 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; docs/api.md lists the fields."""
     asked = await body.read_as(request, protocol.read)
-    history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
+    history = await history_of(state.responses, owner_of(request), asked)
     given = await given_items(state.responses, owner_of(request), asked.input)
     tools = toolset(asked.tools, [*history, *given])
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
     job = protocol.to_job(asked, history, given, renderer.id, tools)
+    left_out = None
+    if asked.truncation == "auto":
+        job, left_out = await unless_client_leaves(request, shortened(state.pool, job))
     with body.fields_named(PARAMS):
         if asked.background:
             running = state.background.begin(owner_of(request), renderer, unattended(request, [job], renderer))
             response = listening(running, -1) if asked.stream else Response(running.response)
         else:
             response = await answer(request, [job], renderer)
+    if left_out:
+        response.headers[TURNS_LEFT_OUT] = left_out
+        log.info("%s: of the conversation, %s turns are left out", job.id, left_out)
     if tools.left_out:
         response.headers[LEFT_OUT] = ", ".join(tools.left_out)
         log.info("%s: tools that do not run here are left out: %s", job.id, response.headers[LEFT_OUT])
     return response
 
 
+@post("/v1/responses/compact", status_code=200, operation_class=described(JSON, Body(CompactRequest)))
+async def compact_response(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
+    """A conversation as one item, to be sent in its place."""
+    asked = await body.read_as(request, lambda sent: body.parse(sent, CompactRequest))
+    history = await history_of(state.responses, owner_of(request), asked)
+    given = await given_items(state.responses, owner_of(request), asked.input or [])
+    job = compaction.to_job(asked, history, given)
+    with body.fields_named(PARAMS):
+        return compaction.compacted(job.id, await answered(request, job))
+
+
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))
 async def count_input_tokens(request: Request[Any, Any, State], state: State) -> Response[dict[str, Any]]:
     """How many tokens a response's input is, by the model's own template and tokenizer."""
     asked = await body.read_as(request, protocol.read)
-    history = await history_of(state.responses, owner_of(request), asked.previous_response_id)
+    history = await history_of(state.responses, owner_of(request), asked)
     given = await given_items(state.responses, owner_of(request), asked.input)
     prompt = protocol.to_job(asked, history, given, "count").prompt
     assigned, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
@@ -137,7 +162,12 @@ async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:
     return response
 
 
-async def history_of(store: ResponseStore, owner: str, previous: str | None) -> list[Fields]:
+async def history_of(
+    store: ResponseStore, owner: str, asked: protocol.ResponseRequest | CompactRequest
+) -> list[Fields]:
+    previous = asked.previous_response_id
+    if isinstance(asked, protocol.ResponseRequest) and (conversation := protocol.conversation_id(asked)):
+        return await said(store, owner, conversation)
     if previous is None:
         return []
     history = await store.in_thread(store.conversation, owner, previous)
@@ -157,13 +187,30 @@ async def given_items(store: ResponseStore, owner: str, input: str | list[Fields
     return [known[item["id"]] if item["id"] in referred else item for item in items]
 
 
+async def shortened(pool: Pool, job: Job) -> tuple[Job, str | None]:
+    """With a conversation that fits, and "3 of 12" where turns of it were left out."""
+    assert isinstance(job.prompt, Chat)
+
+    async def count(prompt: Chat) -> int:
+        return len((await pool.tokenize(job.model, prompt))[1])
+
+    await count(job.prompt)  # it is loaded then, and its context known
+    known = await pool.on_disk(pool.resolve(job.model))
+    context = known.context_length if known else DEFAULT_CONTEXT
+    prompt, dropped, whole = await fitted(job.prompt, context, job.sampling.max_tokens, count)
+    return msgspec.structs.replace(job, prompt=prompt), f"{dropped} of {whole}" if dropped else None
+
+
 async def save(store: ResponseStore, owner: str, given: list[Fields], response: Fields) -> Fields:
-    """The response, stored if it was to be. An answer that was made is not lost for a full disk: it says it was not
-    stored."""
-    if not response["store"]:
-        return response
+    """The response, stored if it was to be, and said in its conversation. An answer that was made is not lost for a
+    full disk: it says it was not stored."""
     try:
-        await store.in_thread(store.save, owner, response, given)
+        if response["conversation"] and response["status"] in ("completed", "incomplete"):
+            items = [*given, *response["output"]]
+            if not await store.in_thread(store.say, owner, response["conversation"]["id"], items):
+                log.warning("'%s': its conversation is gone", response["id"])
+        if response["store"]:
+            await store.in_thread(store.save, owner, response, given)
     except (sqlite3.Error, OSError) as error:
         log.warning("'%s' is not stored: %s", response["id"], error)
         return response | {"store": False}
@@ -172,6 +219,7 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
 
 ROUTES = [
     create_response,
+    compact_response,
     count_input_tokens,
     get_response,
     cancel_response,
