@@ -125,6 +125,7 @@ class Job(msgspec.Struct, frozen=True):
     streamed: bool = True  # the client has seen what was said so far, so that it cannot be said anew
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
     priority: Priority = "interactive"
+    request: str = ""  # the id of the first of all jobs of a request
     owner: str = ""  # who asks; those who wait for a model have their turns one after the other
     counted: bool = False  # each delta says how many tokens there are so far
 

@@ -157,7 +157,8 @@ async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], ren
 
 def begun(request: Request[Any, Any, State], jobs: Sequence[Job]) -> tuple[list[Answer], IndexedEvents]:
     pool: Pool = request.app.state.pool
-    jobs = [msgspec.structs.replace(job, priority=priority_of(request), owner=owner_of(request)) for job in jobs]
+    common = {"request": jobs[0].id, "priority": priority_of(request), "owner": owner_of(request)}
+    jobs = [msgspec.structs.replace(job, **common) for job in jobs]
     answers = [Answer(job, id_of(request), functools.partial(charge, request.scope)) for job in jobs]
     events, deadline = merged([pool.run(job) for job in jobs]), deadline_of(request)
     return answers, until(deadline, events) if deadline and jobs[0].streamed else events

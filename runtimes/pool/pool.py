@@ -263,8 +263,9 @@ class Pool:
         if isinstance(job.prompt, Chat):
             await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
         turns = self._turns_of(name, job.priority)
-        await turns.wait(job.owner, job.id)
-        request.callback(turns.end)
+        whole = job.request or job.id
+        await turns.wait(job.owner, whole)
+        request.callback(turns.end, whole)
         async with aclosing(self._answer(name, job, request)) as events:
             async for event in events:
                 yield event

@@ -10,43 +10,55 @@ AHEAD = 2  # times the slots: so many jobs the engine has, to begin the next wit
 
 
 class Turn(NamedTuple):
-    job: str  # its id
-    given: "asyncio.Future[None]"
+    """A request's, for all its jobs: its stream begins when all are admitted."""
+
+    request: str  # its id
+    jobs: "list[asyncio.Future[None]]"
 
 
 class Turns:
     """Of one model and priority."""
 
     def __init__(self, most: Callable[[], int]) -> None:
-        """`most`: jobs that the engine is to have at a time."""
+        """`most`: jobs of the engine, from which on no further request has a turn."""
         self._most = most
-        self._given = 0
+        self._given = Counter[str]()  # jobs that go on, by request
         self._waiting: dict[str, deque[Turn]] = {}  # by owner, the next to have a turn first
 
-    async def wait(self, owner: str, job: str) -> None:
-        """Then it is the job's turn, until `end`."""
-        turn = Turn(job, asyncio.get_running_loop().create_future())
-        self._waiting.setdefault(owner, deque()).append(turn)
+    async def wait(self, owner: str, request: str) -> None:
+        """Then it is the turn of one more job of the request, until `end`."""
+        if request in self._given:
+            self._given[request] += 1
+            return
+        turns = self._waiting.setdefault(owner, deque())
+        if not turns or turns[-1].request != request:
+            turns.append(Turn(request, []))
+        turn, job = turns[-1], asyncio.get_running_loop().create_future()
+        turn.jobs.append(job)
         self._give()
         try:
-            await turn.given
+            await job
         except asyncio.CancelledError:
-            if turn.given.done() and not turn.given.cancelled():
-                self.end()  # it was given in the same moment
+            if job.done() and not job.cancelled():
+                self.end(request)  # it was given in the same moment
             else:
-                self._leave(owner, turn)
+                turn.jobs.remove(job)
+                if not turn.jobs:
+                    self._leave(owner, turn)
             raise
 
-    def end(self) -> None:
-        self._given -= 1
+    def end(self, request: str) -> None:
+        self._given[request] -= 1
+        if not self._given[request]:
+            del self._given[request]
         self._give()
 
-    def before(self, job: str) -> int | None:
-        """How many turns come before a job's that waits; None where it does not."""
+    def before(self, request: str) -> int | None:
+        """How many turns come before that of a request that waits; None where it does not."""
         counts = [len(turns) for turns in self._waiting.values()]
         for place, turns in enumerate(self._waiting.values()):
             for index, turn in enumerate(turns):
-                if turn.job == job:
+                if turn.request == request:
                     earlier = sum(min(count, index + 1) for count in counts[:place])
                     return earlier + index + sum(min(count, index) for count in counts[place + 1 :])
         return None
@@ -54,18 +66,21 @@ class Turns:
     def interrupt(self) -> None:
         """Nobody waits any more: who did may see for itself why."""
         for turn in [turn for turns in self._waiting.values() for turn in turns]:
-            turn.given.set_result(None)
-            self._given += 1
+            self._begin(turn)
         self._waiting.clear()
 
     def _give(self) -> None:
-        while self._waiting and self._given < self._most():
+        while self._waiting and self._given.total() < self._most():
             owner = next(iter(self._waiting))
             turns = self._waiting.pop(owner)
-            turns.popleft().given.set_result(None)
-            self._given += 1
+            self._begin(turns.popleft())
             if turns:
                 self._waiting[owner] = turns  # behind the others
+
+    def _begin(self, turn: Turn) -> None:
+        for job in turn.jobs:
+            job.set_result(None)
+            self._given[turn.request] += 1
 
     def _leave(self, owner: str, turn: Turn) -> None:
         turns = self._waiting[owner]

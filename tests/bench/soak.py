@@ -47,7 +47,7 @@ async def converse(
             kind, said = await turn(client, root, model, messages, chance, seen)
             seen.answers[kind] += 1
             seen.models[model] += 1
-            if kind != "whole":
+            if kind != "whole" or time.monotonic() > end:
                 break
             messages += [{"role": "assistant", "content": said}, {"role": "user", "content": words(chance, 12)}]
 

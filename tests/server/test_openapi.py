@@ -32,8 +32,10 @@ BODIED = (
     "/v2/rerank", "/rerank", "/v1/score", "/score",
     "/detokenize", "/v1/detokenize", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
     "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pull",
-    "/api/show",
+    "/api/show", "/v1/responses/compact", "/v1/conversations", "/v1/conversations/{id}",
+    "/v1/conversations/{id}/items",
 )  # fmt: skip
+COMMANDS = ("/v1/responses/{id}/cancel",)  # posted without a body
 # What echo answers, and fields whose every value it takes.
 SENSIBLE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]},
@@ -48,12 +50,15 @@ SENSIBLE: dict[str, dict[str, Any]] = {
     "/v1/detokenize": {"model": "echo", "tokens": [65, 66]},
     "/api/chat": {"model": "echo", "messages": [{"role": "user", "content": "one two three"}]},
     "/api/generate": {"model": "echo", "prompt": "one two three", "stream": False},
+    "/v1/responses/compact": {"model": "echo", "input": "one two three"},
 }
+KEPT = {"/v1/conversations": {"items": [{"role": "user", "content": "one"}]}}  # what no model answers
 DIALECTS = ("/v1/responses", "/v1/messages", "/api/chat", "/api/generate")
 TAKEN = {route: {"stream"} for route in DIALECTS}
 PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_tokens", "user", "metadata"}
 ROUTES = (
-    *BODIED, "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
+    *BODIED, *COMMANDS, "/v1/conversations/{id}/items/{item}",
+    "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
     "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
     "/health", "/ready", "/version", "/api/tags", "/api/ps", "/api/version",
 )  # fmt: skip
@@ -72,6 +77,10 @@ NEVER_ANSWERED = (
     "/v1/models/{name}",
     "/v1/responses/{id}",
     "/v1/responses/{id}/input_items",
+    *COMMANDS,
+    "/v1/conversations/{id}",
+    "/v1/conversations/{id}/items",
+    "/v1/conversations/{id}/items/{item}",
 )
 TRUE = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -104,7 +113,7 @@ def api(alone: Served) -> Any:
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_answers_as_its_schema_says(api: Any, route: str) -> None:
-    operation = api[route]["POST" if route in BODIED else "GET"]
+    operation = api[route]["POST" if route in BODIED + COMMANDS else "GET"]
 
     answered = set()
 
@@ -116,7 +125,7 @@ def test_every_route_answers_as_its_schema_says(api: Any, route: str) -> None:
             if sensible:
                 for header in (PRIORITY, TIMEOUT):
                     (case.headers or {}).pop(header, None)
-                case.body = SENSIBLE.get(route, {"model": "echo"}) | {
+                case.body = (SENSIBLE | KEPT).get(route, {"model": "echo"}) | {
                     key: case.body[key] for key in TAKEN.get(route, PLAIN) & case.body.keys()
                 }
         answered.add(case.call_and_validate(checks=TRUE, timeout=30).status_code)

@@ -153,7 +153,7 @@ async def in_turn(most: int, arrivals: str) -> tuple[Turns, list[str]]:
     async def one(owner: str, job: str) -> None:
         await turns.wait(owner, job)
         order.append(owner)
-        turns.end()
+        turns.end(job)
 
     await turns.wait("first", "first")
     tasks = [asyncio.create_task(one(owner, f"{owner}{index}")) for index, owner in enumerate(arrivals)]
@@ -161,7 +161,7 @@ async def in_turn(most: int, arrivals: str) -> tuple[Turns, list[str]]:
     assert [turns.before(f"{owner}{index}") is not None for index, owner in enumerate(arrivals)] == [True] * len(tasks)
     tasks[1].cancel()
     await asyncio.gather(tasks[1], return_exceptions=True)
-    turns.end()
+    turns.end("first")
     await asyncio.gather(*tasks, return_exceptions=True)
     return turns, order
 
@@ -169,7 +169,7 @@ async def in_turn(most: int, arrivals: str) -> tuple[Turns, list[str]]:
 def test_keys_have_their_turns_one_after_the_other_and_who_leaves_none() -> None:
     turns, order = asyncio.run(in_turn(1, "aaaaabbc"))
     assert "".join(order) == "abcabaa"
-    assert (turns._given, turns._waiting) == (0, {})
+    assert (turns._given.total(), turns._waiting) == (0, {})
 
 
 def test_the_turns_that_come_before_one_are_told() -> None:

@@ -72,15 +72,17 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     return response
 
 
-@post("/v1/responses/compact", status_code=200, operation_class=described(JSON, Body(CompactRequest)))
-async def compact_response(request: Request[Any, Any, State], state: State) -> dict[str, Any]:
+@post("/v1/responses/compact", status_code=200, operation_class=described(JSON, Body(CompactRequest), assigned=True))
+async def compact_response(request: Request[Any, Any, State], state: State) -> Response[dict[str, Any]]:
     """A conversation as one item, to be sent in its place."""
     asked = await body.read_as(request, lambda sent: body.parse(sent, CompactRequest))
     history = await history_of(state.responses, owner_of(request), asked)
     given = await given_items(state.responses, owner_of(request), asked.input or [])
     job = compaction.to_job(asked, history, given)
     with body.fields_named(PARAMS):
-        return compaction.compacted(job.id, await answered(request, job))
+        answer = await answered(request, job)
+    assert answer.assigned
+    return Response(compaction.compacted(job.id, answer), headers=assigned_headers(answer.assigned))
 
 
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))
