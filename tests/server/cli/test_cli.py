@@ -62,8 +62,8 @@ def test_with_ollama_in_the_config_its_port_is_listened_on_too_or_named_when_it_
     )
     with serve(tmp_path, {"echo": {"source": "builtin:echo"}}, ollama=True) as served:
         for root in (served.root, f"http://localhost:{OLLAMA_PORT}"):
-            assert httpx.get(f"{root}/api/tags").json()["models"][0]["name"] == "echo:latest"
-            assert httpx.get(f"{root}/v1/models").status_code == 200
+            assert httpx.get(f"{root}/api/tags", timeout=60).json()["models"][0]["name"] == "echo:latest"
+            assert httpx.get(f"{root}/v1/models", timeout=60).status_code == 200
 
 
 def test_a_mistake_in_the_config_ends_the_command_with_one_line(tmp_path: Path) -> None:
