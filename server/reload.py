@@ -47,7 +47,10 @@ class Reload:
                 await self._asked.wait()
                 self._asked.clear()
                 systemd.notify(systemd.reloading())
-                await self.reload()
+                try:
+                    await self.reload()
+                except Exception:  # a file that is mended is to be read all the same
+                    log.exception("the new config could not be applied")
                 systemd.notify(systemd.READY)
 
     async def reload(self) -> None:
