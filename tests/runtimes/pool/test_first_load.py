@@ -87,7 +87,7 @@ def test_a_plain_request_is_sent_away_after_the_time_it_may_wait_and_what_it_ask
         lines = [line for line in reply.iter_lines() if line]
     comments = [line for line in lines if line.startswith(": ")]
     assert any("convert" in line for line in comments), comments
-    assert comments[-4:-2] == [": x-enginehouse-runtime: openvino", ": x-enginehouse-precision: INT8_ASYM"]
+    assert {": x-enginehouse-runtime: openvino", ": x-enginehouse-precision: INT8_ASYM"} <= set(comments)
     assert lines[-1] == "data: [DONE]"
     assert "Paris" in "".join(lines)
     assert ask(impatient, "pocket") == ("openvino INT8_ASYM", "The capital of France is Paris.")
