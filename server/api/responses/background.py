@@ -77,7 +77,8 @@ class Running:
     async def cancel(self) -> None:
         """Returns when it has ended, which it may have before."""
         if self._task and self.ended is None:
-            self._task.cancel()
+            if not self._task.cancelling():  # a second one would break off what the first stores
+                self._task.cancel()
             await asyncio.wait([self._task])
 
 
