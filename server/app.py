@@ -105,13 +105,6 @@ def create(config: Config) -> Litestar:
         ),
         logging_config=None,
     )
-    handlers = [
-        *guarded,
-        messages.create_message,
-        messages.count_tokens,
-        *ollama.DESCRIBED,
-        health,
-        ready,
-    ]
+    handlers = [*guarded, messages.create_message, messages.count_tokens, *ollama.DESCRIBED, health, ready]
     app.openapi_schema.components.schemas = openapi.components([handler.operation_class for handler in handlers])
     return app

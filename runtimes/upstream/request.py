@@ -28,7 +28,7 @@ OPENAI = (
     *("logprobs", "top_logprobs", "tools", "json_schema"),
 )
 LOCAL = ("top_k", "min_p", "ignore_eos", "completions", "chat_template_kwargs")
-# By the `owned_by` of /v1/models, from the servers' own references.
+# By the `owned_by` of /v1/models. From memory, not tried against these servers: `upstream.features` has the last word.
 FAMILIES: dict[str, tuple[str, ...]] = {
     "vllm": (
         *OPENAI,

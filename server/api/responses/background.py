@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -84,7 +83,7 @@ class Running:
 
 class Background:
     def __init__(self) -> None:
-        self._held: OrderedDict[str, Running] = OrderedDict()  # by id, the oldest first
+        self._held: dict[str, Running] = {}  # by id, the oldest first
 
     @property
     def under_way(self) -> int:

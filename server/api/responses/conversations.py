@@ -8,7 +8,7 @@ from litestar import Request, delete, get, post
 from litestar.datastructures import State
 
 from enginehouse.server import body
-from enginehouse.server.api.pages import check_limit, page
+from enginehouse.server.api.pages import check_limit, listed, page
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields
 from enginehouse.server.api.store import ResponseStore
@@ -93,7 +93,7 @@ async def create_items(request: Request[Any, Any, State], state: State, id: str)
     store, items = state.responses, checked(asked.items)
     if not await store.in_thread(store.say, owner_of(request), id, items):
         raise UnknownConversation(id)
-    return page(items, max(1, len(items)), "asc", None, "conversation")
+    return listed(items, has_more=False)
 
 
 @get(f"{HERE}/items/{{item:str}}", operation_class=described(JSON, failures=FOUND))

@@ -196,10 +196,10 @@ async def shortened(pool: Pool, job: Job) -> tuple[Job, str | None]:
     async def count(prompt: Chat) -> int:
         return len((await pool.tokenize(job.model, prompt))[1])
 
-    await count(job.prompt)  # it is loaded then, and its context known
+    length = await count(job.prompt)  # it is loaded then, and its context known
     known = await pool.on_disk(pool.resolve(job.model))
     context = known.context_length if known else DEFAULT_CONTEXT
-    prompt, dropped, whole = await fitted(job.prompt, context, job.sampling.max_tokens, count)
+    prompt, dropped, whole = await fitted(job.prompt, length, context, job.sampling.max_tokens, count)
     return msgspec.structs.replace(job, prompt=prompt), f"{dropped} of {whole}" if dropped else None
 
 

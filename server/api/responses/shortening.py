@@ -20,10 +20,11 @@ def turns(messages: Messages) -> tuple[Messages, list[Messages]]:
 
 
 async def fitted(
-    prompt: Chat, context: int, answer: int | None, count: Callable[[Chat], Awaitable[int]]
+    prompt: Chat, length: int, context: int, answer: int | None, count: Callable[[Chat], Awaitable[int]]
 ) -> tuple[Chat, int, int]:
-    """The conversation, how many of its turns were left out, and of how many: as few as make it fit beside an answer
-    of so many tokens. The first turn and the last stay, the first as long as that is enough. `count`: tokens."""
+    """A conversation of `length` tokens, how many of its turns were left out, and of how many: as few as make it fit
+    beside an answer of so many tokens. The first turn and the last stay, the first as long as that is enough. `count`:
+    tokens of what is left."""
     most = context - min(answer or context // ANSWER_SHARE, context // 2)
     head, spoken = turns(list(prompt.messages))
 
@@ -31,7 +32,7 @@ async def fitted(
         first, rest = (spoken[:1], spoken[1 + number :]) if number < len(spoken) - 1 else ([], spoken[number:])
         return msgspec.structs.replace(prompt, messages=head + [message for turn in first + rest for message in turn])
 
-    if len(spoken) < 2 or await count(prompt) <= most:
+    if len(spoken) < 2 or length <= most:
         return prompt, 0, len(spoken)
     low, high = 1, len(spoken) - 1  # so many are enough: the last turn alone has to be taken as it is
     while low < high:

@@ -172,7 +172,7 @@ def test_as_few_turns_are_left_out_as_make_it_fit(
         return sum(len(message["content"].split()) for message in prompt.messages)
 
     whole = Chat(messages)
-    prompt, dropped, turns = asyncio.run(fitted(whole, context, answer, count))
+    prompt, dropped, turns = asyncio.run(fitted(whole, asyncio.run(count(whole)), context, answer, count))
     most = context - min(answer or context // ANSWER_SHARE, context // 2)
     kept = [message for message in prompt.messages if message["role"] == "user"]
     assert turns == len(words)
