@@ -14,7 +14,7 @@ from litestar.openapi.spec import Components, SecurityScheme
 from enginehouse.config.schema import Config
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import openapi
-from enginehouse.server.api import operate
+from enginehouse.server.api import admin
 from enginehouse.server.api.chat import stored
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
@@ -35,7 +35,7 @@ from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
-from enginehouse.server.rates import Uses, rate_guard
+from enginehouse.server.rate_limits import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
 
@@ -79,7 +79,7 @@ def create(config: Config) -> Litestar:
         get_model,
         version,
         metrics,
-        *operate.ROUTES,
+        *admin.ROUTES,
         *responses.ROUTES,
         *conversations.ROUTES,
     ]

@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException
 
 from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.server.limits import check_sizes
-from enginehouse.server.rates import check_model
+from enginehouse.server.rate_limits import check_model
 
 T = TypeVar("T")
 LARGEST = 2**31 - 1  # what engines count with

@@ -31,7 +31,7 @@ from enginehouse.server.keepalive import (
     unless_client_leaves,
     until,
 )
-from enginehouse.server.rates import charge
+from enginehouse.server.rate_limits import charge
 from enginehouse.server.request_id import id_of
 from enginehouse.server.sse import EVENTS, Framing, encode
 from enginehouse.server.urgency import deadline_of, priority_of

@@ -20,7 +20,7 @@ from enginehouse.server.api.responses.background import Background
 from enginehouse.server.connection import Connections
 from enginehouse.server.cors import allowing
 from enginehouse.server.limits import IDLE_SECONDS
-from enginehouse.server.rates import metered
+from enginehouse.server.rate_limits import metered
 from enginehouse.server.reload import ConfigFile, Reload
 
 log = logging.getLogger("enginehouse.server")

@@ -13,7 +13,7 @@ from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.messages.models import USUAL_MODELS, ModelInfo, ModelPage, asked_by, info, page
 from enginehouse.server.openapi import described
-from enginehouse.server.rates import may_use
+from enginehouse.server.rate_limits import may_use
 
 
 @get("/v1/models", operation_class=described((openai_types.ModelList, ModelPage), failures=(400, 401, 500)))

@@ -19,7 +19,7 @@ from enginehouse.server.body import Count
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
-from enginehouse.server.rates import charge
+from enginehouse.server.rate_limits import charge
 
 
 class RerankRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -18,7 +18,7 @@ from enginehouse.server.api.rerank import similarities
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.limits import TEXTS
 from enginehouse.server.openapi import Body, described
-from enginehouse.server.rates import charge
+from enginehouse.server.rate_limits import charge
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 OneOrMore = Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=TEXTS - 1)]

@@ -126,15 +126,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def ps(arguments: argparse.Namespace) -> None:
-    from enginehouse.server.cli import running
+    from enginehouse.server.cli import ps
 
-    running.ps(configured(arguments), arguments.json)
+    ps.ps(configured(arguments), arguments.json)
 
 
 def stop(arguments: argparse.Namespace) -> None:
-    from enginehouse.server.cli import running
+    from enginehouse.server.cli import ps
 
-    running.stop(configured(arguments), arguments.model)
+    ps.stop(configured(arguments), arguments.model)
 
 
 def launch(arguments: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ from enginehouse.runtimes.decoding.kv_disk import kv_disk_of
 from enginehouse.runtimes.decoding.pooling import pooled
 from enginehouse.runtimes.decoding.sampling import scored
 from enginehouse.runtimes.decoding.special_tokens import parts
-from enginehouse.runtimes.engines.llamacpp import layout
+from enginehouse.runtimes.engines.llamacpp import kv_layout
 from enginehouse.runtimes.engines.llamacpp.batch import Batch
 from enginehouse.runtimes.engines.llamacpp.sampling import Chain
 from enginehouse.runtimes.grammar.matcher import GrammarCompiler, Matcher
@@ -92,8 +92,8 @@ class LlamaCpp:
         self.forgets: bool = recurrent or self._window > 1
         self.saves = True
         self._separable = load.slots > 1 and not self.forgets and not options.kv_tokens
-        asked = layout.Layout(options.kv_tokens, own=False) if options.kv_tokens else None
-        self._layout = asked or layout.first(load.slots, cells, self._separable)  # grows as it is used
+        asked = kv_layout.Layout(options.kv_tokens, own=False) if options.kv_tokens else None
+        self._layout = asked or kv_layout.first(load.slots, cells, self._separable)  # grows as it is used
         self.context = self._new_context(self._layout, load.slots, rows)
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = Batch(llama_cpp, np, rows)
@@ -160,7 +160,7 @@ class LlamaCpp:
         """Moves every sequence into a larger KV cache, in which some are to have so many tokens; False where none can
         be had."""
         lib, slots = self.lib, range(self.facts.slots)
-        larger = layout.larger(self._layout, self._lengths(wanted), self._rows, self._most_cells, self._separable)
+        larger = kv_layout.larger(self._layout, self._lengths(wanted), self._rows, self._most_cells, self._separable)
         if larger is None:
             return False
         try:
@@ -203,11 +203,11 @@ class LlamaCpp:
         state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         self.lib.llama_state_seq_get_data(self.context, state, size, slot)
         given = memoryview(state).cast("B")
-        return layout.of_pool(given, slot, self.facts.slots) if self._layout.own else given
+        return kv_layout.of_pool(given, slot, self.facts.slots) if self._layout.own else given
 
-    def _take(self, context: Any, form: layout.Layout, slot: int, state: memoryview) -> bool:
+    def _take(self, context: Any, form: kv_layout.Layout, slot: int, state: memoryview) -> bool:
         if form.own:
-            given = layout.of_own(state, slot, self.facts.slots)
+            given = kv_layout.of_own(state, slot, self.facts.slots)
         else:
             given = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
         return bool(self.lib.llama_state_seq_set_data(context, given, len(given), slot))
@@ -295,7 +295,7 @@ class LlamaCpp:
 
     def _fit_scoring(self, tokens: int) -> None:
         if cells := self._too_small(self._scoring, tokens):
-            self._scoring = self._new_context(layout.Layout(cells, own=False), 1, SCORED_ROWS)
+            self._scoring = self._new_context(kv_layout.Layout(cells, own=False), 1, SCORED_ROWS)
 
     def _too_small(self, context: Any, tokens: int) -> int:
         """The size of the context to be made instead of this one, which is freed then; 0 where it will do."""
@@ -364,7 +364,7 @@ class LlamaCpp:
         bytes_each = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32}[precision]
         return float(layers * self.lib.llama_model_n_head_kv(self._model) * (key + value) * bytes_each)
 
-    def _new_context(self, form: layout.Layout, sequences: int, rows: int) -> Any:
+    def _new_context(self, form: kv_layout.Layout, sequences: int, rows: int) -> Any:
         params = self.lib.llama_context_default_params()
         params.n_ctx = form.cells
         params.n_batch = params.n_ubatch = rows

@@ -21,8 +21,8 @@ from enginehouse.server.api.responses.background import Running
 from enginehouse.server.api.responses.compaction import CompactRequest
 from enginehouse.server.api.responses.conversations import said
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
-from enginehouse.server.api.responses.shortening import fitted
 from enginehouse.server.api.responses.tools import toolset
+from enginehouse.server.api.responses.truncation import fitted
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse

@@ -12,7 +12,7 @@ from enginehouse.optimize.sources.resolve import resolve
 from enginehouse.optimize.toolchains.gguf.toolchain import TOOLCHAIN
 from enginehouse.runtimes.contract import Engine, Load, Sampling, Token
 from enginehouse.runtimes.decoding import batching
-from enginehouse.runtimes.engines.llamacpp import layout
+from enginehouse.runtimes.engines.llamacpp import kv_layout
 from enginehouse.runtimes.engines.llamacpp.engine import RUNTIME, load
 from tests.checkpoints import make_checkpoint, sentencepiece_tokenizer
 
@@ -200,7 +200,7 @@ def test_a_cache_that_grows_under_running_jobs_changes_no_answer_and_forgets_not
     alone = start(1)
     expected = [generated(run(alone, [job])[0]) for job in jobs]
     alone.close()
-    monkeypatch.setattr(layout, "FIRST_CELLS", 64)
+    monkeypatch.setattr(kv_layout, "FIRST_CELLS", 64)
     grown = start(3, kv_tokens=None)
     assert [generated(tokens) for tokens in run(grown, jobs)] == expected
     longer = [*jobs[2][0], *expected[2], 9, 8, 7]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Chat
-from enginehouse.server.api.responses.shortening import ANSWER_SHARE, fitted
+from enginehouse.server.api.responses.truncation import ANSWER_SHARE, fitted
 from tests.serving import Served, serve
 
 MODELS = {

@@ -15,7 +15,7 @@ from enginehouse.config.load import BadConfig, load
 from enginehouse.config.schema import ApiKey
 from enginehouse.runtimes.pool.turns import Places, Turns
 from enginehouse.server.errors import RateLimited
-from enginehouse.server.rates import Bucket, Use
+from enginehouse.server.rate_limits import Bucket, Use
 from tests.serving import Served, serve
 
 ECHO: dict[str, Any] = {"source": "builtin:echo", "context": 1_000_000}
@@ -122,8 +122,8 @@ def test_a_key_that_names_no_model_of_the_config_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("jump", [-3600.0, 3600.0], ids=["back", "on"])
 def test_a_clock_that_is_set_changes_no_limit(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     now, wall = [1000.0], [1e9]
-    monkeypatch.setattr("enginehouse.server.rates.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("enginehouse.server.rates.time.time", lambda: wall[0])
+    monkeypatch.setattr("enginehouse.server.rate_limits.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("enginehouse.server.rate_limits.time.time", lambda: wall[0])
     use = Use(ApiKey("a", requests_per_minute=1))
     use.begin()
     wall[0] += jump
@@ -135,7 +135,7 @@ def test_a_clock_that_is_set_changes_no_limit(monkeypatch: pytest.MonkeyPatch, j
 
 def test_a_bucket_fills_over_a_minute_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr("enginehouse.server.rates.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("enginehouse.server.rate_limits.time.monotonic", lambda: now[0])
     bucket = Bucket(60)
     bucket.take(90)
     assert bucket.level() == -30

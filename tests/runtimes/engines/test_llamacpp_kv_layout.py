@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Engine, Load
 from enginehouse.runtimes.decoding import batching
-from enginehouse.runtimes.engines.llamacpp import layout
+from enginehouse.runtimes.engines.llamacpp import kv_layout
 from enginehouse.runtimes.engines.llamacpp.engine import RUNTIME, load
-from enginehouse.runtimes.engines.llamacpp.layout import FIRST_CELLS, OWN_CELLS, Layout
+from enginehouse.runtimes.engines.llamacpp.kv_layout import FIRST_CELLS, OWN_CELLS, Layout
 from tests.checkpoints import make_checkpoint
 from tests.runtimes.engines.test_llamacpp import build, generated, run, save
 
@@ -28,8 +28,8 @@ lengths = st.lists(st.integers(0, 5000), min_size=2, max_size=16).filter(any)
 def test_a_larger_cache_holds_what_it_was_made_for_and_is_no_larger_than_it_may(
     now: int, own: bool, lengths: list[int], most: int
 ) -> None:
-    before = Layout(len(lengths) * layout.padded(now) if own else now, own)
-    larger = layout.larger(before, lengths, 300, most, True)
+    before = Layout(len(lengths) * kv_layout.padded(now) if own else now, own)
+    larger = kv_layout.larger(before, lengths, 300, most, True)
     if larger is None:
         assert sum(lengths) > most or (not own and before.cells >= most)
         return
@@ -40,19 +40,19 @@ def test_a_larger_cache_holds_what_it_was_made_for_and_is_no_larger_than_it_may(
 
 
 def test_a_long_conversation_beside_free_slots_does_not_take_the_memory_of_as_many() -> None:
-    form = layout.first(8, 200_000, True)
+    form = kv_layout.first(8, 200_000, True)
     assert form == Layout(FIRST_CELLS, own=True)
     for length in range(100, 20_000, 100):
         if not form.fits(held := [length, 0, 0, 0, 0, 0, 0, 0]):
-            larger = layout.larger(form, held, 264, 200_000, True)
+            larger = kv_layout.larger(form, held, 264, 200_000, True)
             assert larger
             form = larger
     assert form == Layout(32_768, own=False)
 
 
 def test_many_long_ones_have_cells_of_their_own_again() -> None:
-    form = layout.larger(Layout(32_768, own=False), [5000] * 8, 264, 200_000, True)
-    assert form == Layout(8 * layout.padded(6250), own=True)
+    form = kv_layout.larger(Layout(32_768, own=False), [5000] * 8, 264, 200_000, True)
+    assert form == Layout(8 * kv_layout.padded(6250), own=True)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_sequences_that_outgrow_their_cells_go_on_as_they_would_alone(
     alone = start(1)
     expected = [generated(run(alone, [job])[0]) for job in jobs]
     alone.close()
-    monkeypatch.setattr(layout, "FIRST_CELLS", 3 * 256)
-    monkeypatch.setattr(layout, "OWN_CELLS", own_cells)
+    monkeypatch.setattr(kv_layout, "FIRST_CELLS", 3 * 256)
+    monkeypatch.setattr(kv_layout, "OWN_CELLS", own_cells)
     engine = start(3)
     assert form_of(engine) == Layout(3 * 256, own=True)
     said = run(engine, jobs)
