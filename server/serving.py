@@ -60,8 +60,12 @@ class Server(uvicorn.Server):
         self._tasks: list[asyncio.Task[None]] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listen_for_hangups()
         await super().startup(sockets)
         self._tasks = [asyncio.create_task(self._announce()), asyncio.create_task(self._reload.run())]
+
+    def _listen_for_hangups(self) -> None:
+        """Before the server says that it is there: SIGHUP would end it until then."""
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup leaves it
             loop, terminal = asyncio.get_running_loop(), has_terminal()
 
