@@ -250,6 +250,7 @@ class Facts(msgspec.Struct, frozen=True):
     longest_token: int = 0  # bytes of text that one token stands for, at most; 0: not known
     special_tokens: tuple[str, ...] = ()  # texts that become one token wherever they stand in a prompt
     token_bytes: int = 0  # that the KV cache takes for a token
+    kv_bytes: int = 0  # that it may come to take beyond what it has when it is loaded, without asking
 
 
 # What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed();

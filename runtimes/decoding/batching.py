@@ -187,8 +187,8 @@ class BatchedEngine(Generic[R]):
             try:
                 rows = self._model.forward(answering + reading)
             except CacheFull:
-                if all(chunk.rows <= 1 for chunk in answering):
-                    self._make_room()
+                if all(chunk.rows <= 1 for chunk in answering) and (failed := self._make_room()):
+                    return [failed]
                 guess = False
                 continue
             tokens = self._advance(answering + reading, iter(rows))
@@ -439,15 +439,19 @@ class BatchedEngine(Generic[R]):
         slot.saved = 0
         slot.kept = [kept for kept in slot.kept if kept.length <= len(slot.kv)]
 
-    def _make_room(self) -> None:
-        """Drops the idle KV used longest ago, else sends the youngest job back to wait, to be read again."""
+    def _make_room(self) -> Token | None:
+        """Drops the idle KV used longest ago, else sends the youngest job back to wait, to be read again. One that is
+        alone has failed."""
         if idle := [slot for slot in self._slots if not slot.running and slot.kv]:
             self._truncate(min(idle, key=lambda slot: slot.worth), 0)
-            return
+            return None
         busy = self._busy()
-        if len(busy) == 1:
-            raise RuntimeError("the KV cache cannot hold one sequence; raise kv_tokens")
         slot, running = max(busy, key=lambda pair: pair[1].rank)
+        if len(busy) == 1:
+            self._end(running)
+            tokens = len(running.tokens)
+            return running.failed(f"there is no room for the KV of {tokens} tokens; raise memory_budget or kv_tokens")
         self._jobs.send_back(running)
         slot.running = None
         self._truncate(slot, 0)
+        return None

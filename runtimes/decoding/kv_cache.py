@@ -1,6 +1,7 @@
 """What engines decide alike about KV caches: how many tokens they hold, whether they fit, what two prompts share."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from enginehouse.optimize.memory import free_memory
@@ -46,9 +47,21 @@ def check_room(runtime: str, tokens: int, needed: float, free: int) -> None:
         )
 
 
+def granted(_: int) -> bool:
+    return True
+
+
+ask_for_memory: Callable[[int], bool] = granted  # whether this process may take so much more; a worker asks the server
+
+
 def check_growth(runtime: str, tokens: int, needed: float) -> None:
     """The same for one that is to become larger now."""
     check_room(runtime, tokens, needed, free_memory())
+    if not ask_for_memory(int(needed)):
+        raise ValueError(
+            f"a KV cache of {tokens} tokens takes {int(needed) >> 20} MiB, which memory_budget does not hold beside "
+            f"the models that are busy; raise it or lower 'context' or 'slots'"
+        )
 
 
 def common_prefix(a: Any, b: Any) -> int:

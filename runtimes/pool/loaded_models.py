@@ -13,20 +13,20 @@ from typing import Any
 
 import msgspec
 
-from enginehouse.config.schema import Config, bytes_of, seconds
+from enginehouse.config.schema import Config, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
-from enginehouse.runtimes.errors import RETRY_SECONDS, Unavailable, WorkerDied
-from enginehouse.runtimes.pool import host, routing
+from enginehouse.runtimes.errors import Unavailable, WorkerDied
+from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.decisions import Decisions, leaving
 from enginehouse.runtimes.pool.loader import Loader
+from enginehouse.runtimes.pool.memory import Key, Memory
 from enginehouse.runtimes.pool.progress import ProgressTracker
-from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
+from enginehouse.runtimes.pool.routing import Candidate, Decision, Ranked
 from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker.client import Worker
 
 log = logging.getLogger("enginehouse.models")
-OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 Needs = Collection[tuple[str, str]]  # a feature, and the field that asks for it
 Instead = Callable[[Decision, Ranked], Awaitable[Ranked | None]]  # of the best: what may answer in its place
 
@@ -53,11 +53,18 @@ class LoadedModel:
             ranked.candidate.runtime, artifact.precision, worker.facts.device, ranked.reason, fingerprint
         )
         self.users = 0
-        self.used = time.monotonic()
+        self.used = self.loaded_at = time.monotonic()
         self.unload: asyncio.TimerHandle | None = None
+        self._promised_bytes = worker.memory()[0] + worker.facts.kv_bytes
 
+    @property
+    def bytes(self) -> int:
+        """That it has, or may take without asking."""
+        return max(self.worker.memory()[0], self._promised_bytes, self.worker.expected_bytes)
 
-Key = tuple[str, str]  # name of the model, key of the candidate
+    def expect(self, bytes: int) -> None:
+        """It may take so much more."""
+        self.worker.expected_bytes = self.worker.memory()[0] + bytes
 
 
 class LoadedModels:
@@ -77,9 +84,9 @@ class LoadedModels:
         self._progress, self._threads = progress, threads
         self._requests, self._load_ended = requests, load_ended
         self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
-        self._reserved: dict[Key, int] = {}  # bytes of models on their way into memory
         self._keep_alive: dict[str, float | None] = {}  # seconds, as clients asked, until the model is unloaded
-        self._closing: list[Worker] = []
+        self._closing: dict[Worker, asyncio.Task[None]] = {}
+        self.memory = Memory(config, self._holders, self._closing_bytes, requests, self._make_leave)
         self._outdated = itertools.count()
         self._gone = set[str]()  # no longer in the config
         self._draining = False
@@ -105,7 +112,9 @@ class LoadedModels:
                 ranked = other
             try:
                 loaded = await self._loaded(name, ranked, ranked not in decision.ranked)
-                if loaded:
+                if loaded and self.memory.yields(loaded):
+                    await self.memory.next_change()
+                elif loaded:
                     return loaded
             except Unavailable as error:
                 tried[ranked.candidate.key] = error.message
@@ -130,6 +139,7 @@ class LoadedModels:
             loaded.used = time.monotonic()
             if loaded.retired and not loaded.users:
                 self._drop(loaded.key, loaded)
+            self.memory.changed()
 
     async def record_death(self, name: str, loaded: LoadedModel, death: WorkerDied) -> None:
         """Notes a death once, however many requests saw it."""
@@ -182,12 +192,15 @@ class LoadedModels:
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
-        await self.make_room(key, ranked, artifact)
-        worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
+        await self.make_room(key, source, ranked, artifact)
+        fits = self.memory.fits(key)
+        worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, gate=not stands_in)
         self.counts["loads", name] += 1
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
-        return LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
+        loaded = LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
+        worker.grow = functools.partial(self.memory.grant, loaded)
+        return loaded
 
     async def _fingerprint(self, name: str, candidate: Candidate, artifact: Artifact, source: Source) -> str:
         """Of all that decides, with a seed, what a model says."""
@@ -199,7 +212,7 @@ class LoadedModels:
 
     def _end_load(self, key: Key, load: asyncio.Task[LoadedModel]) -> None:
         name = key[0]
-        self.release(key)
+        self.memory.release(key)
         self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
@@ -207,6 +220,7 @@ class LoadedModels:
                 self._keep_alive.pop(name, None)
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
         self.schedule_unload(name)  # whoever asked for it may have left
+        self.memory.settle()
         self._load_ended()
 
     def schedule_unload(self, name: str) -> None:
@@ -233,6 +247,7 @@ class LoadedModels:
         """What is loaded of changed models answers until the new one can; what is being loaded of them is given up, and
         who waits for it waits for that."""
         self._config = config
+        self.memory.reconfigure(config)
         for (name, _), load in list(self._loads.items()):
             if not load.done() and (name in changed or (name in gone and not self._requests(name))):
                 load.cancel()
@@ -281,50 +296,42 @@ class LoadedModels:
         if not self.has(key[0]):
             self._decisions.forget(key[0])
             self._keep_alive.pop(key[0], None)
-        self.close(loaded.worker)
+        peak = max(loaded.worker.memory()[1], loaded.bytes)
+        learn = self._loader.record_memory(key[0], loaded.source, loaded.candidate, peak)
+        self.close(loaded.worker, learn)
         return True
 
-    async def make_room(self, key: Key, ranked: Ranked, artifact: Artifact, evict: bool = True) -> None:
-        """Sets memory aside until `release`; unloads idle models for it. Raises Unavailable when it cannot be had."""
-        needed = ranked.figures.memory_bytes if ranked.figures else int(1.2 * artifact.bytes) + OVERHEAD_BYTES
-        budget = bytes_of(self._config.memory_budget, host.total_memory())
-        held = [
-            Held(there, loaded.worker.memory()[0], loaded.users > 0 or self._requests(there[0]) > 0, loaded.used)
-            for there, loaded in self._all()
-        ]
-        gone = routing.evictions(needed, budget - sum(self._reserved.values()), held)
-        # Alone it may try: the estimate may be wrong, and nothing else would be lost.
-        alone = not held and not self._reserved and artifact.bytes < budget
-        retired = next((loaded for _, loaded in self._all() if loaded.retired and not loaded.worker.death), None)
-        if gone is None and evict and retired:
-            await retired.worker.closed()
-            await self.make_room(key, ranked, artifact)
-            return
-        if (gone is None or (gone and not evict)) and not alone:
-            busy = sum(one.bytes for one in held if one.busy)
-            raise Unavailable(
-                f"model '{key[0]}' needs about {needed >> 20} MiB; memory_budget is {budget >> 20} MiB, of which "
-                f"{busy >> 20} MiB are in use; raise it, or lower 'context' or 'slots'",
-                "no_memory",
-                RETRY_SECONDS if any(one.busy for one in held) else None,
-            )
-        self._reserved[key] = needed
-        closing = []
-        for other, loaded in self._all():
-            if other in (gone or ()):
-                self._drop(other, loaded)
-                closing.append(loaded.worker.closed())
-        await asyncio.gather(*closing)
+    async def make_room(self, key: Key, source: Source, ranked: Ranked, artifact: Artifact, evict: bool = True) -> None:
+        """Sets memory aside for a load until `memory.release`; see `Memory.reserve`."""
+        needed = await self._loader.memory_bytes(key[0], source, ranked, artifact)
+        await self.memory.reserve(key, needed, artifact.bytes, evict)
 
-    def release(self, key: Key) -> None:
-        self._reserved.pop(key, None)
+    def _make_leave(self, keys: Collection[Key]) -> "asyncio.Future[list[None]]":
+        leaving = [loaded for key, loaded in self._all() if key in keys]
+        for loaded in leaving:
+            self.counts["evictions", loaded.key[0]] += 1
+            self._drop(loaded.key, loaded)
+        return asyncio.gather(*(loaded.worker.closed() for loaded in leaving))
 
-    def close(self, worker: Worker) -> None:
-        """Ends a worker; `end` waits for it."""
+    def close(self, worker: Worker, after: Coroutine[Any, Any, None] | None = None) -> None:
+        """Ends a worker, and does the rest; `end` waits for both."""
         worker.close()
-        self._closing = [one for one in self._closing if not one.death] + [worker]
+        self._closing[worker] = asyncio.create_task(self._closed(worker, after))
+
+    async def _closed(self, worker: Worker, after: Coroutine[Any, Any, None] | None) -> None:
+        await worker.closed()
+        del self._closing[worker]
+        self.memory.changed()
+        if after:
+            await after
 
     # --- what there is ---
+
+    def _holders(self) -> list[LoadedModel]:
+        return [loaded for _, loaded in self._all()]
+
+    def _closing_bytes(self) -> int:
+        return sum(worker.memory()[0] for worker in self._closing)
 
     def _all(self) -> Iterator[tuple[Key, LoadedModel]]:
         """Of loads that ended well."""
@@ -358,4 +365,4 @@ class LoadedModels:
         for task in under_way:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        await asyncio.gather(*(worker.closed() for worker in self._closing), return_exceptions=True)
+        await asyncio.gather(*self._closing.values(), return_exceptions=True)

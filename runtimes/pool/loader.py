@@ -26,6 +26,7 @@ from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.watchdog import STUCK_SECONDS
 
 WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
+OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 LOADED_BYTES = 1.2  # times the weights: what a loaded model takes, with its KV cache
 log = logging.getLogger("enginehouse.loading")
 
@@ -179,20 +180,35 @@ class Loader:
             return 0
         return self._toolchains[candidate.format].memory_bytes(source, candidate.precision)
 
+    async def memory_bytes(self, name: str, source: Source, ranked: Ranked, artifact: Artifact) -> int:
+        """That a candidate will take, as far as anything is known: what it took when it was last loaded so, or
+        measured, or what its weights say."""
+        model, machine = self._config.models[name], await self._decisions.host()
+        kept = source.fingerprint, ranked.candidate.key, context_length(model, source), model.slots, machine.fingerprint
+        learnt = await self._threads.run(RECORDS, self._records.memory, *kept)
+        measured = ranked.figures.memory_bytes if ranked.figures else 0
+        return learnt or measured or int(LOADED_BYTES * artifact.bytes) + OVERHEAD_BYTES
+
+    async def record_memory(self, name: str, source: Source, candidate: Candidate, peak: int) -> None:
+        model, machine = self._config.models[name], await self._decisions.host()
+        kept = source.fingerprint, candidate.key, context_length(model, source), model.slots, machine.fingerprint
+        await self._threads.run(RECORDS, self._records.record_memory, *kept, peak)
+
     async def start(
         self,
         name: str,
         source: Source,
         candidate: Candidate,
         artifact: Artifact,
+        fits: int,
         gate: bool = True,
         setting: Setting | None = None,
     ) -> Worker:
-        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives. Without a
-        `setting`, in the one that was found best."""
+        """A worker of its own with the artifact loaded, which nobody prunes as long as the worker lives. `fits`:
+        bytes that it may take. Without a `setting`, in the one that was found best."""
         setting = setting or self._decisions.setting(name, candidate)
         if not artifact.key:
-            return await self._start(name, source, candidate, artifact, setting, None)
+            return await self._start(name, source, candidate, artifact, fits, setting, None)
         try:
             use = await self._threads.run(name, self._store.use, artifact.key)
         except CannotBuild as error:
@@ -207,7 +223,7 @@ class Loader:
                 name, self._left_to_build, source, candidate
             ):  # it was broken, or pruned meanwhile
                 artifact = await self.prepare(name, source, candidate, gate)
-            return await self._start(name, source, candidate, artifact, setting, use)
+            return await self._start(name, source, candidate, artifact, fits, setting, use)
 
     async def _start(
         self,
@@ -215,6 +231,7 @@ class Loader:
         source: Source,
         candidate: Candidate,
         artifact: Artifact,
+        fits: int,
         setting: Setting,
         use: IO[bytes] | None,
     ) -> Worker:
@@ -225,7 +242,7 @@ class Loader:
             context_length(model, source),
             model.slots,
             max(1, round(setting.threads * host.cores())),
-            host.free_memory(),
+            fits,
             model.options.get(runtime.name, {}),
             candidate.device,
             *self._kv_folder(runtime, artifact.key or source.fingerprint, model),

@@ -356,6 +356,7 @@ class Pool:
         finally:
             self._requests[name] -= 1
             self._models.schedule_unload(name)
+            self._models.memory.settle()
             self._start_idle_timer()
             if not self._requests[name] and not self._models.has(name) and not self._stand_ins.replacing(name):
                 self._decisions.forget(name)
@@ -458,6 +459,8 @@ class Pool:
         for (model, _), turns in self._turns.items():
             if model == name and (before := turns.before(job)) is not None:
                 return f"waiting for a turn, {before} before it"
+        if memory := self._models.memory.waiting(name):
+            return memory
         served = any(not loaded.retired for loaded in self._models.of(name))
         return None if served else self._progress.describe(name)
 
@@ -510,16 +513,17 @@ class Pool:
         name, key = self.resolve(model), (f"{model} (measured)", ranked.candidate.key)
         source = await self.source(name)
         artifact = await self._loader.prepare(name, source, ranked.candidate)
-        await self._models.make_room(key, ranked, artifact, evict=False)
+        await self._models.make_room(key, source, ranked, artifact, evict=False)
         try:
-            worker = await self._loader.start(name, source, ranked.candidate, artifact, setting=setting)
+            fits = self._models.memory.fits(key)
+            worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, setting=setting)
             try:
                 self._progress.report(name, ranked.candidate.key, "measure", 0.0)
                 figures = await measure(worker, prompts, setting.name)
             finally:
                 self._models.close(worker)
         finally:
-            self._models.release(key)
+            self._models.memory.release(key)
             self._progress.forget((name, ranked.candidate.key))
         log.info("measured '%s' on %s%s: %s", name, ranked.candidate.key, told(figures), describe(figures))
         return figures

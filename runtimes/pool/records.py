@@ -25,6 +25,9 @@ create table if not exists measurements (
 create table if not exists failures (
     source text, candidate text, host text, kind text, message text, at real);
 create table if not exists families (family text primary key, shortfall text);
+create table if not exists memory (
+    source text, candidate text, context integer, slots integer, host text, peak integer,
+    primary key (source, candidate, context, slots, host));
 create table if not exists sayings (source text primary key, tokens blob);
 """
 
@@ -62,6 +65,16 @@ class Records:
         query = "select candidate, figures, artifact, at from measurements where source = ? and slots = ? and host = ?"
         rows = self._run(query, (source, slots, host))
         return {key: Measurement(msgspec.json.decode(blob, type=Figures), made, at) for key, blob, made, at in rows}
+
+    def record_memory(self, source: str, candidate: str, context: int, slots: int, host: str, peak: int) -> None:
+        row = (source, candidate, context, slots, host, peak)
+        self._run("insert or replace into memory values (?, ?, ?, ?, ?, ?)", row)
+
+    def memory(self, source: str, candidate: str, context: int, slots: int, host: str) -> int:
+        """Bytes that it took at its peak when it was last loaded, 0 where it never was."""
+        query = "select peak from memory where (source, candidate, context, slots, host) = (?, ?, ?, ?, ?)"
+        rows = self._run(query, (source, candidate, context, slots, host))
+        return int(rows[0][0]) if rows else 0
 
     def failed(self, source: str, candidate: str, host: str, kind: str, message: str) -> None:
         self._run("delete from failures where at < ?", (time.time() - max(PARKED_SECONDS.values()),))

@@ -1,12 +1,16 @@
 """`python -m enginehouse.runtimes.worker`: one loaded model, one step loop. Talks to the server by stdin and stdout."""
 
+import contextlib
+import functools
+import itertools
 import os
+import queue
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from enginehouse.runtimes.contract import (
@@ -25,6 +29,7 @@ from enginehouse.runtimes.contract import (
     Usage,
     check_tokens,
 )
+from enginehouse.runtimes.decoding import kv_cache
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Refused, TooLong
 from enginehouse.runtimes.worker.answer import Answer
@@ -46,6 +51,8 @@ from enginehouse.runtimes.worker.protocol import (
     Embedded,
     Emit,
     Failure,
+    Granted,
+    Grow,
     LoadFailed,
     Loading,
     Ping,
@@ -66,6 +73,7 @@ MESSAGES_SECONDS = 0.005, 0.1  # at least and at most that messages are handled 
 PIECES_SECONDS = 0.005  # the same for pieces of long work
 PATIENCE_SECONDS = 0.25  # that long work waits while messages keep coming
 PAUSE_SECONDS = 0.005  # between two looks at what is done elsewhere, while nothing else is to do
+GRANT_SECONDS = 10.0  # that an engine waits for more memory
 REST_SECONDS = 15.0  # without a message, after which what can wait is done
 RESTING_SECONDS = 0.5  # between two such things
 READING_SECONDS = 1.0  # between two words of how far those are of whom nothing else is heard
@@ -86,6 +94,7 @@ def main() -> None:
                 data = data[os.write(out, data) :]
 
     threading.Thread(target=read, args=(sys.stdin.buffer, inbox, send), daemon=True).start()
+    kv_cache.ask_for_memory = functools.partial(ask_for_memory, inbox, send, itertools.count())
     start = inbox.get()
     assert isinstance(start, Start)
     began = time.monotonic()
@@ -110,12 +119,25 @@ def read(pipe: BinaryIO, inbox: "Inbox", send: Callable[[ToServer], None]) -> No
             message = decode_to_worker(pipe.read(int.from_bytes(header, "little")))
             if isinstance(message, Ping):
                 send(Pong(inbox.turns, inbox.busy))
+            elif isinstance(message, Granted):
+                inbox.grants.put(message)
             else:
                 inbox.put(message)
     except BaseException:  # a worker that hears nothing more must not stay
         traceback.print_exc()
         os._exit(1)
     os._exit(0)  # the server is gone, or wants no more
+
+
+def ask_for_memory(inbox: "Inbox", send: Callable[[ToServer], None], asks: Iterator[int], bytes: int) -> bool:
+    """Whether the server grants so much more; the engine waits for that, as idle models may have to leave for it."""
+    ask = next(asks)
+    send(Grow(ask, bytes))
+    with contextlib.suppress(queue.Empty):
+        while (answer := inbox.grants.get(timeout=GRANT_SECONDS)).ask != ask:  # one that was given up
+            pass
+        return answer.granted
+    return False
 
 
 class Inbox:
@@ -125,6 +147,7 @@ class Inbox:
         self.busy = True  # the loop does not wait for a message
         self.turns = 0  # that the loop has taken
         self.cancelled: set[int] = set()  # jobs whose Cancel has come, though it was not looked at yet
+        self.grants: queue.SimpleQueue[Granted] = queue.SimpleQueue()
         self._messages: deque[ToWorker] = deque()
         self._arrived = threading.Event()
 

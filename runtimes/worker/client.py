@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -34,6 +34,8 @@ from enginehouse.runtimes.worker.protocol import (
     Embedded,
     Emit,
     Failure,
+    Granted,
+    Grow,
     LoadFailed,
     Loading,
     Ping,
@@ -80,6 +82,9 @@ class Worker:
         self._given_up = ""  # why it was killed
         self._pong: Pong | None = None
         self._peak = 0
+        self.expected_bytes = 0  # resident soon: more was granted
+        self.grow: Callable[[int], Awaitable[bool]] = always  # whether it may take so many bytes more
+        self._grants: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, Asked] = {}
         self._unanswered: dict[int, int] = {}  # bytes of jobs of which nothing has come yet
         self._ids = itertools.count()
@@ -311,7 +316,12 @@ class Worker:
         match message:
             case Pong():
                 self._pong = message
+            case Grow():
+                answer = asyncio.create_task(self._grant(message))
+                self._grants.add(answer)
+                answer.add_done_callback(self._grants.discard)
             case Emit(tokens, deltas, dones, progress):
+                self.expected_bytes = 0
                 for number, one in progress:
                     if asked := self._jobs.get(number):
                         asked.replies.put_nowait(one)
@@ -328,6 +338,11 @@ class Worker:
                 self._end(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))
             case Refusal(number) | Embedded(number) | Tokenized(number) | Detokenized(number):
                 self._end(number, message)
+
+    async def _grant(self, wanted: Grow) -> None:
+        granted = await self.grow(wanted.bytes)
+        if not self.death:
+            self._write(frame(Granted(wanted.ask, granted)))
 
     def _end(self, number: int, last: Item) -> None:
         self._unanswered.pop(number, None)
@@ -356,6 +371,10 @@ class Worker:
             return self._given_up
         cause = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return f"{cause}; it last wrote: {self._stderr[-1]}" if self._stderr else cause
+
+
+async def always(_: int) -> bool:
+    return True
 
 
 def refused(refusal: Refusal) -> Refused:

@@ -71,6 +71,18 @@ class Emit(msgspec.Struct, tag="emit", frozen=True, omit_defaults=True):
     progress: list[tuple[int, PromptProgress]] = []  # they come before the rest
 
 
+class Grow(msgspec.Struct, tag="grow", frozen=True):
+    """Asks for memory. The engine waits for the answer."""
+
+    ask: int
+    bytes: int  # more than it has
+
+
+class Granted(msgspec.Struct, tag="granted", frozen=True):
+    ask: int
+    granted: bool
+
+
 class Embedded(msgspec.Struct, tag="embedded", frozen=True):
     job: int
     vectors: list[list[float]]
@@ -104,8 +116,8 @@ class Failure(msgspec.Struct, tag="failure", frozen=True):
     message: str
 
 
-ToWorker = Start | Ping | Submit | Embed | Tokenize | Detokenize | Cancel
-ToServer = Loading | Pong | Ready | LoadFailed | Emit | Embedded | Tokenized | Detokenized | Refusal | Failure
+ToWorker = Start | Ping | Submit | Embed | Tokenize | Detokenize | Cancel | Granted
+ToServer = Loading | Pong | Ready | LoadFailed | Emit | Embedded | Tokenized | Detokenized | Refusal | Failure | Grow
 
 LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()

@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,6 +46,7 @@ WARN, ERROR = 3, 4  # ggml's log levels
 EXPECTED = "n_ctx_seq ("  # it warns that one sequence could fill the shared cache; the context length is checked before
 EMBEDDING_ROWS = 256  # tokens of a text read at a time, between two steps
 SPECIAL_TOKENS = 256  # in a text tokenized at once: llama.cpp's time grows with the square of their number
+DENIED_SECONDS = 5.0  # after more memory was not to be had, before it is asked for again
 LEAST_CELLS = 512  # of the KV cache for scores
 READ_APART = 128  # tokens; rows of others among 64 or more, which a CPU's attention takes by tiles, look at all cells
 SCORED_ROWS = 64  # the same where each gives logits: 37 MiB of them for a vocabulary of 150 000
@@ -91,6 +93,7 @@ class LlamaCpp:
         self._window: int = max(1, llama_cpp.llama_model_n_swa(self._model))  # tokens that must be known to go on
         self.forgets: bool = recurrent or self._window > 1
         self.saves = True
+        self._denied_until = 0.0
         self._separable = load.slots > 1 and not self.forgets and not options.kv_tokens
         asked = kv_layout.Layout(options.kv_tokens, own=False) if options.kv_tokens else None
         self._layout = asked or kv_layout.first(load.slots, cells, self._separable)  # grows as it is used
@@ -159,25 +162,29 @@ class LlamaCpp:
     def _grow(self, wanted: dict[int, int]) -> bool:
         """Moves every sequence into a larger KV cache, in which some are to have so many tokens; False where none can
         be had."""
-        lib, slots = self.lib, range(self.facts.slots)
-        larger = kv_layout.larger(self._layout, self._lengths(wanted), self._rows, self._most_cells, self._separable)
-        if larger is None:
+        if time.monotonic() < self._denied_until:
             return False
-        try:
-            kv_cache.check_growth("llamacpp", larger.cells, larger.cells * self.facts.token_bytes)
-            context = self._new_context(larger, self.facts.slots, self._rows)
-        except ValueError as error:
-            print(f"the KV cache stays as it is: {error}", file=sys.stderr, flush=True)
-            self._most_cells = self._layout.cells
-            return False
-        for slot in slots:
+        lengths = self._lengths(wanted)
+        for larger in kv_layout.larger(self._layout, lengths, self._rows, self._most_cells, self._separable):
+            try:
+                kv_cache.check_growth("llamacpp", larger.cells, larger.cells * self.facts.token_bytes)
+                return self._move(larger)
+            except ValueError as error:
+                print(f"the KV cache stays as it is: {error}", file=sys.stderr, flush=True)
+                self._denied_until = time.monotonic() + DENIED_SECONDS
+        return False
+
+    def _move(self, layout: kv_layout.Layout) -> bool:
+        lib = self.lib
+        context = self._new_context(layout, self.facts.slots, self._rows)
+        for slot in range(self.facts.slots):
             if lib.llama_memory_seq_pos_max(self._memory, slot) < 0:
                 continue
-            if not self._take(context, larger, slot, self._state(slot)):
+            if not self._take(context, layout, slot, self._state(slot)):
                 lib.llama_free(context)
                 return False
         lib.llama_free(self.context)
-        self.context, self._memory, self._layout = context, lib.llama_get_memory(context), larger
+        self.context, self._memory, self._layout = context, lib.llama_get_memory(context), layout
         return True
 
     def reusable(self, slot: int, length: int) -> bool:

@@ -5,7 +5,7 @@ many for each sequence as the longest wants, so a single long one among many slo
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -30,16 +30,17 @@ def first(slots: int, most: int, separable: bool) -> Layout:
     return Layout(own, True) if separable and own <= min(most, OWN_CELLS) else Layout(min(most, FIRST_CELLS), False)
 
 
-def larger(now: Layout, lengths: Sequence[int], rows: int, most: int, separable: bool) -> Layout | None:
-    """For sequences that are to have so many tokens each; None where the memory has no more. `rows`: of a step."""
+def larger(now: Layout, lengths: Sequence[int], rows: int, most: int, separable: bool) -> Iterator[Layout]:
+    """For sequences that are to have so many tokens each, the best first. `rows`: of a step."""
     slots, held = len(lengths), sum(lengths)
     each = max(2 * now.cells // slots if now.own else 0, max(lengths) * 5 // 4)
     own = Layout(slots * padded(each), True)
     if separable and own.cells <= min(most, max(OWN_CELLS, 2 * held)):
-        return own
+        yield own
     pool = Layout(min(max(now.cells if now.own else 2 * now.cells, held + rows), most), False)
     grown = now.own or pool.cells > now.cells
-    return pool if grown and held <= pool.cells else None
+    if grown and held <= pool.cells:
+        yield pool
 
 
 def padded(cells: int) -> int:

@@ -107,6 +107,7 @@ class Mlx:
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=size.token_bytes,
+            kv_bytes=kv_bytes,
         )
         self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
         self.make_ready = self._jobs.make_ready

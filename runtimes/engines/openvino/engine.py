@@ -133,6 +133,7 @@ class OpenVino:
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=int(each),
+            kv_bytes=int(tokens * each),
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
         self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)

@@ -150,7 +150,7 @@ def run(engine: Engine, jobs: list[tuple[list[int], int]]) -> list[list[Token]]:
     while running:
         for token in engine.step():
             out[token.job].append(token)
-            running -= bool(token.finish)
+            running -= bool(token.finish or token.failure)
     return out
 
 

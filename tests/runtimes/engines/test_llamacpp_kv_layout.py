@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Engine, Load
-from enginehouse.runtimes.decoding import batching
+from enginehouse.runtimes.decoding import batching, kv_cache
+from enginehouse.runtimes.engines.llamacpp import engine as llamacpp_engine
 from enginehouse.runtimes.engines.llamacpp import kv_layout
 from enginehouse.runtimes.engines.llamacpp.engine import RUNTIME, load
 from enginehouse.runtimes.engines.llamacpp.kv_layout import FIRST_CELLS, OWN_CELLS, Layout
@@ -29,7 +30,7 @@ def test_a_larger_cache_holds_what_it_was_made_for_and_is_no_larger_than_it_may(
     now: int, own: bool, lengths: list[int], most: int
 ) -> None:
     before = Layout(len(lengths) * kv_layout.padded(now) if own else now, own)
-    larger = kv_layout.larger(before, lengths, 300, most, True)
+    larger = next(kv_layout.larger(before, lengths, 300, most, True), None)
     if larger is None:
         assert sum(lengths) > most or (not own and before.cells >= most)
         return
@@ -44,14 +45,12 @@ def test_a_long_conversation_beside_free_slots_does_not_take_the_memory_of_as_ma
     assert form == Layout(FIRST_CELLS, own=True)
     for length in range(100, 20_000, 100):
         if not form.fits(held := [length, 0, 0, 0, 0, 0, 0, 0]):
-            larger = kv_layout.larger(form, held, 264, 200_000, True)
-            assert larger
-            form = larger
+            form = next(kv_layout.larger(form, held, 264, 200_000, True))
     assert form == Layout(32_768, own=False)
 
 
 def test_many_long_ones_have_cells_of_their_own_again() -> None:
-    form = kv_layout.larger(Layout(32_768, own=False), [5000] * 8, 264, 200_000, True)
+    form = next(kv_layout.larger(Layout(32_768, own=False), [5000] * 8, 264, 200_000, True))
     assert form == Layout(8 * kv_layout.padded(6250), own=True)
 
 
@@ -120,3 +119,21 @@ def test_what_was_kept_in_cells_of_its_own_is_taken_by_a_pool_and_back(
         engine.close()
         assert generated(said) == expected
         assert said[0].cached == len(prompt)
+
+
+def test_where_no_more_memory_is_granted_a_long_prompt_fails_by_name_and_others_go_on(
+    start: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[int]()
+    monkeypatch.setattr(kv_cache, "ask_for_memory", lambda bytes: asked.append(bytes))  # and says no
+    monkeypatch.setattr(kv_layout, "FIRST_CELLS", 2 * 256)
+    monkeypatch.setattr(llamacpp_engine, "DENIED_SECONDS", 0.0)
+    chance, engine = random.Random(3), start(2)
+    long, short = tokens(chance, 900), tokens(chance, 20)
+    said = run(engine, [(long, 5), (short, 5)])
+    assert "no room for the KV of 900 tokens" in said[0][-1].failure
+    assert len(generated(said[1])) == 5
+    assert asked and min(asked) >= 512 * engine.facts.token_bytes
+    monkeypatch.setattr(kv_cache, "ask_for_memory", kv_cache.granted)
+    assert len(generated(run(engine, [(long, 5)])[0])) == 5
+    engine.close()
