@@ -19,14 +19,13 @@ from enginehouse.runtimes.contract import Assigned, Local
 from enginehouse.runtimes.errors import RETRY_SECONDS, Unavailable, WorkerDied
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.decisions import Decisions, leaving
-from enginehouse.runtimes.pool.loader import Loader
+from enginehouse.runtimes.pool.loader import OVERHEAD_BYTES, Loader
 from enginehouse.runtimes.pool.progress import ProgressTracker
 from enginehouse.runtimes.pool.routing import Candidate, Decision, Held, Ranked
 from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.worker.client import Worker
 
 log = logging.getLogger("enginehouse.models")
-OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 Needs = Collection[tuple[str, str]]  # a feature, and the field that asks for it
 Instead = Callable[[Decision, Ranked], Awaitable[Ranked | None]]  # of the best: what may answer in its place
 

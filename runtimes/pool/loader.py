@@ -26,6 +26,7 @@ from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.watchdog import STUCK_SECONDS
 
 WORTH_SECONDS = 3.0  # of waiting that a stand-in is loaded to spare
+OVERHEAD_BYTES = 200 << 20  # of a worker beside its weights, where none was measured
 LOADED_BYTES = 1.2  # times the weights: what a loaded model takes, with its KV cache
 log = logging.getLogger("enginehouse.loading")
 

@@ -59,6 +59,14 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     running.add_argument("--system", metavar="TEXT", help="how it is to answer")
     running.add_argument("--max-tokens", metavar="N", type=int)
     running.add_argument("--temperature", metavar="T", type=float)
+    pulling = command(
+        commands, "pull", pull, "fetch a model of the config or of the hub; --local: what is here already"
+    )
+    pulling.add_argument("model", metavar="MODEL", nargs="?", help="of the config, or OWNER/NAME on the hub")
+    pulling.add_argument("--file", metavar="FILE.gguf", help="this one of the repository")
+    pulling.add_argument("--revision", metavar="R", help="branch, tag or commit")
+    pulling.add_argument("--local", action="store_true", help="models of the hub's cache, LM Studio and Ollama here")
+    pulling.add_argument("--json", action="store_true", help="with --local")
     command(commands, "ps", ps, "what the server has loaded").add_argument("--json", action="store_true")
     command(commands, "stop", stop, "unload a model").add_argument("model", metavar="MODEL")
     launching = command(commands, "launch", launch, "start a coding agent on a model here; its own arguments follow --")
@@ -123,6 +131,18 @@ def run(arguments: argparse.Namespace) -> None:
     given = {key: getattr(arguments, key) for key in ("system", "max_tokens", "temperature")}
     given = {key: value for key, value in given.items() if value is not None}
     chat.run(configured(arguments), arguments.config, arguments.model, arguments.prompt, **given)
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import pull
+
+    config = configured(arguments)
+    if arguments.local:
+        pull.local(config, arguments.json)
+    elif arguments.model:
+        pull.pull(config, arguments.model, arguments.file, arguments.revision)
+    else:
+        raise BadConfig("pull: name a model, or say --local")
 
 
 def ps(arguments: argparse.Namespace) -> None:
