@@ -1,8 +1,10 @@
 """Fetches a model from the hub into huggingface_hub's own cache. Runs in the build process only."""
 
+import contextlib
 import glob
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,17 @@ def fetch(
         files = tuple(f"{inside}/{file}" if inside else file for file in layout.files)
         return Layout(layout.kind, files, f"{inside}/{layout.entry}".strip("/"))
 
-    return explained(source, repository, revision, choose, report, cached_only)
+    with explained(source, repository, revision, cached_only):
+        return download(repository, revision, choose, report, cached_only)
+
+
+def sizes(source: str, revision: str | None) -> dict[str, int]:
+    """Bytes of each file of OWNER/NAME, by its name."""
+    import huggingface_hub
+
+    with explained(source, source, revision, cached_only=False):
+        files = huggingface_hub.HfApi().list_repo_tree(source, revision=revision, recursive=True)
+        return {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
 
 
 def fetch_adapter(source: str, report: Report, cached_only: bool = False) -> tuple[str, bool]:
@@ -44,7 +56,8 @@ def fetch_adapter(source: str, report: Report, cached_only: bool = False) -> tup
             raise CannotBuild(f"adapter '{source}' has no adapter_config.json; an adapter is what PEFT saves")
         return Layout("adapter", tuple(name for name in names if name in ADAPTER))
 
-    return explained(source, source, None, choose, report, cached_only)
+    with explained(source, source, None, cached_only):
+        return download(source, None, choose, report, cached_only)
 
 
 def gguf_file(repository: str, file: str, names: Sequence[str]) -> Layout:
@@ -57,14 +70,13 @@ def gguf_file(repository: str, file: str, names: Sequence[str]) -> Layout:
     return Layout("gguf", tuple(parts), parts[0])
 
 
-def explained(
-    source: str, repository: str, revision: str | None, choose: Choice, report: Report, cached_only: bool
-) -> tuple[str, bool]:
+@contextlib.contextmanager
+def explained(source: str, repository: str, revision: str | None, cached_only: bool) -> Iterator[None]:
     """Every error of the hub's in one sentence with its remedy."""
     from huggingface_hub import errors
 
     try:
-        return download(repository, revision, choose, report, cached_only)
+        yield
     except errors.GatedRepoError as error:
         raise CannotBuild(
             f"'{source}' is gated: accept its licence on the hub and set HF_TOKEN to a token of that account"
@@ -136,6 +148,9 @@ def download(
         files = list(api.list_repo_tree(repository, revision=commit, recursive=True))
     sizes = {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
     layout = choose(list(sizes))
+    if not cached_only:
+        left = [file for file in layout.files if not cached(repository, file, commit)]
+        check_disk(repository, sum(sizes[file] for file in left))
     folder = huggingface_hub.snapshot_download(
         repository,
         revision=commit if offline else revision,
@@ -144,6 +159,26 @@ def download(
         tqdm_class=bar(sum(sizes[file] for file in layout.files), report),
     )
     return str(Path(folder) / layout.entry), offline
+
+
+def cached(repository: str, file: str, commit: str | None) -> bool:
+    import huggingface_hub
+
+    return isinstance(huggingface_hub.try_to_load_from_cache(repository, file, revision=commit), str)
+
+
+def check_disk(repository: str, needed: int) -> None:
+    """Raises CannotBuild where the disk of the hub's cache has less free."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        raise CannotBuild(
+            f"'{repository}' takes {needed >> 20} MiB and {free >> 20} MiB are free on the disk of '{there}'; free "
+            "some, or set HF_HOME to a folder on another disk",
+            environment=True,
+        )
 
 
 def bar(whole: int, report: Report) -> Any:

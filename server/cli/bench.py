@@ -20,6 +20,7 @@ from enginehouse.runtimes.errors import EngineFailed, Unavailable, UnknownModel
 from enginehouse.runtimes.pool.explanation import Explanation
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.runtimes.pool.routing import Figures, Ranked
+from enginehouse.server.cli.plot import Point, draw
 
 T = TypeVar("T")
 SHOW_SECONDS = 0.2
@@ -28,9 +29,19 @@ SHOW_SECONDS = 0.2
 Names = Sequence[str] | None
 
 
-def run(config: Config, model: str, only: Names, precisions: Names, prompts: str | None, as_json: bool) -> None:
-    """Times every candidate in a worker of its own, one after the other, and prints them with those that cannot."""
-    asyncio.run(_bench(config, model, only, precisions, read_prompts(Path(prompts)) if prompts else (), as_json))
+def run(
+    config: Config,
+    model: str,
+    only: Names,
+    precisions: Names,
+    prompts: str | None,
+    as_json: bool,
+    drawing: str | None = None,
+) -> None:
+    """Times every candidate in a worker of its own, one after the other, and prints them with those that cannot.
+    `drawing`: an SVG file to be written."""
+    given = read_prompts(Path(prompts)) if prompts else ()
+    asyncio.run(_bench(config, model, only, precisions, given, as_json, Path(drawing) if drawing else None))
 
 
 def read_prompts(file: Path) -> list[Prompt]:
@@ -65,7 +76,13 @@ def explain(config: Config, model: str, as_json: bool) -> None:
 
 
 async def _bench(
-    config: Config, model: str, only: Names, precisions: Names, prompts: Sequence[Prompt], as_json: bool
+    config: Config,
+    model: str,
+    only: Names,
+    precisions: Names,
+    prompts: Sequence[Prompt],
+    as_json: bool,
+    drawing: Path | None,
 ) -> None:
     errors: dict[str, str] = {}
     explained: list[Explanation] = []
@@ -92,6 +109,8 @@ async def _bench(
                         by_setting = {setting or "as usual": f.cost(objective) for setting, f in found.items()}
                         costs[best.candidate.key] = by_setting
             explained.append(await pool.explain(name))
+    if drawing:
+        plot_to(drawing, explained)
     if as_json:
         print(to_json({"explained": explained, "settings": costs, "errors": errors}))
         return
@@ -101,6 +120,23 @@ async def _bench(
         print(f"{key}, cost by setting: {', '.join(f'{name} {cost:.2f}' for name, cost in by_setting.items())}")
     for what, reason in errors.items():
         print(f"{what}: {reason}")
+
+
+def plot_to(file: Path, explained: Sequence[Explanation]) -> None:
+    points = {
+        row.key: Point(
+            row.key, row.figures.decode, row.quality.divergence if row.quality else 0.0, row.figures.memory_bytes
+        )
+        for one in explained
+        for row in one.candidates
+        if row.figures
+    }
+    if not points:
+        raise BadConfig(f"'{file}' is not drawn: nothing could be measured")
+    try:
+        file.write_text(draw(f"{explained[0].model} on {explained[0].host.processor}", list(points.values())))
+    except OSError as error:
+        raise BadConfig(f"'{file}' cannot be written: {error.strerror}") from error
 
 
 async def timed(

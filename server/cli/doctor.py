@@ -10,6 +10,7 @@ from rich.table import Table
 
 from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config, bytes_of
+from enginehouse.optimize.sources import on_disk
 from enginehouse.optimize.toolchains import toolchains
 from enginehouse.runtimes.contract import Local
 from enginehouse.runtimes.engines import runtimes
@@ -31,6 +32,8 @@ def run(configured: Callable[[], Config]) -> int:
         config = configured()
         troubles += cache(config)
         budget = bytes_of(config.memory_budget, machine.memory_bytes)
+        if there := on_disk.find(Path.home()):
+            print(f"{len(there)} models of other programs are on this disk; enginehouse pull --local shows them")
         print(f"config: {len(config.models)} models; memory budget {budget >> 20} MiB")
     except BadConfig as error:
         troubles.append(str(error))

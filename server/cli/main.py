@@ -59,11 +59,19 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     running.add_argument("--system", metavar="TEXT", help="how it is to answer")
     running.add_argument("--max-tokens", metavar="N", type=int)
     running.add_argument("--temperature", metavar="T", type=float)
+    pulling = command(
+        commands, "pull", pull, "fetch a model of the config or of the hub; --local: what is here already"
+    )
+    pulling.add_argument("model", metavar="MODEL", nargs="?", help="of the config, or OWNER/NAME on the hub")
+    pulling.add_argument("--file", metavar="FILE.gguf", help="this one of the repository")
+    pulling.add_argument("--revision", metavar="R", help="branch, tag or commit")
+    pulling.add_argument("--local", action="store_true", help="models of the hub's cache, LM Studio and Ollama here")
+    pulling.add_argument("--json", action="store_true", help="with --local")
     command(commands, "ps", ps, "what the server has loaded").add_argument("--json", action="store_true")
     command(commands, "stop", stop, "unload a model").add_argument("model", metavar="MODEL")
     launching = command(commands, "launch", launch, "start a coding agent on a model here; its own arguments follow --")
     launching.set_defaults(further=further)
-    launching.add_argument("agent", choices=AGENTS)
+    launching.add_argument("agent", choices=list(AGENTS))
     launching.add_argument("--model", metavar="MODEL", help="else the first of the config")
     listing = command(commands, "models", models, "the models of the config file and what is kept of them")
     listing.add_argument("--json", action="store_true")
@@ -81,6 +89,7 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     benching.add_argument("--runtime", metavar="R", nargs="+", help="only these")
     benching.add_argument("--precision", metavar="P", nargs="+", help="these instead of the config's")
     benching.add_argument("--prompts", metavar="FILE.jsonl", help="time it on these instead of tokens by chance")
+    benching.add_argument("--plot", metavar="FILE.svg", help="draw speed against quality and memory")
     benching.add_argument("--json", action="store_true")
     explaining = command(commands, "explain", explain, "which runtime serves a model and why, with the numbers")
     explaining.add_argument("model", metavar="MODEL")
@@ -88,6 +97,9 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     asking = command(commands, "health", health, "whether the server of the config answers; exits with 1 when not")
     add_address(asking, "address that it listens on, over the config's", "port that it listens on, over the config's")
     command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
+    completing = command(commands, "completion", completion, "what makes a shell complete these commands; see --help")
+    completing.description = 'eval "$(enginehouse completion bash)" in ~/.bashrc, or zsh in ~/.zshrc'
+    completing.add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return top
 
 
@@ -123,6 +135,18 @@ def run(arguments: argparse.Namespace) -> None:
     given = {key: getattr(arguments, key) for key in ("system", "max_tokens", "temperature")}
     given = {key: value for key, value in given.items() if value is not None}
     chat.run(configured(arguments), arguments.config, arguments.model, arguments.prompt, **given)
+
+
+def pull(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import pull
+
+    config = configured(arguments)
+    if arguments.local:
+        pull.local(config, arguments.json)
+    elif arguments.model:
+        pull.pull(config, arguments.model, arguments.file, arguments.revision)
+    else:
+        raise BadConfig("pull: name a model, or say --local")
 
 
 def ps(arguments: argparse.Namespace) -> None:
@@ -165,7 +189,7 @@ def optimize(arguments: argparse.Namespace) -> None:
 def bench(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import bench
 
-    asked = arguments.model, arguments.runtime, arguments.precision, arguments.prompts, arguments.json
+    asked = arguments.model, arguments.runtime, arguments.precision, arguments.prompts, arguments.json, arguments.plot
     bench.run(configured(arguments), *asked)
 
 
@@ -173,6 +197,12 @@ def explain(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import bench
 
     bench.explain(configured(arguments), arguments.model, arguments.json)
+
+
+def completion(arguments: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(parser(), arguments.shell))
 
 
 def doctor(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,8 @@ FAMILIES = {
     "stablelm": Family(ropes=("default",), partial=True),
     "glm4": Family(ropes=("default",), partial=True),
 }
+# What transformers calls a text model that mlx_lm has under the name of the whole: it reads either config.
+WHOLE = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 YARN_OWN = ("attention_factor", "truncate")  # mlx_lm has no such words
 OLDER_KINDS = {
     "linear_attention": "mamba",
@@ -55,7 +57,7 @@ def refusal(config: dict[str, Any], folder: Path | None) -> str | None:
     if missing:
         return f"the checkpoint has no {missing[0]}"
     if family is None:
-        return None if known(kind) else f"mlx_lm has no model of type '{kind}'"
+        return None if known(WHOLE.get(kind, kind)) else f"mlx_lm has no model of type '{kind}'"
     activation = config.get("hidden_activation") or config.get("hidden_act") or family.activation
     if activation != family.activation:
         return f"mlx_lm computes '{kind}' with '{family.activation}', the model wants '{activation}'"
@@ -99,16 +101,18 @@ def ropes(config: dict[str, Any]) -> list[dict[str, Any]]:
 def translate(config: dict[str, Any]) -> dict[str, Any]:
     """What goes over a config.json of transformers 5 before mlx_lm reads it: most of its models look for `rope_theta`
     and `rope_scaling`, and take a default of their own when those lie in `rope_parameters`, without a word."""
-    family = FAMILIES.get(config.get("model_type", ""))
-    keywords = {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
+    kind = config.get("model_type", "")
+    family = FAMILIES.get(kind)
+    keywords: dict[str, Any] = {"model_type": WHOLE[kind]} if kind in WHOLE else {}
+    keywords |= {} if family is None else {"tie_word_embeddings": config.get("tie_word_embeddings", family.tied)}
     if "num_local_experts" in config:
         keywords["num_experts"] = config["num_local_experts"]
-    if config.get("model_type") == "granitemoehybrid":
+    if kind == "granitemoehybrid":
         keywords["layer_types"] = [OLDER_KINDS.get(kind, kind) for kind in config["layer_types"]]
     given = config.get("rope_parameters")
     if not given:
         return keywords
-    if config.get("model_type") == "gemma3_text":
+    if kind == "gemma3_text":
         return keywords | translate_gemma3(config, given)
     if len({kind.get("rope_theta") for kind in ropes(config)}) == 1:  # OLMo 3's windows have the same rotation
         given = given.get("full_attention", given)

@@ -331,3 +331,12 @@ def test_ctrl_c_while_optimizing_leaves_nothing_behind(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
     assert not list((cache / "artifacts").iterdir())
+
+
+def test_a_shell_completes_the_commands_and_what_they_take(tmp_path: Path) -> None:
+    script = run(tmp_path, "completion", "bash").stdout
+    for typed, completed in (("la", "launch"), ("launch c", "claude codex continue"), ("bench --pl", "--plot")):
+        words = ["enginehouse", *typed.split()]
+        ask = f"COMP_WORDS=({' '.join(words)}) COMP_CWORD={len(words) - 1}; _shtab_enginehouse; echo ${{COMPREPLY[*]}}"
+        shown = subprocess.run(["bash", "-c", f"{script}\n{ask}"], capture_output=True, text=True, check=True)
+        assert sorted(shown.stdout.split()) == completed.split()
