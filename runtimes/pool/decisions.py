@@ -178,7 +178,9 @@ class Decisions:
     def _on(self, machine: Host, runtime: Local) -> ExplainedRuntime:
         toolchain = self._toolchains.get(runtime.format)
         cannot_build = toolchain.unavailable() if toolchain else f"nothing makes models of format '{runtime.format}'"
-        versions = {package: machine.versions[package] for package in runtime.distributions if package in machine.versions}
+        versions = {
+            package: machine.versions[package] for package in runtime.distributions if package in machine.versions
+        }
         devices = machine.devices.get(runtime.name, ())
         return ExplainedRuntime(runtime.name, runtime.unavailable(), cannot_build, devices, versions)
 

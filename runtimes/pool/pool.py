@@ -39,7 +39,16 @@ from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
-from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, OnDisk, Stage, Status, Surroundings, Unloaded
+from enginehouse.runtimes.pool.explanation import (
+    Explanation,
+    Loaded,
+    Loading,
+    OnDisk,
+    Stage,
+    Status,
+    Surroundings,
+    Unloaded,
+)
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader

@@ -20,16 +20,16 @@ export function stacked(parts, whole, shown) {
     drawing("rect", { width: WIDTH, height: 14, class: "empty" }),
     ...pieces,
   );
-  return element("div", {}, bar, legend(parts.map(({ name, value }) => [name, shown(value)])));
+  return element("div", {}, bar, legend(parts.map(({ name, value }, colour) => ({ name, colour, value: shown(value) }))));
 }
 
-// [[name, value]] with the colour of each.
+// Of [{name, value, colour}].
 export function legend(entries) {
-  return element("ul", { class: "legend" }, ...entries.map(([name, value], place) => entry(name, value, place % 6)));
+  return element("ul", { class: "legend" }, ...entries.map(entry));
 }
 
-function entry(name, value, colour) {
+function entry({ name, value, colour }) {
   const swatch = drawing("svg", { viewBox: "0 0 22 10", class: "swatch", "aria-hidden": "true" });
-  swatch.append(drawing("path", { d: "M0 5h22", class: `line series-${colour}` }));
+  swatch.append(drawing("path", { d: "M0 5h22", class: `line series-${colour % 6}` }));
   return element("li", {}, swatch, element("span", {}, name), " ", element("strong", {}, value));
 }

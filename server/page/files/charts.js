@@ -4,43 +4,49 @@ import { legend } from "./bars.js";
 import { element } from "./element.js";
 import { means, rates, values } from "./history.js";
 import { lineChart } from "./line_chart.js";
-import { NAMES } from "./metrics.js";
 import { rate, seconds } from "./units.js";
 import { house, KEPT_SECONDS } from "./watch.js";
 
 export const TITLE = "Charts";
 
 const CHARTS = [
-  { title: "Tokens per second", needs: ["tokens"], points: (model) => rates("tokens", model), shown: rate, axis: (value) => value.toPrecision(2) },
+  { title: "Tokens per second", needs: "tokens", points: (model) => rates("tokens", model), shown: rate, axis: brief },
   {
     title: "Time to the first token",
-    needs: ["firstTokenSum", "firstTokenCount"],
+    needs: "firstTokenCount",
     points: (model) => means("firstTokenSum", "firstTokenCount", model),
     shown: seconds,
     axis: seconds,
   },
-  { title: "Requests under way or waiting", needs: ["underWay"], points: (model) => values("underWay", model), shown: String, axis: String },
+  { title: "Requests under way or waiting", needs: "underWay", points: (model) => values("underWay", model), shown: brief, axis: brief },
 ];
 
 export function make() {
-  const shown = CHARTS.filter(({ needs }) => needs.every((name) => name in NAMES));
-  const places = shown.map((chart) => {
+  const charts = CHARTS.map((chart) => {
     const place = element("div");
-    return { ...chart, place, node: element("section", { "aria-label": chart.title }, element("h3", {}, chart.title), place) };
+    const node = element("section", { "aria-label": chart.title }, element("h3", {}, chart.title), place);
+    return { ...chart, place, node };
   });
-  const heard = element("p", { class: "aside" }, "The last five minutes, as far back as this page has been open.");
-  const node = element("div", {}, element("h2", {}, "Charts"), heard, ...places.map((one) => one.node));
+  const since = element("p", { class: "aside" }, "The last five minutes, as far back as this page has been open.");
+  const node = element("div", {}, element("h2", {}, "Charts"), since, ...charts.map((one) => one.node));
+  return { node, update: () => charts.forEach(draw) };
+}
 
-  function update() {
-    const now = performance.now() / 1000;
-    for (const { title, points, shown, axis, place } of places) {
-      const series = house.models.map(({ id }) => ({ name: id, points: points(id) }));
-      const last = series.map(({ name, points }) => [name, points.length ? shown(points.at(-1).value) : "–"]);
-      const label = `${title}: ${last.map((one) => one.join(" ")).join(", ")}`;
-      const width = Math.max(280, place.clientWidth || 600);
-      const chart = lineChart({ label, series, now, span: KEPT_SECONDS, width, shown: axis });
-      place.replaceChildren(chart, legend(last));
-    }
+function draw({ title, needs, points, shown, axis, place }) {
+  if (!house.samples.at(-1)?.[needs]) {
+    place.replaceChildren(element("p", { class: "aside" }, "This server does not tell."));
+    return;
   }
-  return { node, update };
+  const all = house.models.map(({ id }, colour) => ({ name: id, colour, points: points(id) }));
+  const series = all.filter((one) => one.points.some(({ value }) => value > 0));
+  const last = series.map(({ name, colour, points }) => ({ name, colour, value: shown(points.at(-1).value) }));
+  const told = last.map(({ name, value }) => `${name} ${value}`).join(", ") || "nothing was asked";
+  const now = performance.now() / 1000;
+  const width = Math.max(260, place.clientWidth);
+  const chart = lineChart({ label: `${title}: ${told}`, series, now, span: KEPT_SECONDS, width, shown: axis });
+  place.replaceChildren(chart, last.length ? legend(last) : element("p", { class: "aside" }, "Nothing was asked in this time."));
+}
+
+function brief(value) {
+  return String(Number(value.toPrecision(3)));
 }

@@ -29,11 +29,15 @@ export function make() {
   const settings = element(
     "aside",
     { class: "settings", "aria-label": "Settings" },
-    model.node,
-    element("div", { class: "field" }, element("label", { for: "chat-system" }, "System prompt"), system),
-    element("details", { open: innerWidth > 800 }, element("summary", {}, "Sampling, tools, schema"), sampling.node),
+    element(
+      "details",
+      { open: innerWidth > 800 },
+      element("summary", {}, "System prompt, sampling, tools, schema"),
+      element("div", { class: "field" }, element("label", { for: "chat-system" }, "system prompt"), system),
+      sampling.node,
+    ),
   );
-  const node = element("div", { class: "chat" }, element("h2", {}, "Chat"), settings, element("div", { class: "talk" }, log, form));
+  const node = element("div", { class: "chat" }, element("div", { class: "head" }, element("h2", {}, "Chat"), model.node), element("div", { class: "talk" }, log, form), settings);
   let messages = [];
   let running = null; // what ends the answer under way
 

@@ -200,5 +200,5 @@ export const CLIENTS = [
 // The text with the address, model and key in it.
 export function filled(text, url, name, key) {
   const given = { URL: url, NAME: name, KEY: key };
-  return text.replace(/(?<![A-Z_])(URL|NAME|KEY)(?![A-Z_])/g, (word) => given[word]);
+  return text.replace(/(?<![A-Za-z_])(URL|NAME|KEY)(?![A-Z_])/g, (word) => given[word]);
 }

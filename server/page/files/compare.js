@@ -61,14 +61,16 @@ export function make() {
       const { signal } = running;
       if (together.checked) await Promise.all(sides.map((side) => side.ask(body, signal)));
       else for (const side of sides) if (!signal.aborted) await side.ask(body, signal);
+      if (signal.aborted) return;
       figures.replaceChildren(await compared());
       say("both have answered");
     } catch (error) {
       failure.textContent = error.message;
+    } finally {
+      running = null;
+      ask.hidden = false;
+      stop.hidden = true;
     }
-    running = null;
-    ask.hidden = false;
-    stop.hidden = true;
   }
 
   async function compared() {

@@ -11,7 +11,7 @@ export function explained(explanation) {
       ["the least of", explanation.objective],
       ["kind of host", explanation.host.kind],
     ]),
-    candidates.length > 0 && table("Candidates, the best first", HEADS, candidates.map(row)),
+    ...(candidates.length > 0 ? candidatesTable(candidates) : []),
     rejected.length > 0 && table("Not these", ["not these", "device", "why"], rejected.map(refusal)),
     upstream && table("Upstream", ["server", "our requests there", ""], upstream.replicas.map(replica)),
   ].filter(Boolean);
@@ -30,6 +30,18 @@ const HEADS = [
   "agreement",
   "reason",
 ];
+
+// Without the columns that nobody has a figure for.
+function candidatesTable(candidates) {
+  const rows = candidates.map(row);
+  const told = HEADS.map((_, column) => rows.some((cells) => cells[column] !== ""));
+  const kept = (cells) => cells.filter((_, column) => told[column]);
+  const unmeasured = element("p", { class: "aside" }, "Nothing is measured here yet: enginehouse bench does so.");
+  return [
+    table("Candidates, the best first", kept(HEADS), rows.map(kept)),
+    ...(candidates.some(({ figures }) => figures) ? [] : [unmeasured]),
+  ];
+}
 
 function row({ key, figures, cost, quality, reason }) {
   const measured = figures

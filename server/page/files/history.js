@@ -2,15 +2,13 @@
 
 import { house } from "./watch.js";
 
-const SPAN_SECONDS = 10; // that a rate is the mean of: answers are counted when they end
+const SPAN_SECONDS = 10; // that a rate is the mean of: some counters grow only when an answer ends
 
-// How much a counter grew per second, by model: [{at, value}].
+// How much a counter grew per second: [{at, value}].
 export function rates(what, model) {
   return house.samples.flatMap((sample, place) => {
     const before = earlier(place);
-    if (!before) return [];
-    const grown = (sample[what][model] ?? 0) - (before[what][model] ?? 0);
-    return [{ at: sample.at, value: Math.max(0, grown) / (sample.at - before.at) }];
+    return before ? [{ at: sample.at, value: grown(what, model, sample, before) / (sample.at - before.at) }] : [];
   });
 }
 
@@ -18,25 +16,27 @@ export function rates(what, model) {
 export function means(sum, count, model) {
   return house.samples.flatMap((sample, place) => {
     const before = earlier(place);
-    if (!before) return [];
-    const grown = (sample[count][model] ?? 0) - (before[count][model] ?? 0);
-    if (grown <= 0) return [];
-    return [{ at: sample.at, value: ((sample[sum][model] ?? 0) - (before[sum][model] ?? 0)) / grown }];
+    const times = before ? grown(count, model, sample, before) : 0;
+    return times ? [{ at: sample.at, value: grown(sum, model, sample, before) / times }] : [];
   });
 }
 
 export function values(what, model) {
-  return house.samples.map((sample) => ({ at: sample.at, value: sample[what][model] ?? 0 }));
+  return house.samples.map((sample) => ({ at: sample.at, value: sample[what]?.[model] ?? 0 }));
 }
 
 // Tokens per second of all models together, now.
 export function latest() {
-  const models = house.models ?? [];
-  return models.reduce((sum, { id }) => sum + (rates("tokens", id).at(-1)?.value ?? 0), 0);
+  return (house.models ?? []).reduce((sum, { id }) => sum + (rates("tokens", id).at(-1)?.value ?? 0), 0);
+}
+
+// A server that was started again counts from nothing.
+function grown(what, model, now, before) {
+  return Math.max(0, (now[what]?.[model] ?? 0) - (before[what]?.[model] ?? 0));
 }
 
 function earlier(place) {
-  const { at } = house.samples[place];
-  const within = house.samples.slice(0, place).filter((sample) => sample.at >= at - SPAN_SECONDS);
-  return within[0];
+  const since = house.samples[place].at - SPAN_SECONDS;
+  const before = house.samples.findIndex((sample) => sample.at >= since);
+  return before < place ? house.samples[before] : null;
 }

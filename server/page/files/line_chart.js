@@ -6,15 +6,14 @@ const HEIGHT = 170;
 const LEFT = 52;
 const BELOW = 22;
 const ABOVE = 10;
+const GAP_SECONDS = 6;
 
-// `series`: [{name, points: [{at, value}]}]; `now` and `span` in seconds; `shown`: a value as text.
+// `series`: [{colour, points: [{at, value}]}]; `now` and `span` in seconds; `shown`: a value as text.
 export function lineChart({ label, series, now, span, width, shown }) {
   const most = ceiling(Math.max(0, ...series.flatMap(({ points }) => points.map((point) => point.value))));
   const x = (at) => LEFT + (1 - (now - at) / span) * (width - LEFT - 6);
   const y = (value) => ABOVE + (1 - value / most) * (HEIGHT - ABOVE - BELOW);
-  const lines = series.map(({ points }, place) =>
-    drawing("path", { d: path(points.map(({ at, value }) => [x(at), y(value)])), class: `line series-${place % 6}` }),
-  );
+  const lines = series.map(({ points, colour }) => drawing("path", { d: path(points, x, y), class: `line series-${colour % 6}` }));
   return drawing(
     "svg",
     { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, class: "chart", role: "img", "aria-label": label },
@@ -37,8 +36,15 @@ function moment(at, part, span) {
   return drawing("text", { x: at.toFixed(1), y: HEIGHT - 5, "text-anchor": anchor }, text);
 }
 
-function path(points) {
-  return points.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+// Broken where there is nothing for a while; a point that stands alone is a dot.
+function path(points, x, y) {
+  return points
+    .map(({ at, value }, place) => {
+      const joined = place > 0 && at - points[place - 1].at < GAP_SECONDS;
+      const where = `${x(at).toFixed(1)} ${y(value).toFixed(1)}`;
+      return joined ? `L${where}` : `M${where}l0 0`;
+    })
+    .join("");
 }
 
 // The next of 1, 2, 5, 10, 20 … that is not below.

@@ -1,25 +1,33 @@
 // What GET /metrics tells, by model. The names stand here and nowhere else.
 
+// Of several names the first that is there.
 export const NAMES = {
-  tokens: "enginehouse_completion_tokens_total",
-  underWay: "enginehouse_requests_under_way",
+  tokens: ["vllm:generation_tokens_total", "enginehouse_completion_tokens_total"],
+  firstTokenSum: ["vllm:time_to_first_token_seconds_sum"],
+  firstTokenCount: ["vllm:time_to_first_token_seconds_count"],
+  underWay: ["enginehouse_requests_under_way"],
 };
+const MODEL = ["model_name", "model"];
 
-const LINE = /^(\w+)(?:\{(.*)\})? (\S+)/;
+const LINE = /^([\w:]+)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
-// {what: {model: value}} of the text that Prometheus reads.
+// {what: {model: value}} of the text that Prometheus reads; null for what it does not tell.
 export function read(exposition) {
-  const wanted = Object.fromEntries(Object.entries(NAMES).map(([what, name]) => [name, what]));
-  const found = Object.fromEntries(Object.keys(NAMES).map((what) => [what, {}]));
+  const found = {};
   for (const line of exposition.split("\n")) {
-    const [, name, labels, value] = LINE.exec(line) ?? [];
-    if (!(name in wanted)) continue;
-    const model = labelsOf(labels ?? "").model ?? "";
-    found[wanted[name]][model] = (found[wanted[name]][model] ?? 0) + Number(value);
+    const [, name, text, value] = LINE.exec(line) ?? [];
+    if (!name || !WANTED.has(name)) continue;
+    const labels = labelsOf(text ?? "");
+    const model = MODEL.map((label) => labels[label]).find(Boolean) ?? "";
+    found[name] ??= {};
+    found[name][model] = (found[name][model] ?? 0) + Number(value);
   }
-  return found;
+  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? null]);
+  return Object.fromEntries(told);
 }
+
+const WANTED = new Set(Object.values(NAMES).flat());
 
 function labelsOf(text) {
   return Object.fromEntries([...text.matchAll(LABEL)].map(([, name, value]) => [name, plain(value)]));

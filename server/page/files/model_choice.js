@@ -5,7 +5,7 @@ import { house } from "./watch.js";
 
 export function makeModelChoice(id, label, place = 0) {
   const field = element("select", { id });
-  const node = element("div", { class: "field" }, element("label", { for: id }, label), field);
+  const node = element("div", { class: "field model" }, element("label", { for: id }, label), field);
 
   function update() {
     const names = house.models.map((model) => model.id);

@@ -98,7 +98,7 @@ function makeCard({ id }) {
     asked = { at: performance.now(), state: now };
     try {
       const explanation = await json(`v1/models/${named(id)}/explain`, { quiet: true });
-      reason.textContent = explanation.chosen ? `${explanation.chosen}: ${explanation.reason}` : explanation.reason;
+      reason.textContent = explanation.chosen ? `Chosen: ${explanation.chosen}, ${explanation.reason}` : explanation.reason;
       why.replaceChildren(...explained(explanation));
     } catch (error) {
       reason.textContent = error.message;

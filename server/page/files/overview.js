@@ -3,10 +3,11 @@
 import { element, facts, table } from "./element.js";
 import { latest } from "./history.js";
 import { stacked } from "./bars.js";
-import { bytes, duration, many, rate } from "./units.js";
+import { bytes, duration, many } from "./units.js";
 import { house } from "./watch.js";
 
 export const TITLE = "House";
+const RUNTIME_HEADS = ["runtime", "devices", "converts checkpoints", "versions"];
 
 export function make() {
   const tiles = element("div", { class: "tiles" });
@@ -22,14 +23,14 @@ export function make() {
     section("Runtimes", runtimes),
     section("Machine", machine),
   );
-  let drawn = null; // the host, which does not change
+  let drawn = null; // of the host
 
   function update() {
     tiles.replaceChildren(...figures().map(tile));
     memory.replaceChildren(...memoryByModel());
     if (house.host && drawn !== house.host) {
       drawn = house.host;
-      runtimes.replaceChildren(table("Runtimes", ["runtime", "", "devices", "makes models", "versions"], house.host.runtimes.map(row)));
+      runtimes.replaceChildren(table("Runtimes", RUNTIME_HEADS, house.host.runtimes.map(row)));
       machine.replaceChildren(hardware(house.host));
     }
   }
@@ -45,11 +46,12 @@ function figures() {
   const requests = house.models.reduce((sum, model) => sum + model.status.requests, 0);
   const used = loaded.reduce((sum, model) => sum + model.status.memory_bytes, 0);
   const budget = house.host?.memory_budget_bytes;
+  const speed = latest();
   return [
     ["models loaded", `${loaded.length}`, `of ${house.models.length}`],
     ["requests under way", `${requests}`, ""],
     ["memory of models", bytes(used), budget ? `of ${bytes(budget)}` : ""],
-    ["tokens in the last seconds", rate(latest()), ""],
+    ["speed of all answers together", speed < 10 ? speed.toFixed(1) : speed.toFixed(0), "tokens/s"],
   ];
 }
 
@@ -60,7 +62,7 @@ function tile([name, value, beside]) {
 
 function memoryByModel() {
   const used = house.models.filter((model) => model.status.memory_bytes > 0);
-  if (!used.length) return [element("p", { class: "aside" }, "No model is loaded. One is when it is asked for, or under Models.")];
+  if (!used.length) return [element("p", { class: "aside" }, "No model is loaded: one is when it is first asked for, or under Models.")];
   const parts = used.map((model) => ({ name: model.id, value: model.status.memory_bytes }));
   const whole = house.host?.memory_budget_bytes ?? parts.reduce((sum, part) => sum + part.value, 0);
   return [stacked(parts, whole, bytes)];
@@ -73,8 +75,7 @@ function row(runtime) {
   const devices = usable.map((device) => `${device.name} ${device.description}`.trim()).join(", ");
   const versions = Object.entries(runtime.versions).map((one) => one.join(" "));
   return [
-    runtime.name,
-    element("span", { class: works ? "state loaded" : "state" }, works ? "ready" : "unavailable"),
+    element("span", {}, runtime.name, " ", element("span", { class: works ? "state loaded" : "state" }, works ? "ready" : "unavailable")),
     works ? devices : element("span", { class: "reason" }, why),
     runtime.unavailable ? "" : element("span", { class: "reason" }, runtime.cannot_build ?? "yes"),
     versions.join(", "),

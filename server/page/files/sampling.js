@@ -58,7 +58,7 @@ function numberField() {
 }
 
 function choice(values) {
-  return element("select", {}, ...values.map((value) => element("option", { value }, value || "as the model is")));
+  return element("select", {}, ...values.map((value) => element("option", { value }, value || "default")));
 }
 
 function area(rows, placeholder) {

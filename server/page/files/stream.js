@@ -2,6 +2,7 @@
 
 import { call, good } from "./api.js";
 
+const BROKEN = "the connection broke before the end of the answer";
 const PLACED = /^x-enginehouse-(runtime|precision|device|reason): (.*)$/;
 
 export class Reply {
@@ -49,25 +50,31 @@ export async function converse(body, reply, signal, changed) {
     const value = answer.headers.get(`x-enginehouse-${name}`);
     if (value !== null) reply.served[name] = value;
   }
+  let whole = false;
   for await (const line of lines(answer.body)) {
     if (line.startsWith(":")) remark(reply, line.slice(1).trim());
     else if (line.startsWith("data: {")) take(reply, JSON.parse(line.slice(6)));
-    else continue;
+    else whole ||= line === "data: [DONE]";
     changed();
   }
+  if (!whole) throw new Error(BROKEN);
 }
 
 async function* lines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
-    if (done) break;
+    const { value, done } = await reader.read().catch(broken);
+    if (done) return;
     const whole = (rest + value).split("\n");
     rest = whole.pop();
     yield* whole;
   }
-  if (rest) yield rest;
+}
+
+function broken(error) {
+  if (error.name === "AbortError") throw error;
+  throw new Error(BROKEN);
 }
 
 function remark(reply, text) {

@@ -4,17 +4,19 @@ import { json, text } from "./api.js";
 import { read } from "./metrics.js";
 
 const PAUSE_MS = 2000;
+const SLOW_MS = 60_000;
 export const KEPT_SECONDS = 300;
 
 export const house = {
   models: null, // as GET /v1/models lists them
-  host: null, // as GET /v1/host says, once
+  host: null, // as GET /v1/host says
   version: "",
   health: null,
   samples: [], // of counters, the oldest first: {at: seconds, ...what `read` gives}
   trouble: "", // why nothing can be heard of the server
 };
 const listeners = new Set();
+let learnt = -Infinity;
 
 // Calls back now and whenever something was heard, until the function that it returns is called.
 export function watch(listener) {
@@ -40,12 +42,27 @@ export async function look() {
     house.models = models.data;
     house.health = health;
     keep(read(counters));
-    house.host ??= await json("v1/host", { quiet: true });
-    house.version ||= (await json("version", { quiet: true })).version;
     house.trouble = "";
   } catch (error) {
     house.trouble = error.message;
   }
+  tell();
+  if (!house.trouble && performance.now() > learnt + SLOW_MS) await learn();
+}
+
+// What seldom changes, and takes the server a second the first time.
+async function learn() {
+  try {
+    house.host = await json("v1/host", { quiet: true });
+    house.version = (await json("version", { quiet: true })).version;
+    learnt = performance.now();
+  } catch (error) {
+    house.trouble = error.message;
+  }
+  tell();
+}
+
+function tell() {
   for (const listener of [...listeners]) listener();
 }
 
