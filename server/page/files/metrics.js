@@ -12,7 +12,7 @@ const MODEL = ["model_name", "model"];
 const LINE = /^([\w:]+)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
-// {what: {model: value}} of the text that Prometheus reads; null for what it does not tell.
+// {what: {model: value}} of the text that Prometheus reads.
 export function read(exposition) {
   const found = {};
   for (const line of exposition.split("\n")) {
@@ -23,7 +23,7 @@ export function read(exposition) {
     found[name] ??= {};
     found[name][model] = (found[name][model] ?? 0) + Number(value);
   }
-  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? null]);
+  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? {}]);
   return Object.fromEntries(told);
 }
 

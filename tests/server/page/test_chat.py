@@ -1,6 +1,7 @@
 """The chat: what is asked, answered, stopped and refused, and that what a model writes is only ever text."""
 
 import re
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ LONG = "one two three four five six seven eight nine ten " * 20
 HOSTILE = '<img src=x onerror="window.ran = 1"><script>window.ran = 2</script>'
 WEATHER = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
 CALL = '<tool_call>{"name": "weather", "arguments": {"town": "Oslo"}}</tool_call>'
-PERSON = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": false}'
+PERSON = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_what_is_set_is_sent(chat: Page) -> None:
         chat.get_by_label("most tokens").fill("3")
         chat.get_by_label("stop texts").fill("END")
         answer = ask(chat, "echo", "one two three")
-    body = sent.value.post_data_json
+    body: Any = sent.value.post_data_json
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
     assert (body["max_tokens"], body["stop"], "top_p" in body) == (3, ["END"], False)
     expect(answer).to_contain_text("cut off at the length limit")
