@@ -25,9 +25,9 @@ def json_schema(options: Mapping[str, type[msgspec.Struct]]) -> dict[str, Any]:
     model = parts["Model"]["properties"]
     model["runtime"]["enum"] = ["auto", *sorted(options), "upstream"]
     by_runtime = {}
-    for runtime, struct in options.items():
+    for runtime, taken in options.items():
         (by_runtime[runtime],), further = msgspec.json.schema_components(
-            [struct], ref_template=f"#/$defs/{runtime}.{{name}}"
+            [taken], ref_template=f"#/$defs/{runtime}.{{name}}"
         )
         parts |= {f"{runtime}.{name}": part for name, part in further.items()}
     model["options"] |= {"properties": by_runtime, "additionalProperties": False}

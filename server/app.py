@@ -91,6 +91,7 @@ def create(config: Config) -> Litestar:
         route_handlers=[*guarded, messages.ROUTER, ollama.ROUTER],
         guards=guards,
     )
+    page.files()  # read now, and not while somebody waits
     app = Litestar(
         [api, health, ready, *page.ROUTES],
         lifespan=[lifespan],

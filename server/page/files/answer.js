@@ -93,17 +93,18 @@ function piecesOf(text) {
   return pieces;
 }
 
-// Where the page was not fetched over HTTPS or from this machine, browsers have no clipboard for it.
 export async function copyText(text) {
-  if (navigator.clipboard) {
-    await navigator.clipboard.writeText(text);
-    say("copied");
-    return;
-  }
+  const copied = navigator.clipboard ? navigator.clipboard.writeText(text).then(() => true) : copySelected(text);
+  say((await Promise.resolve(copied).catch(() => false)) ? "copied" : "the browser does not let this page copy");
+}
+
+// Where the page was not fetched over HTTPS or from this machine, browsers have no clipboard for it.
+function copySelected(text) {
   const field = element("textarea", { class: "unseen", "aria-hidden": "true" });
   field.value = text;
   document.body.append(field);
   field.select();
-  say(document.execCommand("copy") ? "copied" : "the browser does not let this page copy");
+  const copied = document.execCommand("copy");
   field.remove();
+  return copied;
 }

@@ -4,6 +4,8 @@ import { house } from "./watch.js";
 
 const SPAN_SECONDS = 10; // that a rate is the mean of: some counters grow only when an answer ends
 
+const LEAST_SECONDS = 1;
+
 // How much a counter grew per second: [{at, value}].
 export function rates(what, model) {
   return house.samples.flatMap((sample, place) => {
@@ -37,6 +39,6 @@ function grown(what, model, now, before) {
 
 function earlier(place) {
   const since = house.samples[place].at - SPAN_SECONDS;
-  const before = house.samples.findIndex((sample) => sample.at >= since);
-  return before < place ? house.samples[before] : null;
+  const before = house.samples.find((sample) => sample.at >= since);
+  return house.samples[place].at - before.at >= LEAST_SECONDS ? before : null;
 }

@@ -89,7 +89,7 @@ function makeCard({ id }) {
     about.textContent = [model.source, model.aliases.length ? `also called ${model.aliases.join(", ")}` : ""].filter(Boolean).join(" · ");
     served.textContent = servedBy(status);
     load.hidden = status.state !== "unloaded";
-    unload.hidden = status.state === "unloaded";
+    unload.hidden = status.state !== "loaded";
     showProgress(progress, status);
   }
 
