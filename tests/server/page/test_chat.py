@@ -1,5 +1,6 @@
 """The chat: what is asked, answered, stopped and refused, and that what a model writes is only ever text."""
 
+import json
 import re
 from typing import Any
 
@@ -15,7 +16,8 @@ LONG = "one two three four five six seven eight nine ten " * 20
 HOSTILE = '<img src=x onerror="window.ran = 1"><script>window.ran = 2</script>'
 WEATHER = '[{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]'
 CALL = '<tool_call>{"name": "weather", "arguments": {"town": "Oslo"}}</tool_call>'
-PERSON = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+NAMED = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+PERSON = json.dumps(NAMED | {"additionalProperties": False})
 
 
 @pytest.fixture
