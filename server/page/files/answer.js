@@ -70,7 +70,11 @@ function writeProse(node, text) {
 
 function block() {
   const code = element("code");
-  const copy = element("button", { type: "button", class: "quiet copy", onclick: () => copyText(code.textContent) }, "Copy");
+  const copy = element(
+    "button",
+    { type: "button", class: "quiet copy", onclick: () => copyText(code.textContent) },
+    "Copy",
+  );
   return element("div", { class: "code", "data-kind": "code" }, element("pre", { tabindex: "0" }, code), copy);
 }
 

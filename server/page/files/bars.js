@@ -16,11 +16,22 @@ export function stacked(parts, whole, shown) {
   const described = parts.map(({ name, value }) => `${name} ${shown(value)}`).join(", ");
   const bar = drawing(
     "svg",
-    { viewBox: `0 0 ${WIDTH} 14`, preserveAspectRatio: "none", class: "stack", role: "img", "aria-label": `${described}, of ${shown(whole)}` },
+    {
+      viewBox: `0 0 ${WIDTH} 14`,
+      preserveAspectRatio: "none",
+      class: "stack",
+      role: "img",
+      "aria-label": `${described}, of ${shown(whole)}`,
+    },
     drawing("rect", { width: WIDTH, height: 14, class: "empty" }),
     ...pieces,
   );
-  return element("div", {}, bar, legend(parts.map(({ name, value }, colour) => ({ name, colour, value: shown(value) }))));
+  return element(
+    "div",
+    {},
+    bar,
+    legend(parts.map(({ name, value }, colour) => ({ name, colour, value: shown(value) }))),
+  );
 }
 
 // Of [{name, value, colour}].

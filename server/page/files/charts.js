@@ -10,14 +10,21 @@ import { house, KEPT_SECONDS } from "./watch.js";
 export const TITLE = "Charts";
 
 const CHARTS = [
-  { title: "Tokens per second", points: (model) => rates("tokens", model), shown: rate, axis: brief },
+  { title: "Tokens per second", counts: "tokens", points: (model) => rates("tokens", model), shown: rate, axis: brief },
   {
     title: "Time to the first token",
+    counts: "firstTokenCount",
     points: (model) => means("firstTokenSum", "firstTokenCount", model),
     shown: seconds,
     axis: seconds,
   },
-  { title: "Requests under way or waiting", points: (model) => values("underWay", model), shown: brief, axis: brief },
+  {
+    title: "Requests under way or waiting",
+    counts: "underWay",
+    points: (model) => values("underWay", model),
+    shown: brief,
+    axis: brief,
+  },
 ];
 
 export function make() {
@@ -31,7 +38,11 @@ export function make() {
   return { node, update: () => charts.forEach(draw) };
 }
 
-function draw({ title, points, shown, axis, place }) {
+function draw({ title, counts, points, shown, axis, place }) {
+  if (!house.samples.at(-1)?.[counts]) {
+    place.replaceChildren(element("p", { class: "aside" }, "This server does not count it."));
+    return;
+  }
   const all = house.models.map(({ id }, colour) => ({ name: id, colour, points: points(id) }));
   const series = all.filter((one) => one.points.some(({ value }) => value > 0));
   const last = series.map(({ name, colour, points }) => ({ name, colour, value: shown(points.at(-1).value) }));
@@ -39,7 +50,10 @@ function draw({ title, points, shown, axis, place }) {
   const now = performance.now() / 1000;
   const width = Math.max(260, place.clientWidth);
   const chart = lineChart({ label: `${title}: ${told}`, series, now, span: KEPT_SECONDS, width, shown: axis });
-  place.replaceChildren(chart, last.length ? legend(last) : element("p", { class: "aside" }, "Nothing was asked in this time."));
+  place.replaceChildren(
+    chart,
+    last.length ? legend(last) : element("p", { class: "aside" }, "Nothing was asked in this time."),
+  );
 }
 
 function brief(value) {

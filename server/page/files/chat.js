@@ -15,7 +15,11 @@ export function make() {
   const system = element("textarea", { id: "chat-system", rows: 3 });
   const sampling = makeSampling("chat");
   const log = element("div", { class: "log", role: "log", "aria-label": "Conversation", tabindex: "0" });
-  const words = element("textarea", { id: "chat-words", rows: 3, placeholder: "Enter sends, Shift+Enter is a new line, Escape stops" });
+  const words = element("textarea", {
+    id: "chat-words",
+    rows: 3,
+    placeholder: "Enter sends, Shift+Enter is a new line, Escape stops",
+  });
   const send = element("button", { type: "submit", class: "main" }, "Send");
   const stop = element("button", { type: "button", hidden: true, onclick: () => running?.abort() }, "Stop");
   const anew = element("button", { type: "button", class: "quiet", onclick: clear }, "New chat");
@@ -37,7 +41,13 @@ export function make() {
       sampling.node,
     ),
   );
-  const node = element("div", { class: "chat" }, element("div", { class: "head" }, element("h2", {}, "Chat"), model.node), element("div", { class: "talk" }, log, form), settings);
+  const node = element(
+    "div",
+    { class: "chat" },
+    element("div", { class: "head" }, element("h2", {}, "Chat"), model.node),
+    element("div", { class: "talk" }, log, form),
+    settings,
+  );
   let messages = [];
   let running = null; // what ends the answer under way
 
@@ -54,7 +64,9 @@ export function make() {
     if (running || !content) return;
     words.value = "";
     messages.push({ role: "user", content });
-    log.append(element("article", { class: "turn user", "aria-label": "You" }, element("p", { class: "prose" }, content)));
+    log.append(
+      element("article", { class: "turn user", "aria-label": "You" }, element("p", { class: "prose" }, content)),
+    );
     answer();
   }
 

@@ -1,4 +1,4 @@
-// How each client is pointed here. URL, NAME and KEY stand for the address, the model and the key; `script` is the one in
+// How each client is pointed here. URL, NAME and KEY stand for the address, the model and the key; `script` is that in
 // docs/clients.json that tries the client out: a test compares the settings with those.
 
 const AGENTS = [

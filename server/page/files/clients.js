@@ -42,7 +42,11 @@ export function make() {
 
   function shown({ name, place, text }) {
     const ready = filled(text, root, model.field.value, key() ? "KEY" : "any");
-    const copy = element("button", { type: "button", class: "quiet copy", "aria-label": `Copy: ${name}`, onclick: () => copyText(ready) }, "Copy");
+    const copy = element(
+      "button",
+      { type: "button", class: "quiet copy", "aria-label": `Copy: ${name}`, onclick: () => copyText(ready) },
+      "Copy",
+    );
     const head = element("div", { class: "head" }, element("h4", {}, name, " ", element("small", {}, place)), copy);
     return element("article", { class: "card", "aria-label": name }, head, element("pre", { tabindex: "0" }, ready));
   }

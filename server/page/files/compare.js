@@ -104,7 +104,13 @@ function makeSide(id, label, place) {
     } catch (error) {
       reply.note = "";
       const stopped = error.name === "AbortError";
-      shown.append(element("p", stopped ? { class: "aside" } : { class: "failure", role: "alert" }, stopped ? "stopped" : error.message));
+      shown.append(
+        element(
+          "p",
+          stopped ? { class: "aside" } : { class: "failure", role: "alert" },
+          stopped ? "stopped" : error.message,
+        ),
+      );
     }
     paint();
   }

@@ -24,7 +24,7 @@ export function means(sum, count, model) {
 }
 
 export function values(what, model) {
-  return house.samples.map((sample) => ({ at: sample.at, value: sample[what][model] ?? 0 }));
+  return house.samples.map((sample) => ({ at: sample.at, value: sample[what]?.[model] ?? 0 }));
 }
 
 // Tokens per second of all models together, now.
@@ -34,7 +34,7 @@ export function latest() {
 
 // A server that was started again counts from nothing.
 function grown(what, model, now, before) {
-  return Math.max(0, (now[what][model] ?? 0) - (before[what][model] ?? 0));
+  return Math.max(0, (now[what]?.[model] ?? 0) - (before[what]?.[model] ?? 0));
 }
 
 function earlier(place) {

@@ -13,7 +13,9 @@ export function lineChart({ label, series, now, span, width, shown }) {
   const most = ceiling(Math.max(0, ...series.flatMap(({ points }) => points.map((point) => point.value))));
   const x = (at) => LEFT + (1 - (now - at) / span) * (width - LEFT - 6);
   const y = (value) => ABOVE + (1 - value / most) * (HEIGHT - ABOVE - BELOW);
-  const lines = series.map(({ points, colour }) => drawing("path", { d: path(points, x, y), class: `line series-${colour % 6}` }));
+  const lines = series.map(({ points, colour }) =>
+    drawing("path", { d: path(points, x, y), class: `line series-${colour % 6}` }),
+  );
   return drawing(
     "svg",
     { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, class: "chart", role: "img", "aria-label": label },

@@ -9,21 +9,23 @@ export const NAMES = {
 };
 const MODEL = ["model_name", "model"];
 
+const FAMILY = /^# TYPE (\S+) /;
 const LINE = /^([\w:]+)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
-// {what: {model: value}} of the text that Prometheus reads.
+// {what: {model: value}} of the text that Prometheus reads; null for what this server does not count.
 export function read(exposition) {
   const found = {};
   for (const line of exposition.split("\n")) {
+    const [, family] = FAMILY.exec(line) ?? [];
+    for (const name of WANTED) if (family && name.startsWith(family)) found[name] ??= {};
     const [, name, text, value] = LINE.exec(line) ?? [];
     if (!name || !WANTED.has(name)) continue;
     const labels = labelsOf(text ?? "");
     const model = MODEL.map((label) => labels[label]).find(Boolean) ?? "";
-    found[name] ??= {};
     found[name][model] = (found[name][model] ?? 0) + Number(value);
   }
-  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? {}]);
+  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? null]);
   return Object.fromEntries(told);
 }
 

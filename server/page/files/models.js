@@ -48,7 +48,11 @@ function makeCard({ id }) {
   const failure = element("p", { class: "failure", role: "alert" });
   const why = element("div");
   const load = element("button", { type: "button", onclick: () => act({}, "loaded") }, "Load");
-  const unload = element("button", { type: "button", onclick: () => act({ keep_alive: 0 }, "unloaded when its last request has ended") }, "Unload");
+  const unload = element(
+    "button",
+    { type: "button", onclick: () => act({ keep_alive: 0 }, "unloaded when its last request has ended") },
+    "Unload",
+  );
   const title = element("h3", {}, id, " ", state);
   const details = element("details", {}, element("summary", {}, "Every candidate, with its numbers"), why);
   const node = element(
@@ -86,7 +90,9 @@ function makeCard({ id }) {
     now = stateOf(status);
     state.textContent = status.state;
     state.className = `state ${status.state}`;
-    about.textContent = [model.source, model.aliases.length ? `also called ${model.aliases.join(", ")}` : ""].filter(Boolean).join(" · ");
+    about.textContent = [model.source, model.aliases.length ? `also called ${model.aliases.join(", ")}` : ""]
+      .filter(Boolean)
+      .join(" · ");
     served.textContent = servedBy(status);
     load.hidden = status.state !== "unloaded";
     unload.hidden = status.state !== "loaded";
@@ -98,7 +104,9 @@ function makeCard({ id }) {
     asked = { at: performance.now(), state: now };
     try {
       const explanation = await json(`v1/models/${named(id)}/explain`, { quiet: true });
-      reason.textContent = explanation.chosen ? `Chosen: ${explanation.chosen}, ${explanation.reason}` : explanation.reason;
+      reason.textContent = explanation.chosen
+        ? `Chosen: ${explanation.chosen}, ${explanation.reason}`
+        : explanation.reason;
       why.replaceChildren(...explained(explanation));
     } catch (error) {
       reason.textContent = error.message;
@@ -106,7 +114,6 @@ function makeCard({ id }) {
   }
   return { node, update, explain };
 }
-
 
 // What a new explanation may be wanted after.
 function stateOf(status) {

@@ -62,7 +62,10 @@ function tile([name, value, beside]) {
 
 function memoryByModel() {
   const used = house.models.filter((model) => model.status.memory_bytes > 0);
-  if (!used.length) return [element("p", { class: "aside" }, "No model is loaded: one is when it is first asked for, or under Models.")];
+  if (!used.length)
+    return [
+      element("p", { class: "aside" }, "No model is loaded: one is when it is first asked for, or under Models."),
+    ];
   const parts = used.map((model) => ({ name: model.id, value: model.status.memory_bytes }));
   const whole = house.host?.memory_budget_bytes ?? parts.reduce((sum, part) => sum + part.value, 0);
   return [stacked(parts, whole, bytes)];
@@ -75,7 +78,13 @@ function row(runtime) {
   const devices = usable.map((device) => `${device.name} ${device.description}`.trim()).join(", ");
   const versions = Object.entries(runtime.versions).map((one) => one.join(" "));
   return [
-    element("span", {}, runtime.name, " ", element("span", { class: works ? "state loaded" : "state" }, works ? "ready" : "unavailable")),
+    element(
+      "span",
+      {},
+      runtime.name,
+      " ",
+      element("span", { class: works ? "state loaded" : "state" }, works ? "ready" : "unavailable"),
+    ),
     works ? devices : element("span", { class: "reason" }, why),
     runtime.unavailable ? "" : element("span", { class: "reason" }, runtime.cannot_build ?? "yes"),
     versions.join(", "),

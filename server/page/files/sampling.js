@@ -42,7 +42,8 @@ export function makeSampling(prefix, { withTools = true } = {}) {
     const listed = parsed(tools.field, "tools");
     if (listed !== undefined) found.tools = listed;
     const wanted = parsed(schema.field, "JSON schema");
-    if (wanted !== undefined) found.response_format = { type: "json_schema", json_schema: { name: "answer", schema: wanted } };
+    if (wanted !== undefined)
+      found.response_format = { type: "json_schema", json_schema: { name: "answer", schema: wanted } };
     return found;
   }
   return { node, fields };

@@ -45,7 +45,9 @@ export class Reply {
 // Asks, and calls `changed` after each piece. What goes wrong is thrown, what came before stays in the reply.
 export async function converse(body, reply, signal, changed) {
   const options = { include_usage: true, continuous_usage_stats: true };
-  const answer = await good(await call("v1/chat/completions", { body: { ...body, stream: true, stream_options: options }, signal }));
+  const answer = await good(
+    await call("v1/chat/completions", { body: { ...body, stream: true, stream_options: options }, signal }),
+  );
   for (const name of ["runtime", "precision", "device", "reason"]) {
     const value = answer.headers.get(`x-enginehouse-${name}`);
     if (value !== null) reply.served[name] = value;
