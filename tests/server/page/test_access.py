@@ -28,7 +28,7 @@ def show(page: Page, view: str) -> None:
         case "chat":
             page.get_by_label("Message").fill(WORDS)
             page.get_by_label("Message").press("Enter")
-            expect(main.locator(".figures")).not_to_be_empty()
+            expect(page.get_by_role("button", name="Send")).to_be_visible()  # it has answered
             page.get_by_label("Message").fill("boom")
             page.get_by_label("Model", exact=True).select_option("broken")
             page.get_by_label("Message").press("Enter")

@@ -27,6 +27,7 @@ def chat(opened: Open, served: Served) -> Page:
 
 def ask(chat: Page, model: str, words: str) -> Locator:
     """The turn that answers."""
+    expect(chat.get_by_role("button", name="Send")).to_be_visible()  # what was asked before is answered
     chat.get_by_label("Model", exact=True).select_option(model)
     message = chat.get_by_label("Message")
     message.fill(words)

@@ -2,14 +2,23 @@
 
 import json
 import re
+import sys
 
 import httpx
+import pytest
 from playwright.sync_api import expect
 
 from tests.client_results import FILE
 from tests.server.page.conftest import Open
-from tests.serving import Served
+from tests.serving import Served, serve
 
+# As on a machine where it is not installed.
+WITHOUT_MLX = (
+    sys.executable,
+    "-c",
+    "import importlib.util as u; find = u.find_spec; u.find_spec = lambda name: None if name == 'mlx' else find(name);"
+    "from enginehouse.server.cli.main import main; main()",
+)
 FRANCE, PARIS = "What is the capital of France?", "The capital of France is Paris."
 
 
@@ -25,6 +34,15 @@ def test_the_house_shows_host_runtimes_and_memory_by_model(opened: Open, served:
     memory = page.get_by_role("region", name="Memory").get_by_role("img")
     expect(memory).to_have_attribute("aria-label", re.compile(r"echo \d+ MiB.* of \d"))
     expect(page.locator(".tile").first).to_contain_text(re.compile(r"\d of 6"))
+
+
+def test_a_runtime_that_cannot_run_says_why(opened: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("without")
+    with serve(folder, {"echo": {"source": "builtin:echo"}}, command=WITHOUT_MLX) as without:
+        page = opened(without.root)
+        row = page.get_by_role("region", name="Runtimes").get_by_role("row").filter(has_text="mlx")
+        expect(row).to_contain_text("unavailable")
+        expect(row).to_contain_text("'mlx' is not installed; pip install 'enginehouse[mlx]'")
 
 
 def test_a_model_is_loaded_and_unloaded_and_says_how_far_it_is_and_why_it_is_so(opened: Open, served: Served) -> None:
