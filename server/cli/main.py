@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser(further).parse_args(own)
     level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "watchfiles"):  # a line for each request; for each change beside the config, the log's own too
+    for chatty in ("httpx", "watchfiles"):  # a line for each request; for each change beside the config, a log's too
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         arguments.command(arguments)
