@@ -56,7 +56,7 @@ function row({ key, figures, cost, quality, reason }) {
       ]
     : ["", "", "", "", "", "", ""];
   const judged = quality ? [quality.divergence.toFixed(4), percent(quality.agreement)] : ["", ""];
-  return [key, ...measured, ...judged, element("span", { class: "reason" }, reason)];
+  return [key, ...measured, ...judged, element("span", { class: "reason line" }, reason)];
 }
 
 function refusal({ runtime, device, reason }) {
