@@ -65,20 +65,12 @@ def talking(served: Served) -> Iterator[None]:
 def shoot(browser: Browser, served: Served) -> None:
     page = browser.new_page(viewport=DESK)  # type: ignore[arg-type]
     page.goto(served.root)
-    for view, prepare in (
-        ("house", house),
-        ("models", models),
-        ("chat", chat),
-        ("compare", compare),
-        ("clients", None),
-    ):
+    prepared = {"models": models, "chat": chat, "compare": compare, "clients": None, "charts": charts, "house": house}
+    for view, prepare in prepared.items():
         page.goto(f"{served.root}/#{view}")
         if prepare:
             prepare(page)
         take(page, view)
-    page.goto(f"{served.root}/#charts")
-    page.wait_for_timeout(60_000)  # for lines that are long enough to see
-    take(page, "charts")
 
 
 def house(page: Page) -> None:
@@ -119,6 +111,10 @@ def compare(page: Page) -> None:
     expect(page.get_by_role("region", name="Both in figures")).to_be_visible()
     page.get_by_role("button", name="Ask both").click()
     expect(page.get_by_role("region", name="Both in figures")).to_be_visible()
+
+
+def charts(page: Page) -> None:
+    page.wait_for_timeout(60_000)  # for lines that are long enough to see
 
 
 def take(page: Page, view: str) -> None:
