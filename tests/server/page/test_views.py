@@ -63,6 +63,18 @@ def test_a_model_is_loaded_and_unloaded_and_says_how_far_it_is_and_why_it_is_so(
     expect(card.locator(".state")).to_have_text("unloaded")
 
 
+def test_a_stand_in_says_that_a_better_one_is_made(opened: Open, tmp_path_factory: pytest.TempPathFactory) -> None:
+    models = {"pocket": {"source": "builtin:pocket", "runtime": "llamacpp"}}
+    with serve(tmp_path_factory.mktemp("stand-in"), models, optimize={"first_load": "serve-now"}) as fresh:
+        page = opened(f"{fresh.root}/#models")
+        card = page.get_by_role("article", name="Model pocket")
+        card.get_by_role("button", name="Load").click()
+        expect(card).to_contain_text("llamacpp / cpu / BF16")
+        expect(card.locator(".progress")).to_contain_text(re.compile(r"a better one is made: \w+, \d+ %"))
+        expect(card).to_contain_text("llamacpp / cpu / Q4_K_M")
+        expect(card.locator(".progress")).to_be_hidden()
+
+
 def test_what_cannot_be_loaded_says_why(opened: Open, served: Served) -> None:
     page = opened(f"{served.root}/#models")
     card = page.get_by_role("article", name="Model nowhere")
