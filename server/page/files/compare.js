@@ -121,7 +121,7 @@ function makeSide(id, label, place) {
     return {
       "served by": runtime ? [runtime, device, precision].join(" / ") : "",
       "first token": reply.first ? seconds(reply.firstSeconds) : "",
-      speed: reply.rate ? rate(reply.rate) : "",
+      speed: reply.rate ? rate(reply.rate) : "too few tokens to tell",
       tokens: reply.usage ? number(reply.usage.completion_tokens) : "",
       "divergence from its source": quality ? quality.divergence.toFixed(4) : "not measured",
       "agreement with its source": quality ? percent(quality.agreement) : "not measured",
