@@ -62,8 +62,8 @@ $(WHEEL):
 	$(BIN)/pip wheel -q --no-cache-dir --no-deps --no-binary llama-cpp-python $(LLAMACPP) -w $@.part
 	mv $@.part $@
 
-# About 3.8 GB; aider apart, for it wants versions of its own. With them `make test` also runs tests/server/test_clients.py and
-# test_browser.py.
+# About 3.8 GB; aider apart, for it wants versions of its own. With them `make test` also runs tests/server/test_clients.py,
+# test_browser.py and tests/server/page.
 clients: $(CLIENTS)/.python $(CLIENTS)/.node $(CLIENTS)/.aider
 
 $(CLIENTS)/.python: requirements/clients.txt

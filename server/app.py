@@ -23,7 +23,7 @@ from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.messages.models import asked_by
 from enginehouse.server.api.messages.render import respond as respond_as_anthropic
 from enginehouse.server.api.metrics import metrics
-from enginehouse.server.api.models import get_model, health, list_models, ready, version
+from enginehouse.server.api.models import get_host, get_model, health, list_models, ready, version
 from enginehouse.server.api.ollama import routes as ollama
 from enginehouse.server.api.ollama.render import respond as respond_as_ollama
 from enginehouse.server.api.rerank import rerank
@@ -35,6 +35,7 @@ from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
+from enginehouse.server.page import routes as page
 from enginehouse.server.rate_limits import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
@@ -77,6 +78,7 @@ def create(config: Config) -> Litestar:
         detokenize,
         list_models,
         get_model,
+        get_host,
         version,
         metrics,
         *admin.ROUTES,
@@ -89,8 +91,9 @@ def create(config: Config) -> Litestar:
         route_handlers=[*guarded, messages.ROUTER, ollama.ROUTER],
         guards=guards,
     )
+    page.files()  # read now, and not while somebody waits
     app = Litestar(
-        [api, health, ready, ollama.root],
+        [api, health, ready, *page.ROUTES],
         lifespan=[lifespan],
         state=State(),
         exception_handlers={Exception: respond_in_dialect},

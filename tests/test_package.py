@@ -42,6 +42,7 @@ def test_the_wheel_holds_one_package_without_what_trains_the_pocket_model(built:
     packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert packages == {"enginehouse"}
     assert "enginehouse/config/pocket/model.safetensors" in names
+    assert {"enginehouse/server/page/files/index.html", "enginehouse/server/page/files/main.js"} <= names
     assert not [name for name in names if "/training/" in name]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.config.schema import DEFAULT_CONTEXT, Config, Model
+from enginehouse.config.schema import DEFAULT_CONTEXT, Config, Model, bytes_of
 from enginehouse.optimize import ladder
 from enginehouse.optimize.artifact import CannotBuild, Source, Toolchain
 from enginehouse.optimize.prepare import adapt, in_16_bits, locate
@@ -19,7 +19,13 @@ from enginehouse.optimize.store import Store
 from enginehouse.runtimes.contract import USUAL, Local, Setting
 from enginehouse.runtimes.errors import Unavailable
 from enginehouse.runtimes.pool import host, routing
-from enginehouse.runtimes.pool.explanation import ExplainedCandidate, ExplainedHost, Explanation
+from enginehouse.runtimes.pool.explanation import (
+    ExplainedCandidate,
+    ExplainedHost,
+    ExplainedRuntime,
+    Explanation,
+    Surroundings,
+)
 from enginehouse.runtimes.pool.host import Host
 from enginehouse.runtimes.pool.records import Measurement, Records
 from enginehouse.runtimes.pool.routing import AS_IS, Candidate, Decision, Figures, Offer
@@ -163,10 +169,25 @@ class Decisions:
             if decided.source.fingerprint == source.fingerprint:
                 decided.until = 0.0
 
+    async def surroundings(self) -> Surroundings:
+        machine = await self.host()
+        budget = bytes_of(self._config.memory_budget, machine.memory_bytes)
+        found = [self._runtimes[name] for name in sorted(self._runtimes)]
+        return Surroundings(explained(machine), tuple(self._on(machine, runtime) for runtime in found), budget)
+
+    def _on(self, machine: Host, runtime: Local) -> ExplainedRuntime:
+        toolchain = self._toolchains.get(runtime.format)
+        cannot_build = toolchain.unavailable() if toolchain else f"nothing makes models of format '{runtime.format}'"
+        versions = {
+            package: machine.versions[package] for package in runtime.distributions if package in machine.versions
+        }
+        devices = machine.devices.get(runtime.name, ())
+        return ExplainedRuntime(runtime.name, runtime.unavailable(), cannot_build, devices, versions)
+
     async def explain(self, name: str) -> Explanation:
         """The decision for a model with every number it was made from. Fetches and merges nothing for it."""
         machine = await self.host()
-        host = ExplainedHost(**msgspec.structs.asdict(machine), kind=machine.kind, fingerprint=machine.fingerprint)
+        host = explained(machine)
         if name in self._decided_by_model:
             decided = await self.of(name, fresh=True)
             source, decision = decided.source, decided.decision
@@ -299,6 +320,10 @@ class Decisions:
             runtime.features,
             machine.devices.get(runtime.name, ()),
         )
+
+
+def explained(machine: Host) -> ExplainedHost:
+    return ExplainedHost(**msgspec.structs.asdict(machine), kind=machine.kind, fingerprint=machine.fingerprint)
 
 
 def leaving() -> bool:

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 
 from enginehouse.optimize.artifact import Quality, Source
+from enginehouse.runtimes.contract import Device
 from enginehouse.runtimes.pool.host import Host
 from enginehouse.runtimes.pool.routing import Candidate, Figures, Ranked, Rejected
 
@@ -66,6 +67,24 @@ class ExplainedCandidate(msgspec.Struct, frozen=True):
 class ExplainedHost(Host, frozen=True, kw_only=True):
     kind: str
     fingerprint: str
+
+
+class ExplainedRuntime(msgspec.Struct, frozen=True):
+    """A runtime on this host."""
+
+    name: str
+    unavailable: str | None  # why it cannot run here, and the remedy
+    cannot_build: str | None  # why it makes no models from checkpoints
+    devices: tuple[Device, ...]  # none where it is not installed
+    versions: dict[str, str]  # by package
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What this machine is and has to serve with, whatever the model."""
+
+    host: ExplainedHost
+    runtimes: tuple[ExplainedRuntime, ...]
+    memory_budget_bytes: int  # for all models together
 
 
 class ExplainedReplica(msgspec.Struct, frozen=True):

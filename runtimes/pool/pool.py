@@ -39,7 +39,16 @@ from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
-from enginehouse.runtimes.pool.explanation import Explanation, Loaded, Loading, OnDisk, Stage, Status, Unloaded
+from enginehouse.runtimes.pool.explanation import (
+    Explanation,
+    Loaded,
+    Loading,
+    OnDisk,
+    Stage,
+    Status,
+    Surroundings,
+    Unloaded,
+)
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
@@ -487,6 +496,10 @@ class Pool:
         """The decision for a model with every number it was made from."""
         name = self.resolve(model)
         return self._upstreams.explained(name, await self._decisions.explain(name))
+
+    async def surroundings(self) -> Surroundings:
+        """This machine and its runtimes, whatever the model."""
+        return await self._decisions.surroundings()
 
     # --- apart from requests ---
 

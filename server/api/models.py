@@ -1,4 +1,4 @@
-"""GET /v1/models, /version and the health checks."""
+"""GET /v1/models, /v1/host, /version and the health checks."""
 
 from importlib.metadata import version as installed
 from typing import Any
@@ -8,7 +8,7 @@ from litestar import Request, get
 from litestar.datastructures import State
 
 from enginehouse.runtimes.errors import Unavailable
-from enginehouse.runtimes.pool.explanation import Explanation
+from enginehouse.runtimes.pool.explanation import Explanation, Surroundings
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.api import openai_types
 from enginehouse.server.api.messages.models import USUAL_MODELS, ModelInfo, ModelPage, asked_by, info, page
@@ -54,6 +54,13 @@ def describe(pool: Pool, created: int, name: str) -> openai_types.Model:
     return openai_types.Model(
         name, "model", created, "enginehouse", list(model.aliases), model.origin, pool.status(name)
     )
+
+
+@get("/v1/host", operation_class=described(Surroundings, failures=(401, 500)))
+async def get_host(state: State) -> Surroundings:
+    """This machine, its runtimes and why some cannot run here, and the memory that models may take."""
+    pool: Pool = state.pool
+    return await pool.surroundings()
 
 
 @get("/version", operation_class=described(openai_types.Version, failures=(401, 500)))

@@ -30,7 +30,8 @@ def main() -> None:
     arguments = parser(further).parse_args(own)
     level = arguments.log_level or ("info" if arguments.name == "serve" else "warning")
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))  # a line for each request
+    for chatty in ("httpx", "watchfiles"):  # a line for each request; for each change beside the config, a log's too
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         arguments.command(arguments)
     except (BadConfig, CannotBuild, UnknownModel, Unavailable, Failed) as error:
@@ -96,6 +97,9 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     explaining.add_argument("--json", action="store_true")
     asking = command(commands, "health", health, "whether the server of the config answers; exits with 1 when not")
     add_address(asking, "address that it listens on, over the config's", "port that it listens on, over the config's")
+    checking = command(commands, "config", config, "check the config; or its JSON Schema, for editors")
+    checking.add_argument("what", choices=["check", "schema"])
+    checking.add_argument("file", metavar="FILE", nargs="?", help="to check, in the place of --config")
     command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
     completing = command(commands, "completion", completion, "what makes a shell complete these commands; see --help")
     completing.description = 'eval "$(enginehouse completion bash)" in ~/.bashrc, or zsh in ~/.zshrc'
@@ -205,6 +209,18 @@ def completion(arguments: argparse.Namespace) -> None:
     print(shtab.complete(parser(), arguments.shell))
 
 
+def config(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import config
+
+    if arguments.what == "schema":
+        if arguments.file or arguments.config:
+            raise BadConfig("'config schema' is of any config: it takes no file")
+        config.schema()
+        return
+    arguments.config = arguments.file or arguments.config
+    config.check(str(find(arguments.config, os.environ)), lambda: servable(arguments))
+
+
 def doctor(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import doctor
 
@@ -222,9 +238,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from enginehouse.server.reload import ConfigFile, bytes_of
 
     def read() -> Config:
-        config = with_flags(configured(arguments), arguments)
-        refuse_open(config)
-        return config
+        return servable(arguments)
 
     path = find(arguments.config, os.environ).absolute()
     file = ConfigFile(path, bytes_of(path), read)
@@ -262,8 +276,14 @@ def configured(arguments: argparse.Namespace) -> Config:
     return config
 
 
+def servable(arguments: argparse.Namespace) -> Config:
+    config = with_flags(configured(arguments), arguments)
+    refuse_open(config)
+    return config
+
+
 def with_flags(config: Config, arguments: argparse.Namespace) -> Config:
-    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key)) is not None}
+    given = {key: value for key in ("host", "port") if (value := getattr(arguments, key, None)) is not None}
     return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **given))
 
 

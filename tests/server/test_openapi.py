@@ -59,7 +59,7 @@ PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_
 ROUTES = (
     *BODIED, *COMMANDS, "/v1/conversations/{id}/items/{item}",
     "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
-    "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
+    "/v1/models", "/v1/models/{name}", "/v1/host", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
     "/health", "/ready", "/version", "/api/tags", "/api/ps", "/api/version",
 )  # fmt: skip
 # Echo makes no embeddings, and there is nothing of an invented name.

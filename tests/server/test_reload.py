@@ -63,6 +63,14 @@ def test_models_come_and_go_and_are_called_otherwise(served: Served) -> None:
     served.wait_for("unloading 'echo'", SECONDS)
 
 
+def test_what_else_changes_in_the_configs_folder_is_not_logged(served: Served) -> None:
+    """A log that lies there would be written for having been written, ten times a second."""
+    change(served, lambda config: config["models"].update(other=ECHO))  # from here on it is watched
+    (config_of(served).parent / "serve.log").write_text("a line")
+    change(served, lambda config: config["models"].update(third=ECHO))
+    assert not [line for line in served.log if "watchfiles" in line]
+
+
 def test_a_stream_goes_on_through_a_reload_of_its_own_model(served: Served) -> None:
     change(served, lambda config: config["models"]["echo"].update(options={"echo": {"prefill_rate": 1000}}))
     text, received = "a" * 4000, []

@@ -6,9 +6,8 @@ from importlib import metadata
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, Router, get, post, route
+from litestar import Request, Response, Router, get, post
 from litestar.datastructures import State
-from litestar.enums import HttpMethod, MediaType
 
 from enginehouse.runtimes.contract import Job
 from enginehouse.runtimes.pool.pool import Pool
@@ -23,6 +22,7 @@ from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
 from enginehouse.server.openapi import JSON, Body, described
 from enginehouse.server.sse import Framing
 
+GREETING = "Ollama is running"  # at /: clients look for these words to see whether somebody is there
 VERSION = "0.33.0"  # of Ollama, whose API this is: clients look whether it is new enough for them
 CHAT = Body(protocol.OllamaChatRequest, neutral=protocol.NEUTRAL)
 GENERATE = Body(protocol.GenerateRequest, neutral=protocol.NEUTRAL_OF_TEXT)
@@ -116,12 +116,6 @@ async def ps(state: State) -> dict[str, Any]:
 async def version() -> dict[str, str]:
     """Of Ollama, whose API this is, and ours."""
     return {"version": VERSION, "enginehouse": metadata.version("enginehouse")}
-
-
-@route("/", http_method=[HttpMethod.GET, HttpMethod.HEAD], media_type=MediaType.TEXT, include_in_schema=False)
-async def root() -> str:
-    """Clients look for these words to see whether somebody is there."""
-    return "Ollama is running"
 
 
 DESCRIBED = [chat, generate, embed, embeddings, pull, show, tags, ps, version]
