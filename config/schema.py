@@ -161,6 +161,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: Routing = Routing()
     optimize: Optimize = Optimize()
     kv_disk: Size = "10GiB"  # of cache_dir, for prompts that were read; 0GiB: they are forgotten with their worker
+    batch_disk: Size = "10GiB"  # of cache_dir, for files of /v1/files: uploaded ones and what batches write
     memory_budget: Size = "80%"  # for loaded models: of the memory there is, or in MiB or GiB
     cache_dir: str = "~/.cache/enginehouse"
     models: dict[str, Model] = {}
