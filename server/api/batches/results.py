@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from enginehouse.server.api.batches.file_store import FileStore, sync
+from enginehouse.server.api.batches.file_store import FileStore, StorageFull, sync
 from enginehouse.server.api.batches.input_lines import digest
 from enginehouse.server.api.batches.types import Counts, StoredBatch
 
@@ -64,8 +64,7 @@ class Results:
         line = msgspec.json.encode(fields) + b"\n"
         size = self._sizes[kind]
         if size + len(line) > self._reserved[kind]:
-            self._store.reserve(self._ids[kind], size + len(line) + AHEAD_BYTES)
-            self._reserved[kind] = size + len(line) + AHEAD_BYTES
+            self._reserve(kind, size + len(line))
         with self._store.path(self._ids[kind]).open("ab", buffering=0) as file:
             try:
                 rest = memoryview(line)
@@ -78,6 +77,14 @@ class Results:
         self._sizes[kind] += len(line)
         self._done.add(digest(fields["custom_id"]))
         self._answered[kind] += 1
+
+    def _reserve(self, kind: Kind, size: int) -> None:
+        try:
+            self._store.reserve(self._ids[kind], size + AHEAD_BYTES)
+            self._reserved[kind] = size + AHEAD_BYTES
+        except StorageFull:
+            self._store.reserve(self._ids[kind], size)
+            self._reserved[kind] = size
 
     def make_room(self) -> None:
         """On a disk that is full, for what is to be noted."""

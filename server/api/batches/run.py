@@ -167,7 +167,7 @@ class Run:
         assert model
         most = EMBEDDINGS_AT_ONCE if self._stored.batch.endpoint == "/v1/embeddings" else AT_ONCE
         while not self._left and (line := await self._in_thread(next, unanswered, None)):
-            self._left = obstacle(self._app, self._stored)
+            self._left = self._obstacle()
             if self._left:
                 return
             caller, name = self._caller(), self._pool.resolve(model)
@@ -189,8 +189,8 @@ class Run:
         id = request_id()
         for attempt in itertools.count(1):
             reply = await internal_request.ask(self._app, line.url, bytes(line.body), caller, id)
-            if reply.status == 503 and self._pool.draining:
-                self._left = "the server is shutting down"
+            if reply.status >= 400 and (reason := self._obstacle()):
+                self._left = reason  # it may be the reason; the line is asked again where there is none
                 return
             if reply.status != 429 and (reply.status != 503 or attempt == ATTEMPTS):
                 break
@@ -233,6 +233,9 @@ class Run:
         return True
 
     # --- who asks whom ---
+
+    def _obstacle(self) -> str:
+        return "the server is shutting down" if self._pool.draining else obstacle(self._app, self._stored)
 
     @property
     def _pool(self) -> Pool:
