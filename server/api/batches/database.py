@@ -53,6 +53,7 @@ class Database:
             try:
                 yield db
             except BaseException:
-                db.execute("rollback")
+                if db.in_transaction:  # a full disk has ended it already
+                    db.execute("rollback")
                 raise
             db.execute("commit")
