@@ -140,6 +140,14 @@ def front(pair: list[Odd], secret: Odd, house: Served, tmp_path_factory: pytest.
             "runtime": "upstream",
             "upstream": {"base_urls": there, "model": "pocket", "features": ["max_tokens"]},
         },
+        "raw": {
+            "runtime": "upstream",
+            "upstream": {"base_urls": [pair[0].url], **odds, "features": [*OPENAI, "top_k"], "parser": "hermes"},
+        },
+        "chatty": {
+            "runtime": "upstream",
+            "upstream": {"base_urls": [pair[0].url], **odds, "features": ["temperature", "top_p"], "parser": "generic"},
+        },
         "home": {
             "source": "builtin:echo",
             "overflow": "busy",
@@ -195,6 +203,75 @@ def test_an_answer_comes_with_usage_and_who_gave_it(front: Served, server: Odd) 
     assert server.asked[0]["model"] == "m"
     assert server.asked[0]["temperature"] == 1.0
     assert server.sent_headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+# --- thoughts and calls in its text ---
+
+THOUGHT, CALL = "<think>\nto Oslo\n</think>\n\n", '{"name": "weather", "arguments": {"city": "Oslo"}}'
+
+
+def in_pieces(text: str, size: int = 3) -> bytes:
+    return b"".join(said(text[at : at + size]) for at in range(0, len(text), size)) + END + USAGE + DONE
+
+
+def test_thoughts_and_calls_are_taken_out_of_its_text(front: Served, server: Odd) -> None:
+    server.body = in_pieces(f"{THOUGHT}I look.\n<tool_call>\n{CALL}\n</tool_call>")
+    choice = ask(front, "raw", tools=[TOOL]).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert (message["reasoning_content"].strip(), message["content"].strip()) == ("to Oslo", "I look.")
+    call = message["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("weather", {"city": "Oslo"})
+    assert server.asked[0]["tools"] and "tool_choice" not in server.asked[0]
+    plain = ask(front, "one").json()["choices"][0]["message"]
+    assert plain["content"].startswith("<think>")
+
+
+def test_the_other_dialects_see_them_too_while_they_stream(front: Served, server: Odd) -> None:
+    server.body = in_pieces(f"{THOUGHT}<tool_call>\n{CALL}\n</tool_call>")
+    client = anthropic.Anthropic(base_url=front.root, api_key="none", max_retries=0)
+    tool: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    with client.messages.stream(
+        model="raw", max_tokens=50, tools=[tool], messages=[{"role": "user", "content": "hi"}]
+    ) as stream:
+        message = stream.get_final_message()
+    assert message.stop_reason == "tool_use"
+    uses = [block for block in message.content if block.type == "tool_use"]
+    assert [(use.name, use.input) for use in uses] == [("weather", {"city": "Oslo"})]
+
+
+def test_an_upstream_that_knows_no_tools_is_told_of_them_in_words(front: Served, server: Odd) -> None:
+    server.body = in_pieces(CALL)
+    earlier = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": FUNCTION}]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    choice = ask(front, "chatty", tools=[TOOL], messages=earlier).json()["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    asked = server.asked[0]
+    assert "tools" not in asked
+    assert [message["role"] for message in asked["messages"]] == ["system", "user", "assistant", "user"]
+    assert '"name": "weather"' in asked["messages"][0]["content"]
+    assert asked["messages"][3]["content"] == "weather returned: rain"
+    server.body = GOOD
+    assert ask(front, "chatty", tools=[TOOL]).json()["choices"][0]["message"]["content"] == "hello"
+
+
+FUNCTION = {"name": "weather", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_reading_its_text_cannot_enforce_is_refused(front: Served, fields: dict[str, Any], param: str) -> None:
+    reply = ask(front, "raw", tools=[TOOL], **fields)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
 def test_a_field_that_it_is_not_known_to_honour_is_refused_by_name(front: Served, server: Odd) -> None:
