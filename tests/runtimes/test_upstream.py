@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ class Odd:
         self.asked: list[dict[str, Any]] = []
         self.sent_headers: list[dict[str, str]] = []
         self.left = threading.Event()  # a client went away in the middle
+        self.go = threading.Event()  # one that hangs goes on
+        self.at_once = self.most_at_once = 0  # requests
         self.owner = "someone"
         self.url = ""
 
@@ -75,12 +79,17 @@ class Odd:
         return Litestar([models, chat], logging_config=None)
 
     async def slow(self) -> AsyncIterator[bytes]:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        pieces, hang_after = self.body.split(b"\n\n"), self.hang_after
         try:
-            for piece in self.body.split(b"\n\n")[: self.hang_after]:
+            for piece in pieces[:hang_after]:
                 yield piece + b"\n\n"
-            if self.hang_after is not None:
-                await asyncio.Event().wait()
+            await asyncio.to_thread(self.go.wait, 60)
+            for piece in pieces[hang_after:]:
+                yield piece + b"\n\n"
         finally:
+            self.at_once -= 1
             self.left.set()
 
 
@@ -175,6 +184,7 @@ def server(pair: list[Odd]) -> Iterator[Odd]:
         one.url = url
     yield pair[0]
     for one in pair:
+        one.go.set()
         one.hang_after, one.body, one.status, one.content_type = None, GOOD, 200, "text/event-stream"
 
 
@@ -342,6 +352,67 @@ def test_a_client_that_leaves_closes_the_connection_to_the_upstream(front: Serve
         next(reply.iter_lines())
         assert not server.left.is_set()
     assert server.left.wait(30)  # the upstream's own time would be over in a minute
+
+
+def streamed(front: Served, model: str, headers: dict[str, str]) -> str:
+    body = {"model": model, "messages": HELLO, "stream": True}
+    with httpx.stream("POST", f"{front.root}/v1/chat/completions", json=body, headers=headers, timeout=60) as reply:
+        return reply.read().decode()
+
+
+def test_a_request_ends_with_its_own_deadline_and_so_does_what_the_upstream_does(front: Served, server: Odd) -> None:
+    server.hang_after = 1
+    body = {"model": "patient", "messages": HELLO}
+    soon = {"x-request-timeout": "3"}
+    reply = httpx.post(f"{front.root}/v1/chat/completions", json=body, headers=soon, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
+    assert server.left.wait(20)
+    server.left.clear()
+    ended = streamed(front, "patient", soon)
+    assert '"hel"' in ended and "request_timeout" in ended and "[DONE]" in ended
+    assert server.left.wait(20)
+    server.hang_after = None
+    assert ask(front, "patient").status_code == 200
+
+
+def test_no_more_requests_are_at_an_upstream_than_it_has_connections(server: Odd, tmp_path: Path) -> None:
+    server.hang_after = 1
+    models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m", "connections": 2}}}
+    with serve(tmp_path, models) as served, ThreadPoolExecutor(6) as threads:
+        replies = [threads.submit(ask, served, "m") for _ in range(6)]
+        while f'enginehouse_requests_under_way{{model="m"}} {len(replies)}.0' not in metrics(served):
+            time.sleep(0.02)
+        while server.at_once < 2:
+            time.sleep(0.02)
+        server.go.set()
+        assert [reply.result().status_code for reply in replies] == [200] * 6
+    assert server.most_at_once == 2
+
+
+def metrics(served: Served) -> str:
+    return httpx.get(f"{served.root}/metrics").text
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_server_that_stops_lets_an_upstream_come_to_its_end_in_time(
+    server: Odd, tmp_path: Path, goes_on: bool
+) -> None:
+    server.hang_after = 1
+    models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m"}}}
+    with serve(tmp_path, models, drain_timeout="forever" if goes_on else "0s") as served:
+        with ThreadPoolExecutor(1) as thread:
+            reply = thread.submit(streamed, served, "m", {})
+            while server.at_once < 1:
+                time.sleep(0.02)
+            served.process.send_signal(signal.SIGTERM)
+            served.wait_for("shutting down", 60)
+            if goes_on:
+                server.go.set()
+            ended = reply.result(60)
+        assert ("the server is shutting down" in ended, '"lo"' in ended) == (not goes_on, goes_on)
+        served.process.wait(60)
+        assert not [one for one in served.log if "Traceback" in one]
+    assert server.left.wait(20)
 
 
 def test_one_that_is_not_there_is_a_503_that_says_when_to_ask_again(front: Served) -> None:
