@@ -70,6 +70,7 @@ class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     api_key_env: str | None = None  # the environment variable that holds their key
     answers_as: str | None = None  # what they call it in answers, where that is not `model`
     features: tuple[str, ...] | None = None  # what they honour; unset = as /v1/models tells what they are
+    parser: str | None = None  # takes thoughts and calls out of their text: a name of runtimes/tool_calls/parsers
     connections: Positive = 64  # to each of them
     connect_timeout: Duration = "5s"
     first_token_timeout: Duration = "5m"  # from the request to the first token
@@ -161,6 +162,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     routing: Routing = Routing()
     optimize: Optimize = Optimize()
     kv_disk: Size = "10GiB"  # of cache_dir, for prompts that were read; 0GiB: they are forgotten with their worker
+    batch_disk: Size = "10GiB"  # of cache_dir, for files of /v1/files: uploaded ones and what batches write
     memory_budget: Size = "80%"  # for loaded models: of the memory there is, or in MiB or GiB
     cache_dir: str = "~/.cache/enginehouse"
     models: dict[str, Model] = {}

@@ -18,13 +18,13 @@ MANIFEST = "manifest.json"
 BUILDING, REPLACED, USE = ".building-", ".old", ".use"
 UNFINISHED = (BUILDING, ".making-")
 # What takes room, by the folder of the cache it lies in: artifacts; what sources said of the quality gate's texts; KV
-# of prompts that were read; and what is made on the way to an artifact, by the beginning of its name.
-KINDS = {"artifact": "artifacts", "reference": "references", "kv": "kv"}
+# of prompts that were read; files of batches; and what is made on the way to an artifact, by the beginning of its name.
+KINDS = {"artifact": "artifacts", "reference": "references", "kv": "kv", "file": "files"}
 INTERMEDIATE = "intermediate"
 # Checkpoints that .gguf files were made into, and exports that several precisions are made of: only builds want them.
 FOR_BUILDS = ("dequantized", "exported")
 # Sources with an adapter merged into them, and those whose quantized weights were brought to 16 bits: models are served
-# from them. Databases of what was learnt and of stored responses are not pruned.
+# from them. Databases of what was learnt and of stored responses are not pruned, nor what people wrote for batches.
 FOR_MODELS = ("merged", "widened")
 PRUNED = (("unfinished",), ("kv",), FOR_BUILDS, ("artifact", *FOR_MODELS), ("reference",))  # in this order
 

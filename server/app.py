@@ -15,6 +15,9 @@ from enginehouse.config.schema import Config
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import openapi
 from enginehouse.server.api import admin
+from enginehouse.server.api.batches import files
+from enginehouse.server.api.batches import routes as batches
+from enginehouse.server.api.batches.batches import Batches
 from enginehouse.server.api.chat import stored
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.completions.routes import completions
@@ -57,13 +60,16 @@ def create(config: Config) -> Litestar:
         app.state.access, app.state.uses = Access(config.server), Uses()
         app.state.responses = ResponseStore(config.cache_dir)
         app.state.background = Background()
+        app.state.batches = Batches(app, config.cache_dir)
         app.state.started = int(time.time())
         looking = asyncio.create_task(app.state.pool.probe_host())
         app.state.pool.preload()
+        app.state.batches.start()
         try:
             yield
         finally:
             looking.cancel()
+            await app.state.batches.end()
             await app.state.background.end()
             await app.state.pool.drain()
 
@@ -84,6 +90,8 @@ def create(config: Config) -> Litestar:
         *admin.ROUTES,
         *responses.ROUTES,
         *conversations.ROUTES,
+        *files.ROUTES,
+        *batches.ROUTES,
     ]
     guards = [key_guard, rate_guard, urgency_guard]
     api = Router(

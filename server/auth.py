@@ -16,6 +16,7 @@ from enginehouse.server.errors import Forbidden, Unauthorized
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 # Guards are never sync: that would take a thread per request.
+INTERNAL = "enginehouse.internal"  # of an ASGI scope
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -25,6 +26,12 @@ class Caller(msgspec.Struct, frozen=True):
     owner: str  # a digest of it
     key: ApiKey
     admin: bool = False
+
+
+class Internal(msgspec.Struct, frozen=True):
+    """Of a request that the server asks itself, in somebody's name; no client can make one."""
+
+    caller: Caller | None
 
 
 class Access:
@@ -44,11 +51,19 @@ class Access:
         sent = (token if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))
         return next((found for key in sent if key and (found := self._callers.get(digest(key)))), None)
 
+    def by_owner(self, owner: str) -> Caller | None:
+        return self._callers.get(owner)
+
+    def knows(self, owner: str) -> bool:
+        """Whether what belongs to it can be asked for still."""
+        return owner in self._callers or not (owner or self.asks_for_keys)
+
 
 async def key_guard(connection: Connection, _: BaseRouteHandler) -> None:
     """Admits a request with one of the keys, or any request if there are none."""
     access: Access = connection.app.state.access
-    caller = access.caller(connection.headers)
+    internal = internal_of(connection)
+    caller = internal.caller if internal else access.caller(connection.headers)
     if caller is None and access.asks_for_keys:
         raise Unauthorized("a valid API key is needed: send 'Authorization: Bearer KEY' or 'x-api-key: KEY'")
     if caller:
@@ -72,6 +87,11 @@ async def host_guard(connection: Connection, _: BaseRouteHandler) -> None:
     if access.any_host or not host or host in access.names or host.rpartition(":")[0] in access.names:
         return
     raise Forbidden(f"this server answers to localhost, not to '{host}'; call it so, or set server.api_keys")
+
+
+def internal_of(connection: Connection) -> Internal | None:
+    found: Internal | None = connection.scope.get(INTERNAL)  # type: ignore[assignment]
+    return found
 
 
 def owner_of(request: Request[Any, Any, Any]) -> str:

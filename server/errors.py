@@ -45,6 +45,14 @@ class UnknownConversation(Exception):
     """No conversation of that id is kept."""
 
 
+class UnknownFile(Exception):
+    """No file of that id is kept."""
+
+
+class UnknownBatch(Exception):
+    """No batch of that id is kept."""
+
+
 class UnknownCompletion(Exception):
     """No chat completion of that id is stored."""
 
@@ -71,6 +79,10 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             return 404, ErrorBody(f"Response with id '{error}' not found.", CLIENT_ERROR), {}
         case UnknownConversation():
             return 404, ErrorBody(f"Conversation with id '{error}' not found.", CLIENT_ERROR), {}
+        case UnknownFile():
+            return 404, ErrorBody(f"No such File object: {error}", CLIENT_ERROR, "id"), {}
+        case UnknownBatch():
+            return 404, ErrorBody(f"No batch found with id '{error}'.", CLIENT_ERROR), {}
         case UnknownCompletion():
             return 404, ErrorBody(f"Chat completion with id '{error}' not found.", CLIENT_ERROR), {}
         case Unauthorized():

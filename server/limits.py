@@ -21,6 +21,9 @@ TEXTS = 2048
 ITEMS_ADDED = 20  # to a conversation at a time, as at OpenAI
 BACKGROUND = 64  # responses under way that no client waits for
 BACKGROUND_BYTES = 64 << 20  # of events kept after their end
+FILE_BYTES, FILES = 200 << 20, 10_000  # of a batch's input, as at OpenAI; of one key
+FIELD_BYTES = 4096  # of a form's field that is no file
+BATCH_LINES, LINE_BYTES, BATCHES = 50_000, 10 << 20, 100  # as at OpenAI; as a request's body; of one key, not ended
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
@@ -68,6 +71,11 @@ TABLE = (
     Limit(("structured_outputs.grammar", "guided_grammar", "grammar"), GRAMMAR_LETTERS, "characters"),
     Limit(("structured_outputs.choice", "guided_choice"), CHOICES, "texts"),
     Limit(("input", "documents", "text_2"), TEXTS, "texts to embed, those they are compared with among them"),
+    Limit(("file",), FILE_BYTES, "bytes"),
+    Limit(("file",), FILES, "files of one API key, with what its batches write"),
+    Limit(("input_file_id",), BATCH_LINES, "lines"),
+    Limit(("input_file_id",), LINE_BYTES, "bytes in a line"),
+    Limit(("input_file_id",), BATCHES, "batches of one API key that have not ended"),
     Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_BYTES, "bytes of JSON"),
     Limit(("parameters", "schema", "format", "chat_template_kwargs"), SCHEMA_DEPTH, "levels of brackets"),
 )

@@ -28,6 +28,7 @@ FAILURES = {
     401: "no valid API key",
     403: "not one of the operators' keys",
     404: "no model of that name",
+    409: "it is in use",
     413: "the body is larger than is read here",
     415: "the body is not sent as application/json",
     429: "too many requests wait for this model; Retry-After says when to come again",
@@ -36,6 +37,7 @@ FAILURES = {
     503: "the model cannot be served now",
     504: "the answer was not finished in time",
 }
+USUAL = [code for code in FAILURES if code != 409]
 NOT_OF_GET = (400, 403, 413, 415, 429, 502, 504)
 URGENCY = {
     PRIORITY: Schema(type=OpenAPIType.STRING, enum=list(PRIORITIES)),
@@ -51,6 +53,7 @@ class Body(msgspec.Struct, frozen=True):
     struct: type[msgspec.Struct]
     ignored: frozenset[str] = frozenset()
     neutral: Mapping[str, tuple[Any, ...]] = {}
+    media_type: str = JSON
 
 
 @dataclass
@@ -76,7 +79,7 @@ def described(
     """Of a handler that reads `body` and answers with a struct (or one of several) as JSON or, by its media type, with
     text or any object. `streams` may be a media type too; `own_failures`: not in OpenAI's shape."""
     given_answers = () if isinstance(answer, str) else answer if isinstance(answer, tuple) else (answer,)
-    given_body, codes = body, list(failures) or [code for code in FAILURES if body or code not in NOT_OF_GET]
+    given_body, codes = body, list(failures) or [code for code in USUAL if body or code not in NOT_OF_GET]
 
     @dataclass
     class Given(Described):
@@ -85,7 +88,7 @@ def described(
 
         def __post_init__(self) -> None:
             if given_body:
-                self.request_body = RequestBody({JSON: media(given_body.struct)}, required=True)
+                self.request_body = RequestBody({given_body.media_type: media(given_body.struct)}, required=True)
                 self.parameters = [
                     *(self.parameters or ()),
                     *(Parameter(name, "header", schema) for name, schema in URGENCY.items()),

@@ -16,6 +16,7 @@ from enginehouse.config import schema
 from enginehouse.config.schema import seconds
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import systemd
+from enginehouse.server.api.batches.batches import Batches
 from enginehouse.server.api.responses.background import Background
 from enginehouse.server.connection import Connections
 from enginehouse.server.cors import allowing
@@ -112,7 +113,9 @@ class Server(uvicorn.Server):
         now = asyncio.get_running_loop().time
         deadline = math.inf if patience is None else now() + patience
         background: Background = self._app.state.background
-        while (self.server_state.tasks or background.under_way) and now() < deadline and not hurried():  # noqa: ASYNC110
+        batches: Batches = self._app.state.batches
+        unseen = (background, batches)  # no client waits for them
+        while (self.server_state.tasks or any(one.under_way for one in unseen)) and now() < deadline and not hurried():  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)  # a signal's handler could set no event
 
 

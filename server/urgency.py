@@ -14,6 +14,7 @@ from enginehouse.config.schema import seconds
 from enginehouse.runtimes.contract import Priority
 from enginehouse.runtimes.errors import Refused, TimedOut
 from enginehouse.runtimes.pool.pool import Pool
+from enginehouse.server.auth import internal_of
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 PRIORITY, TIMEOUT = "x-priority", "x-request-timeout"
@@ -33,6 +34,9 @@ class Deadline:
 async def urgency_guard(connection: Connection, _: BaseRouteHandler) -> None:
     """Reads a POST's headers, and refuses what they cannot mean. The time begins when they have come."""
     if connection.scope.get("method") != "POST":
+        return
+    if internal_of(connection):
+        connection.state.priority, connection.state.deadline = "batch", None
         return
     if (priority := connection.headers.get(PRIORITY)) is not None:
         connection.state.priority = read_priority(priority)

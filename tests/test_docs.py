@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 import yaml
 
 from enginehouse.config.load import load
 from enginehouse.config.schema import Config, Model, Optimize, Routing, Server
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.server import limits
+from enginehouse.server.api.batches.types import BatchRequest, Upload
 from enginehouse.server.api.chat import protocol as wire
 from enginehouse.server.api.completions.protocol import CompletionRequest
 from enginehouse.server.api.embeddings import EmbeddingRequest
@@ -35,6 +37,7 @@ README = (ROOT / "README.md").read_text()
 CONFIGURATION, API, ENGINES = (
     (ROOT / "docs" / f"{page}.md").read_text() for page in ("configuration", "api", "engines")
 )
+BATCHES = (ROOT / "docs" / "batches.md").read_text()
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -58,7 +61,7 @@ def test_the_config_reference_names_every_key_with_its_default() -> None:
     assert shown["server"] == server
     assert shown["routing"] == defaults(Routing)
     assert shown["optimize"] == msgspec.to_builtins(Optimize())
-    for key in ("cache_dir", "memory_budget"):
+    for key in ("cache_dir", "memory_budget", "kv_disk", "batch_disk"):
         assert shown[key] == defaults(Config)[key]
     expected = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(Model).items()}
     assert model | {"source": None, "options": {}} == expected | {"options": {}}
@@ -105,7 +108,8 @@ def test_every_command_is_named() -> None:
 
 def test_every_field_of_a_request_is_listed() -> None:
     listed = set(re.findall(r"`(\w+)`", API))
-    for struct in (wire.ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, TokenizeRequest):
+    openai = (wire.ChatRequest, CompletionRequest, EmbeddingRequest, BatchRequest, Upload)
+    for struct in (*openai, RerankRequest, TokenizeRequest):
         assert {field.name for field in msgspec.structs.fields(struct)} - {"model"} <= listed
     assert listed >= wire.IGNORED
 
@@ -139,6 +143,16 @@ def test_the_example_of_both_dialects_prints_the_same_answer_twice(house: Served
     with contextlib.redirect_stdout(printed):
         exec(blocks(API, "python")[0].replace("http://127.0.0.1:8080", house.root), {})
     assert printed.getvalue() == 2 * blocks(README, "text")[0]
+
+
+def test_the_example_of_a_batch_prints_what_became_of_it(
+    house: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(blocks(BATCHES, "python")[0].replace("http://127.0.0.1:8080", house.root), {})
+    assert set(printed.getvalue().splitlines()) == {"completed 2 of 2", "France 200", "Italy 200"}
 
 
 def test_the_curl_example_gives_the_answer_shown(house: Served) -> None:

@@ -50,6 +50,7 @@ from enginehouse.runtimes.pool.explanation import (
     Unloaded,
 )
 from enginehouse.runtimes.pool.idle_benchmark import IdleBenchmark
+from enginehouse.runtimes.pool.idle_slots import IdleSlots
 from enginehouse.runtimes.pool.loaded_models import LoadedModel, LoadedModels
 from enginehouse.runtimes.pool.loader import Loader
 from enginehouse.runtimes.pool.preload import Preload
@@ -98,6 +99,7 @@ class Pool:
         self._turns: dict[tuple[str, Priority], Turns] = {}
         self._places = Places()
         self._upstreams = Upstreams(config, self._models, self._stand_ins)
+        self.idle_slots = IdleSlots(self._requests.__getitem__, self._slots)
         self._suspects: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tokenizers: dict[str, token_count.TokenCounter] = {}  # by source fingerprint
         self._draining = False
@@ -140,6 +142,7 @@ class Pool:
         self._idle.reconfigure(config.models)
         self._upstreams.reconfigure(internal)
         self._upstreams.start()
+        self.idle_slots.look_again()
         self.preload()
 
     @property
@@ -154,6 +157,7 @@ class Pool:
     def refuse(self) -> None:
         """Takes no further request; those that are under way go on."""
         self._draining = True
+        self.idle_slots.close()
 
     def interrupt(self) -> None:
         """Ends what is under way with Unavailable, whatever it waits for. Nothing can be asked any more."""
@@ -342,6 +346,10 @@ class Pool:
         loaded = (one.worker.facts.slots for one in self._models.of(name))
         return AHEAD * max(self.known[name].slots, *loaded, 1)
 
+    def _slots(self, name: str) -> int:
+        """Of all that answers for a model."""
+        return self._upstreams.places(name) if self._upstreams.only(name) else self.known[name].slots
+
     @contextmanager
     def _request(self, name: str, priority: Priority = "interactive", owner: str = "") -> Iterator[None]:
         if self._draining:
@@ -364,6 +372,7 @@ class Pool:
                 yield
         finally:
             self._requests[name] -= 1
+            self.idle_slots.look_again()
             self._models.schedule_unload(name)
             self._models.memory.settle()
             self._start_idle_timer()

@@ -18,6 +18,8 @@ from enginehouse.runtimes.contract import (
     Text,
 )
 from enginehouse.runtimes.errors import Refused
+from enginehouse.runtimes.tool_calls.parser import ToolParser
+from enginehouse.runtimes.upstream import parsing
 
 # Beside those that engines have: text completions, further variables for the chat template, going on from the
 # assistant's own last message, and usage in each chunk.
@@ -77,8 +79,8 @@ def check(job: Job) -> None:
         raise Refused("an upstream puts special tokens before a text itself", "add_special_tokens")
 
 
-def body_of(job: Job, model: str, features: tuple[str, ...]) -> tuple[str, bytes]:
-    """The path and what is sent there."""
+def body_of(job: Job, model: str, features: tuple[str, ...], parser: ToolParser | None = None) -> tuple[str, bytes]:
+    """The path and what is sent there. `parser`: of what it leaves in its text."""
     sampling = job.sampling
     fields: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if job.counted:
@@ -103,7 +105,10 @@ def body_of(job: Job, model: str, features: tuple[str, ...]) -> tuple[str, bytes
         case Chat():
             if sampling.logprobs is not None:
                 fields |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-            return "/chat/completions", msgspec.json.encode(fields | chat_fields(job.prompt, features))
+            chat = chat_fields(parsing.chat_for(job.prompt, parser) if parser else job.prompt, features)
+            if parser:
+                chat.pop("tool_choice", None)  # a server that reads no calls may refuse the word
+            return "/chat/completions", msgspec.json.encode(fields | chat)
         case Text(text):
             return "/completions", msgspec.json.encode(fields | {"prompt": text})
         case Ids(ids):

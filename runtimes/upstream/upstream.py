@@ -17,8 +17,9 @@ from enginehouse.config.schema import Upstream as Config
 from enginehouse.config.schema import seconds
 from enginehouse.runtimes.contract import Assigned, Chat, Event, Job
 from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable
-from enginehouse.runtimes.upstream import request
+from enginehouse.runtimes.upstream import parsing, request
 from enginehouse.runtimes.upstream.answer import Broken, Reading
+from enginehouse.runtimes.upstream.parsing import Parsing
 from enginehouse.runtimes.upstream.replica import Replica
 from enginehouse.runtimes.worker.protocol import Embedded
 
@@ -64,6 +65,7 @@ class Upstream:
         self.name, self.config = name, config
         key = environ.get(config.api_key_env) if config.api_key_env else None
         self._key = key
+        self._parser = parsing.parser_named(config.parser)
         self.replicas = [Replica(url, config, key) for url in config.base_urls]
         self._checks: asyncio.Task[None] | None = None
         self._checked = asyncio.Event()  # every replica, once
@@ -94,17 +96,24 @@ class Upstream:
     def takes(self, job: Job) -> bool:
         """Whether it has what the job needs."""
         try:
-            self.refuse(request.needs(job))
-            request.check(job)
+            self._refuse_for(job)
         except Refused:
             return False
         return True
 
+    def _refuse_for(self, job: Job) -> None:
+        needs, parser = request.needs(job), self._parser
+        if parser:
+            parsing.check(job)
+            if not parser.knows_tools:
+                needs = [need for need in needs if need[0] != "tools"]
+        self.refuse(needs)
+        request.check(job)
+
     async def run(self, job: Job) -> AsyncGenerator[Event, None]:
         """Assigned, then deltas, then Done, as of a worker. Enter it with aclosing()."""
         await self.look()
-        self.refuse(request.needs(job))
-        request.check(job)
+        self._refuse_for(job)
         prepared = await asyncio.to_thread(self._prepared, job)
         tried: list[Replica] = []
         announced = begun = False
@@ -112,11 +121,14 @@ class Upstream:
             replica = self._choose(prepared.prefixes, tried)
             tried.append(replica)
             reading, here = Reading(job, self._names, self._key), False
+            parser = Parsing(job, self._parser) if self._parser and isinstance(job.prompt, Chat) else None
             replica.load += 1
             try:
                 async with aclosing(replica.stream(prepared.path, prepared.body, job.id)) as came:
                     async for data in came:
                         deltas = list(reading.take(data))
+                        if parser:
+                            deltas = [found for delta in deltas for found in parser.take(delta)]
                         if not here:
                             replica.note_answer()
                             yield msgspec.structs.replace(self.assigned, again=announced)
@@ -126,7 +138,9 @@ class Upstream:
                             yield delta
                 if not reading.finished:
                     raise Broken("the upstream's stream ended in the middle")
-                yield reading.done()
+                for delta in parser.end() if parser else ():
+                    yield delta
+                yield parser.done(reading.done()) if parser else reading.done()
                 return
             except Refused:
                 replica.note_answer()
@@ -202,7 +216,7 @@ class Upstream:
             for message in job.prompt.messages:
                 digest.update(msgspec.json.encode(message))
                 prefixes.append(digest.copy().digest())
-        path, body = request.body_of(job, self.config.model, self.features)
+        path, body = request.body_of(job, self.config.model, self.features, self._parser)
         return Prepared(path, body, prefixes[::-1])
 
     def _choose(self, prefixes: Sequence[bytes], tried: Collection[Replica]) -> Replica:

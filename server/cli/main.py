@@ -15,6 +15,7 @@ from enginehouse.config.schema import Config
 from enginehouse.optimize.artifact import CannotBuild
 from enginehouse.runtimes.engines import runtimes
 from enginehouse.runtimes.errors import Unavailable, UnknownModel
+from enginehouse.runtimes.tool_calls.parsers import parsers
 from enginehouse.runtimes.upstream.request import KNOWN
 from enginehouse.server.cli.client import Failed
 from enginehouse.server.cli.launch import AGENTS
@@ -271,6 +272,9 @@ def configured(arguments: argparse.Namespace) -> Config:
         if unknown := set((model.upstream and model.upstream.features) or ()) - set(KNOWN):
             have = ", ".join(sorted(KNOWN))
             raise BadConfig(f"model '{name}': upstream.features: unknown feature '{min(unknown)}'; have: {have}")
+        if model.upstream and (parser := model.upstream.parser) is not None and parser not in parsers():
+            have = ", ".join(sorted(parsers()))
+            raise BadConfig(f"model '{name}': upstream.parser: unknown parser '{parser}'; have: {have}")
         for runtime, options in model.options.items():
             convert(options, known[runtime].options, f"model '{name}': options.{runtime}")
     return config

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,8 @@ class Odd:
         self.asked: list[dict[str, Any]] = []
         self.sent_headers: list[dict[str, str]] = []
         self.left = threading.Event()  # a client went away in the middle
+        self.go = threading.Event()  # one that hangs goes on
+        self.at_once = self.most_at_once = 0  # requests
         self.owner = "someone"
         self.url = ""
 
@@ -75,12 +79,17 @@ class Odd:
         return Litestar([models, chat], logging_config=None)
 
     async def slow(self) -> AsyncIterator[bytes]:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        pieces, hang_after = self.body.split(b"\n\n"), self.hang_after
         try:
-            for piece in self.body.split(b"\n\n")[: self.hang_after]:
+            for piece in pieces[:hang_after]:
                 yield piece + b"\n\n"
-            if self.hang_after is not None:
-                await asyncio.Event().wait()
+            await asyncio.to_thread(self.go.wait, 60)
+            for piece in pieces[hang_after:]:
+                yield piece + b"\n\n"
         finally:
+            self.at_once -= 1
             self.left.set()
 
 
@@ -140,6 +149,14 @@ def front(pair: list[Odd], secret: Odd, house: Served, tmp_path_factory: pytest.
             "runtime": "upstream",
             "upstream": {"base_urls": there, "model": "pocket", "features": ["max_tokens"]},
         },
+        "raw": {
+            "runtime": "upstream",
+            "upstream": {"base_urls": [pair[0].url], **odds, "features": [*OPENAI, "top_k"], "parser": "hermes"},
+        },
+        "chatty": {
+            "runtime": "upstream",
+            "upstream": {"base_urls": [pair[0].url], **odds, "features": ["temperature", "top_p"], "parser": "generic"},
+        },
         "home": {
             "source": "builtin:echo",
             "overflow": "busy",
@@ -167,6 +184,7 @@ def server(pair: list[Odd]) -> Iterator[Odd]:
         one.url = url
     yield pair[0]
     for one in pair:
+        one.go.set()
         one.hang_after, one.body, one.status, one.content_type = None, GOOD, 200, "text/event-stream"
 
 
@@ -195,6 +213,75 @@ def test_an_answer_comes_with_usage_and_who_gave_it(front: Served, server: Odd) 
     assert server.asked[0]["model"] == "m"
     assert server.asked[0]["temperature"] == 1.0
     assert server.sent_headers[0]["authorization"] == f"Bearer {KEY}"
+
+
+# --- thoughts and calls in its text ---
+
+THOUGHT, CALL = "<think>\nto Oslo\n</think>\n\n", '{"name": "weather", "arguments": {"city": "Oslo"}}'
+
+
+def in_pieces(text: str, size: int = 3) -> bytes:
+    return b"".join(said(text[at : at + size]) for at in range(0, len(text), size)) + END + USAGE + DONE
+
+
+def test_thoughts_and_calls_are_taken_out_of_its_text(front: Served, server: Odd) -> None:
+    server.body = in_pieces(f"{THOUGHT}I look.\n<tool_call>\n{CALL}\n</tool_call>")
+    choice = ask(front, "raw", tools=[TOOL]).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    message = choice["message"]
+    assert (message["reasoning_content"].strip(), message["content"].strip()) == ("to Oslo", "I look.")
+    call = message["tool_calls"][0]["function"]
+    assert (call["name"], json.loads(call["arguments"])) == ("weather", {"city": "Oslo"})
+    assert server.asked[0]["tools"] and "tool_choice" not in server.asked[0]
+    plain = ask(front, "one").json()["choices"][0]["message"]
+    assert plain["content"].startswith("<think>")
+
+
+def test_the_other_dialects_see_them_too_while_they_stream(front: Served, server: Odd) -> None:
+    server.body = in_pieces(f"{THOUGHT}<tool_call>\n{CALL}\n</tool_call>")
+    client = anthropic.Anthropic(base_url=front.root, api_key="none", max_retries=0)
+    tool: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    with client.messages.stream(
+        model="raw", max_tokens=50, tools=[tool], messages=[{"role": "user", "content": "hi"}]
+    ) as stream:
+        message = stream.get_final_message()
+    assert message.stop_reason == "tool_use"
+    uses = [block for block in message.content if block.type == "tool_use"]
+    assert [(use.name, use.input) for use in uses] == [("weather", {"city": "Oslo"})]
+
+
+def test_an_upstream_that_knows_no_tools_is_told_of_them_in_words(front: Served, server: Odd) -> None:
+    server.body = in_pieces(CALL)
+    earlier = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": FUNCTION}]},
+        {"role": "tool", "tool_call_id": "1", "content": "rain"},
+    ]
+    choice = ask(front, "chatty", tools=[TOOL], messages=earlier).json()["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "weather"
+    asked = server.asked[0]
+    assert "tools" not in asked
+    assert [message["role"] for message in asked["messages"]] == ["system", "user", "assistant", "user"]
+    assert '"name": "weather"' in asked["messages"][0]["content"]
+    assert asked["messages"][3]["content"] == "weather returned: rain"
+    server.body = GOOD
+    assert ask(front, "chatty", tools=[TOOL]).json()["choices"][0]["message"]["content"] == "hello"
+
+
+FUNCTION = {"name": "weather", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_reading_its_text_cannot_enforce_is_refused(front: Served, fields: dict[str, Any], param: str) -> None:
+    reply = ask(front, "raw", tools=[TOOL], **fields)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
 
 
 def test_a_field_that_it_is_not_known_to_honour_is_refused_by_name(front: Served, server: Odd) -> None:
@@ -265,6 +352,67 @@ def test_a_client_that_leaves_closes_the_connection_to_the_upstream(front: Serve
         next(reply.iter_lines())
         assert not server.left.is_set()
     assert server.left.wait(30)  # the upstream's own time would be over in a minute
+
+
+def streamed(front: Served, model: str, headers: dict[str, str]) -> str:
+    body = {"model": model, "messages": HELLO, "stream": True}
+    with httpx.stream("POST", f"{front.root}/v1/chat/completions", json=body, headers=headers, timeout=60) as reply:
+        return reply.read().decode()
+
+
+def test_a_request_ends_with_its_own_deadline_and_so_does_what_the_upstream_does(front: Served, server: Odd) -> None:
+    server.hang_after = 1
+    body = {"model": "patient", "messages": HELLO}
+    soon = {"x-request-timeout": "3"}
+    reply = httpx.post(f"{front.root}/v1/chat/completions", json=body, headers=soon, timeout=60)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "request_timeout")
+    assert server.left.wait(20)
+    server.left.clear()
+    ended = streamed(front, "patient", soon)
+    assert '"hel"' in ended and "request_timeout" in ended and "[DONE]" in ended
+    assert server.left.wait(20)
+    server.hang_after = None
+    assert ask(front, "patient").status_code == 200
+
+
+def test_no_more_requests_are_at_an_upstream_than_it_has_connections(server: Odd, tmp_path: Path) -> None:
+    server.hang_after = 1
+    models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m", "connections": 2}}}
+    with serve(tmp_path, models) as served, ThreadPoolExecutor(6) as threads:
+        replies = [threads.submit(ask, served, "m") for _ in range(6)]
+        while f'enginehouse_requests_under_way{{model="m"}} {len(replies)}.0' not in metrics(served):
+            time.sleep(0.02)
+        while server.at_once < 2:
+            time.sleep(0.02)
+        server.go.set()
+        assert [reply.result().status_code for reply in replies] == [200] * 6
+    assert server.most_at_once == 2
+
+
+def metrics(served: Served) -> str:
+    return httpx.get(f"{served.root}/metrics").text
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_server_that_stops_lets_an_upstream_come_to_its_end_in_time(
+    server: Odd, tmp_path: Path, goes_on: bool
+) -> None:
+    server.hang_after = 1
+    models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m"}}}
+    with serve(tmp_path, models, drain_timeout="forever" if goes_on else "0s") as served:
+        with ThreadPoolExecutor(1) as thread:
+            reply = thread.submit(streamed, served, "m", {})
+            while server.at_once < 1:
+                time.sleep(0.02)
+            served.process.send_signal(signal.SIGTERM)
+            served.wait_for("shutting down", 60)
+            if goes_on:
+                server.go.set()
+            ended = reply.result(60)
+        assert ("the server is shutting down" in ended, '"lo"' in ended) == (not goes_on, goes_on)
+        served.process.wait(60)
+        assert not [one for one in served.log if "Traceback" in one]
+    assert server.left.wait(20)
 
 
 def test_one_that_is_not_there_is_a_503_that_says_when_to_ask_again(front: Served) -> None:

@@ -85,6 +85,10 @@ def test_listening_to_the_outside_without_keys_must_be_said_aloud(tmp_path: Path
     [
         ("{source: x, runtime: mxl}", "unknown runtime 'mxl'; have: auto, echo, llamacpp, mlx, onnx, openvino"),
         ("{source: x, options: {lamacpp: {}}}", "unknown runtime 'lamacpp'"),
+        (
+            "{runtime: upstream, upstream: {base_urls: ['http://a/v1'], model: m, parser: hermit}}",
+            "upstream.parser: unknown parser 'hermit'; have: deepseek",
+        ),
         ("{source: x, options: {llamacpp: {kv_token: 1}}}", "options.llamacpp: unknown key 'kv_token'; did you mean"),
         (
             "{source: x, options: {openvino: {kv_precision: i3}}}",
