@@ -19,8 +19,10 @@ CHOICES = 1024
 GRAMMAR_LETTERS = 32 * 1024  # more takes its converter seconds
 TEXTS = 2048
 ITEMS_ADDED = 20  # to a conversation at a time, as at OpenAI
-BACKGROUND = 64  # responses under way that no client waits for
-BACKGROUND_BYTES = 64 << 20  # of events kept after their end
+CONVERSATIONS, CONVERSATIONS_BYTES = 10_000, 1 << 30  # of a key
+CONVERSATION_ITEMS, CONVERSATION_BYTES = MESSAGES, 32 << 20  # of one of them
+BACKGROUND, BACKGROUND_OF_A_KEY = 64, 16  # responses under way that no client waits for
+BACKGROUND_BYTES = 64 << 20  # of their events, all together
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
@@ -57,6 +59,8 @@ class Limit(msgspec.Struct, frozen=True):
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
     Limit(("items",), ITEMS_ADDED, "items added to a conversation at a time"),
+    Limit(("conversation",), CONVERSATION_ITEMS, "items in it"),
+    Limit(("conversation",), CONVERSATION_BYTES, "bytes of items in it"),
     Limit(("tools", "functions", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
     Limit(("tools", "functions"), TOOLS_BYTES, "bytes of JSON as sent, all together"),
     Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),

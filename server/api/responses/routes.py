@@ -14,7 +14,7 @@ from enginehouse.config.schema import DEFAULT_CONTEXT
 from enginehouse.runtimes.contract import Chat, Job
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.pool import Pool
-from enginehouse.server import body
+from enginehouse.server import body, rate_limits
 from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import compaction, protocol
 from enginehouse.server.api.responses.background import Running
@@ -51,6 +51,8 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
     asked = await body.read_as(request, protocol.read)
     history = await history_of(state.responses, owner_of(request), asked)
     given = await given_items(state.responses, owner_of(request), asked.input)
+    if conversation := protocol.conversation_id(asked):
+        await state.responses.in_thread(state.responses.check_room, owner_of(request), conversation, given)
     tools = toolset(asked.tools, [*history, *given])
     renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
     job = protocol.to_job(asked, history, given, renderer.id, tools)
@@ -59,7 +61,9 @@ async def create_response(request: Request[Any, Any, State], state: State) -> Re
         job, left_out = await unless_client_leaves(request, shortened(state.pool, job))
     with body.fields_named(PARAMS):
         if asked.background:
-            running = state.background.begin(owner_of(request), renderer, unattended(request, [job], renderer))
+            parts = unattended(request, [job], renderer)
+            hold = functools.partial(rate_limits.hold, request.scope)
+            running = state.background.begin(owner_of(request), renderer, parts, hold)
             response = listening(running, -1) if asked.stream else Response(running.response)
         else:
             response = await answer(request, [job], renderer)
@@ -80,9 +84,13 @@ async def compact_response(request: Request[Any, Any, State], state: State) -> R
     given = await given_items(state.responses, owner_of(request), asked.input or [])
     job = compaction.to_job(asked, history, given)
     with body.fields_named(PARAMS):
+        fitting, left_out = await unless_client_leaves(request, shortened(state.pool, job))
+        if compaction.has_turns(fitting):
+            job = fitting
         answer = await answered(request, job)
     assert answer.assigned
-    return Response(compaction.compacted(job.id, answer), headers=assigned_headers(answer.assigned))
+    headers = assigned_headers(answer.assigned) | ({TURNS_LEFT_OUT: left_out} if left_out else {})
+    return Response(compaction.compacted(job.id, answer), headers=headers)
 
 
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))
@@ -108,6 +116,7 @@ async def get_response(
             await found(state.responses, owner_of(request), id)
             kept = "only those of one that is made in the background, and for ten minutes after"
             raise Refused(f"'stream': the events of '{id}' are not kept, {kept}; leave it out", "stream")
+        running.check(starting_after)
         return listening(running, starting_after)
     return Response(running.response if running else await found(state.responses, owner_of(request), id))
 
@@ -209,7 +218,7 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
     try:
         if response["conversation"] and response["status"] in ("completed", "incomplete"):
             items = [*given, *response["output"]]
-            if not await store.in_thread(store.say, owner, response["conversation"]["id"], items):
+            if not await store.in_thread(store.say, owner, response["conversation"]["id"], items, answered=True):
                 log.warning("'%s': its conversation is gone", response["id"])
         if response["store"]:
             await store.in_thread(store.save, owner, response, given)
