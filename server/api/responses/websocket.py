@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.server import body, cors, request_id, sse
+from enginehouse.server import body, cors, limits, request_id, sse
 from enginehouse.server.api.responses import chain
 from enginehouse.server.errors import CLIENT_ERROR, ErrorBody, ErrorReply, Forbidden, describe
-from enginehouse.server.limits import LARGEST_BODY_BYTES, SOCKET_SECONDS, SOCKET_WAITING
+from enginehouse.server.limits import LARGEST_BODY_BYTES, SOCKET_WAITING
 from enginehouse.server.websocket import IDLE
 
 PATH = "/v1/responses"
@@ -90,15 +90,16 @@ class Talk:
 
     async def _take_turns(self) -> None:
         """One message after the other."""
-        until = asyncio.get_running_loop().time() + SOCKET_SECONDS
+        until = asyncio.get_running_loop().time() + limits.SOCKET_SECONDS
         idle: Callable[[bool], None] = self._scope.get(IDLE, lambda idle: None)
-        while True:
+        assert self._reading
+        while not self._reading.done():
             idle(self._waiting.empty())
             try:
                 async with asyncio.timeout_at(until):
                     sent = await self._waiting.get()
             except TimeoutError:
-                minutes = SOCKET_SECONDS // 60
+                minutes = limits.SOCKET_SECONDS // 60
                 message = f"a WebSocket is closed after {minutes} minutes; open another and go on there"
                 await self._fail(400, ErrorBody(message, CLIENT_ERROR, None, "websocket_connection_limit_reached"))
                 await self._close(GOING_AWAY)
@@ -108,7 +109,6 @@ class Talk:
             idle(False)
             self._waiting_bytes -= len(sent)
             await self._take_turn(sent)
-        assert self._reading
         if self._reading.result():
             message = f"{SOCKET_WAITING} requests, or {LARGEST_BODY_BYTES} bytes, wait already; wait for their answers"
             await self._fail(429, ErrorBody(message, CLIENT_ERROR, None, "too_many_requests"))
@@ -146,7 +146,7 @@ class Talk:
             else:
                 failed += message.get("body", b"")
             if message["type"] == "http.response.body" and not message.get("more_body"):
-                if not streams:
+                if not streams and self._reading and not self._reading.done():
                     await self._fail(status, msgspec.json.decode(failed, type=ErrorReply).error)
                 ended.set_result(None)
 
