@@ -19,11 +19,13 @@ CHOICES = 1024
 GRAMMAR_LETTERS = 32 * 1024  # more takes its converter seconds
 TEXTS = 2048
 ITEMS_ADDED = 20  # to a conversation at a time, as at OpenAI
-BACKGROUND = 64  # responses under way that no client waits for
-BACKGROUND_BYTES = 64 << 20  # of events kept after their end
 FILE_BYTES, FILES = 200 << 20, 10_000  # of a batch's input, as at OpenAI; of one key
 FIELD_BYTES = 4096  # of a form's field that is no file
 BATCH_LINES, LINE_BYTES, BATCHES = 50_000, 10 << 20, 100  # as at OpenAI; as a request's body; of one key, not ended
+CONVERSATIONS, CONVERSATIONS_BYTES = 10_000, 1 << 30  # of a key
+CONVERSATION_ITEMS, CONVERSATION_BYTES = MESSAGES, 32 << 20  # of one of them
+BACKGROUND, BACKGROUND_OF_A_KEY = 64, 16  # responses under way that no client waits for
+BACKGROUND_BYTES = 64 << 20  # of their events, all together
 SCHEMA_BYTES, SCHEMA_DEPTH = 512 * 1024, 512
 TOOLS_BYTES = 2 * 1024 * 1024
 # Fields that hold JSON of any form: their size as sent is looked at before any of it is read.
@@ -46,8 +48,10 @@ LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES, "functions": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
+LARGEST_BODY_BYTES = 10 << 20  # and message of a WebSocket, and all that wait there for their turn
 HEAD_BYTES, HEADERS, PIPELINED = 64 * 1024, 256, 32
 HEAD_SECONDS, BODY_PAUSE_SECONDS, BODY_SECONDS, IDLE_SECONDS = 30, 60, 600, 75
+SOCKET_SECONDS, SOCKET_WAITING = 3600, 16
 OPEN_FILES = 8192  # of which all but a few are connections
 
 
@@ -60,6 +64,8 @@ class Limit(msgspec.Struct, frozen=True):
 TABLE = (
     Limit(("messages", "input", "content"), MESSAGES, "messages, items or parts"),
     Limit(("items",), ITEMS_ADDED, "items added to a conversation at a time"),
+    Limit(("conversation",), CONVERSATION_ITEMS, "items in it"),
+    Limit(("conversation",), CONVERSATION_BYTES, "bytes of items in it"),
     Limit(("tools", "functions", "tool_calls", "tool_choice.allowed_tools"), TOOLS, "tools or calls"),
     Limit(("tools", "functions"), TOOLS_BYTES, "bytes of JSON as sent, all together"),
     Limit(FREE_FORM, FREE_FORM_BYTES, "bytes of JSON as sent"),
@@ -90,6 +96,9 @@ CONNECTION_TABLE = (
     ("between two pieces of a body", f"{BODY_PAUSE_SECONDS} s", "408"),
     ("until a body has come", f"{BODY_SECONDS} s", "408"),
     ("idle between two requests", f"{IDLE_SECONDS} s", "closed"),
+    ("a WebSocket", f"{SOCKET_SECONDS} s", "closed"),
+    ("a message of a WebSocket, and all that wait for their turn", f"{LARGEST_BODY_BYTES:,} bytes", "closed"),
+    ("messages that wait for their turn", f"{SOCKET_WAITING}", "closed"),
     ("an answer of which the client takes nothing", "`server.send_timeout`", "closed"),
 )
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -144,6 +144,15 @@ def metered(app: Any) -> Any:
                 request.use.end()
 
     return call
+
+
+def hold(scope: Mapping[str, Any]) -> Callable[[], None]:
+    """The request goes on counting when its answer is out, until that is called."""
+    request: Metered | None = scope.get(SCOPE)
+    if request is None or request.use is None or not request.begun:
+        return lambda: None
+    request.begun = False
+    return request.use.end
 
 
 def charge(scope: Mapping[str, Any], tokens: int) -> None:

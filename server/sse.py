@@ -18,6 +18,11 @@ def event(kind: str, fields: dict[str, Any]) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + encode({"type": kind, **fields}) + b"\n\n"
 
 
+def events_of(part: bytes) -> list[bytes]:
+    """Those that a part of a stream holds, without its comments."""
+    return [event + b"\n\n" for event in part.split(b"\n\n") if event.startswith(b"event: ")]
+
+
 class Framing(NamedTuple):
     """Of a stream: how a client is told what it may pass over."""
 

@@ -18,9 +18,13 @@ def page(items: Sequence[dict[str, Any]], limit: int, order: str, after: str | N
     items = items if order == "asc" else items[::-1]
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:
-        raise Refused(f"'after': there is no item '{after}' in this {whose}", "after", "invalid_value")
+        raise no_such_item(after, whose)
     start = ids.index(after) + 1 if after is not None else 0
     return listed(items[start : start + limit], start + limit < len(items))
+
+
+def no_such_item(after: str, whose: str) -> Refused:
+    return Refused(f"'after': there is no item '{after}' in this {whose}", "after", "invalid_value")
 
 
 def listed(items: Sequence[dict[str, Any]], has_more: bool) -> dict[str, Any]:

@@ -11,10 +11,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.threads import Threads
+from enginehouse.server.api.pages import no_such_item
+from enginehouse.server.limits import CONVERSATION_BYTES, CONVERSATION_ITEMS, CONVERSATIONS, CONVERSATIONS_BYTES
 
 log = logging.getLogger("enginehouse.server")
-FILE = "responses-2.sqlite"  # the number goes up with every change to the tables
+FILE = "responses-3.sqlite"  # the number goes up with every change to the tables
 THREADS = 2
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,10 +32,14 @@ create table if not exists items (
     body blob,
     primary key (response, place));
 create index if not exists items_id on items (owner, id);
-create table if not exists conversations (id text primary key, owner text, at real, created integer, metadata blob);
+create table if not exists conversations (
+    id text primary key, owner text, at real, created integer, metadata blob, items integer default 0,
+    bytes integer default 0);
+create index if not exists conversations_of on conversations (owner);
 create table if not exists said (
     place integer primary key, conversation text references conversations (id) on delete cascade, id text, body blob);
-create index if not exists said_in on said (conversation);
+create unique index if not exists said_in on said (conversation, id);
+create index if not exists said_after on said (conversation, place);
 pragma foreign_keys = on;
 """
 Item = dict[str, Any]
@@ -135,10 +142,15 @@ class ResponseStore:
     # --- conversations, whose time begins anew with each thing said ---
 
     def begin_conversation(self, owner: str, id: str, metadata: dict[str, str], items: list[Item]) -> None:
+        """Raises Refused where the owner has as many as may be."""
         now = time.time()
         with self._open() as db:
+            (held,) = db.execute("select count(*) from conversations where owner = ?", (owner,)).fetchone()
+            if held >= CONVERSATIONS:
+                raise Refused(f"{held} conversations are kept already; delete some", None, "too_many_conversations")
             row = (id, owner, now, int(now), msgspec.json.encode(metadata))
-            db.execute("insert into conversations values (?, ?, ?, ?, ?)", row)
+            db.execute("insert into conversations (id, owner, at, created, metadata) values (?, ?, ?, ?, ?)", row)
+            self._check(db, owner, id, items, "items")
             self._add(db, id, items)
 
     def conversation_fields(self, owner: str, id: str) -> dict[str, Any] | None:
@@ -159,31 +171,96 @@ class ResponseStore:
     def said(self, owner: str, id: str) -> list[Item] | None:
         """All items of a conversation, the oldest first; None where there is none of that id."""
         with self._open() as db:
-            if not db.execute("select 1 from conversations where owner = ? and id = ?", (owner, id)).fetchone():
+            if not self._is_of(db, owner, id):
                 return None
             rows = db.execute("select body from said where conversation = ? order by place", (id,)).fetchall()
         return [decoded(body) for (body,) in rows]
 
-    def say(self, owner: str, id: str, items: list[Item]) -> bool:
-        """Adds to a conversation; whether it is there."""
+    def said_page(
+        self, owner: str, id: str, most: int, newest_first: bool, after: str | None
+    ) -> tuple[list[Item], bool] | None:
+        """As many items that come after that one, and whether there are more; None where there is no conversation of
+        that id. Raises Refused where it has no such item."""
+        way, than = ("desc", "<") if newest_first else ("asc", ">")
+        with self._open() as db:
+            if not self._is_of(db, owner, id):
+                return None
+            query, values = "select body from said where conversation = ?", list[Any]([id])
+            if after is not None:
+                found = db.execute("select place from said where conversation = ? and id = ?", (id, after)).fetchone()
+                if not found:
+                    raise no_such_item(after, "conversation")
+                query, values = f"{query} and place {than} ?", [id, found[0]]
+            rows = db.execute(f"{query} order by place {way} limit ?", [*values, most + 1]).fetchall()
+        return [decoded(body) for (body,) in rows[:most]], len(rows) > most
+
+    def said_item(self, owner: str, id: str, item: str) -> Item | None:
+        with self._open() as db:
+            query = "select body from said where conversation = ? and id = ?"
+            row = db.execute(query, (id, item)).fetchone() if self._is_of(db, owner, id) else None
+        return decoded(row[0]) if row else None
+
+    def check_room(self, owner: str, id: str, items: list[Item]) -> None:
+        """Raises Refused where these are not to be added to a conversation."""
+        with self._open() as db:
+            if self._is_of(db, owner, id):
+                self._check(db, owner, id, items, "input")
+
+    def say(self, owner: str, id: str, items: list[Item], answered: bool = False) -> bool:
+        """Adds to a conversation; whether it is there. Raises Refused where the items are not to be added, but for
+        those of a response, which was let in with `check_room`."""
         with self._open() as db:
             query = "update conversations set at = ? where owner = ? and id = ?"
             found = db.execute(query, (time.time(), owner, id)).rowcount > 0
             if found:
+                if not answered:
+                    self._check(db, owner, id, items, "items")
                 self._add(db, id, items)
             return found
 
     def unsay(self, owner: str, id: str, item: str) -> bool:
         """Takes an item out of a conversation; whether it was there."""
-        query = (
-            "delete from said where id = ? and conversation = (select id from conversations where owner = ? and id = ?)"
-        )
+        query = "delete from said where id = ? and conversation = ? returning length(body)"
         with self._open() as db:
-            return db.execute(query, (item, owner, id)).rowcount > 0
+            rows = db.execute(query, (item, id)).fetchall() if self._is_of(db, owner, id) else []
+            self._count(db, id, -len(rows), -sum(size for (size,) in rows))
+            return bool(rows)
+
+    def _is_of(self, db: sqlite3.Connection, owner: str, id: str) -> bool:
+        return bool(db.execute("select 1 from conversations where owner = ? and id = ?", (owner, id)).fetchone())
+
+    def _check(self, db: sqlite3.Connection, owner: str, id: str, items: list[Item], where: str) -> None:
+        held, size = db.execute("select items, bytes from conversations where id = ?", (id,)).fetchone()
+        added = sum(len(msgspec.json.encode(item)) for item in items)
+        held, size = held + len(items), size + added
+        if held > CONVERSATION_ITEMS or size > CONVERSATION_BYTES:
+            most = f"{CONVERSATION_ITEMS} items and {CONVERSATION_BYTES} bytes"
+            message = f"'{where}': a conversation takes {most} at most, and would have {held} items of {size} bytes"
+            raise Refused(message, where, "conversation_full")
+        (all_bytes,) = db.execute("select sum(bytes) from conversations where owner = ?", (owner,)).fetchone()
+        if all_bytes + added > CONVERSATIONS_BYTES:
+            message = f"all conversations have {all_bytes} bytes; {CONVERSATIONS_BYTES} are kept at most: delete some"
+            raise Refused(message, where, "too_many_conversations")
+        ids = set[str]()
+        for item in items:
+            one = item["id"]
+            if one in ids or db.execute("select 1 from said where conversation = ? and id = ?", (id, one)).fetchone():
+                message = f"'{where}': an item with the id '{one}' is in this conversation already; send each once"
+                raise Refused(message, where, "duplicate_item")
+            ids.add(one)
 
     def _add(self, db: sqlite3.Connection, id: str, items: list[Item]) -> None:
-        rows = [(id, item["id"], msgspec.json.encode(item)) for item in items]
-        db.executemany("insert into said (conversation, id, body) values (?, ?, ?)", rows)
+        """An item whose id is there already is: of two responses at a time, one has said it."""
+        query, added, size = "insert or ignore into said (conversation, id, body) values (?, ?, ?)", 0, 0
+        for item in items:
+            body = msgspec.json.encode(item)
+            if db.execute(query, (id, item["id"], body)).rowcount > 0:
+                added, size = added + 1, size + len(body)
+        self._count(db, id, added, size)
+
+    def _count(self, db: sqlite3.Connection, id: str, items: int, size: int) -> None:
+        query = "update conversations set items = items + ?, bytes = bytes + ? where id = ?"
+        db.execute(query, (items, size, id))
 
 
 def decoded(body: bytes) -> dict[str, Any]:

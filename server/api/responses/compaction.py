@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from enginehouse.runtimes.contract import Job
+from enginehouse.runtimes.contract import Chat, Job
 from enginehouse.runtimes.errors import Refused
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields, usage_fields
@@ -38,6 +38,12 @@ def to_job(asked: CompactRequest, history: list[Fields], given: list[Fields]) ->
     )
     ask = protocol.items_of(ASK)
     return protocol.to_job(request, history, [*given, *ask], f"resp_{secrets.token_hex(16)}")
+
+
+def has_turns(job: Job) -> bool:
+    """Whether there is more to summarize than the request for it, when turns were left out."""
+    assert isinstance(job.prompt, Chat)
+    return [message["role"] for message in job.prompt.messages].count("user") > 1
 
 
 def compacted(id: str, answer: Answer) -> Fields:

@@ -8,7 +8,7 @@ from litestar import Request, delete, get, post
 from litestar.datastructures import State
 
 from enginehouse.server import body
-from enginehouse.server.api.pages import check_limit, listed, page
+from enginehouse.server.api.pages import check_limit, listed
 from enginehouse.server.api.responses import protocol
 from enginehouse.server.api.responses.render import Fields
 from enginehouse.server.api.store import ResponseStore
@@ -83,7 +83,11 @@ async def list_items(
 ) -> Fields:
     """What was said, page by page."""
     check_limit(limit)
-    return page(await said(state.responses, owner_of(request), id), limit, order, after, "conversation")
+    store, newest_first = state.responses, order == "desc"
+    found = await store.in_thread(store.said_page, owner_of(request), id, limit, newest_first, after)
+    if found is None:
+        raise UnknownConversation(id)
+    return listed(*found)
 
 
 @post(f"{HERE}/items", status_code=200, operation_class=described(JSON, Body(ItemsRequest)))
@@ -99,8 +103,8 @@ async def create_items(request: Request[Any, Any, State], state: State, id: str)
 @get(f"{HERE}/items/{{item:str}}", operation_class=described(JSON, failures=FOUND))
 async def get_item(request: Request[Any, Any, State], state: State, id: str, item: str) -> Fields:
     """One item of it."""
-    items = await said(state.responses, owner_of(request), id)
-    found = next((one for one in items if one["id"] == item), None)
+    store = state.responses
+    found: Fields | None = await store.in_thread(store.said_item, owner_of(request), id, item)
     if found is None:
         raise UnknownConversation(f"{id}/items/{item}")
     return found

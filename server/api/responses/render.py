@@ -158,6 +158,7 @@ class ResponseRenderer:
         self._texts: dict[str, CustomInput] = {}  # of custom tools' calls, by block
         self._blocks: dict[str, tuple[Block, str]] = {}  # of the answer, each with its status, by id
         self._last: Fields = {}  # the response when it has ended
+        self.settled = False  # how it ends; it may have to be stored still
         self._begun = False
         self._numbers = itertools.count()
 
@@ -199,6 +200,7 @@ class ResponseRenderer:
 
     def failure(self, answers: Sequence[Answer], error: Exception) -> bytes:
         (answer,) = answers
+        self.settled = True
         output = [self._item(block, "incomplete") for block in answer.content.blocks]
         self._last = failed(self._draft, output, error)
         return self._event("response.failed", response=self._last)
@@ -217,6 +219,7 @@ class ResponseRenderer:
     async def _finished(self, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
+        self.settled = True
         output = [self._item(block) for block in answer.content.blocks]
         self._last = await self._save(finished(self._draft, output, answer.done))
         return self._last

@@ -8,21 +8,24 @@ from typing import Any, Literal
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
+from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
 from enginehouse.config.schema import DEFAULT_CONTEXT
 from enginehouse.runtimes.contract import Chat, Job
 from enginehouse.runtimes.errors import Refused
 from enginehouse.runtimes.pool.pool import Pool
-from enginehouse.server import body
+from enginehouse.server import body, rate_limits
 from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import compaction, protocol
 from enginehouse.server.api.responses.background import Running
+from enginehouse.server.api.responses.chain import Chain, chain_of, size_of
 from enginehouse.server.api.responses.compaction import CompactRequest
 from enginehouse.server.api.responses.conversations import said
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
 from enginehouse.server.api.responses.tools import toolset
 from enginehouse.server.api.responses.truncation import fitted
+from enginehouse.server.api.responses.websocket import UPGRADE_REQUIRED
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
@@ -49,17 +52,29 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; docs/api.md lists the fields."""
     asked = await body.read_as(request, protocol.read)
-    history = await history_of(state.responses, owner_of(request), asked)
+    chain = chain_of(request.scope)
+    history = await history_of(state.responses, owner_of(request), asked, chain)
     given = await given_items(state.responses, owner_of(request), asked.input)
+    if conversation := protocol.conversation_id(asked):
+        await state.responses.in_thread(state.responses.check_room, owner_of(request), conversation, given)
     tools = toolset(asked.tools, [*history, *given])
-    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
+
+    async def keep(response: Fields) -> Fields:
+        stored, new = await save(state.responses, owner_of(request), given, response), [*given, *response["output"]]
+        if chain and response["status"] in ("completed", "incomplete"):
+            chain.keep(response["id"], history, new, await state.responses.in_thread(size_of, new))
+        return stored
+
+    renderer = ResponseRenderer(asked, keep, tools)
     job = protocol.to_job(asked, history, given, renderer.id, tools)
     left_out = None
     if asked.truncation == "auto":
         job, left_out = await unless_client_leaves(request, shortened(state.pool, job))
     with body.fields_named(PARAMS):
         if asked.background:
-            running = state.background.begin(owner_of(request), renderer, unattended(request, [job], renderer))
+            parts = unattended(request, [job], renderer)
+            hold = functools.partial(rate_limits.hold, request.scope)
+            running = state.background.begin(owner_of(request), renderer, parts, hold)
             response = listening(running, -1) if asked.stream else Response(running.response)
         else:
             response = await answer(request, [job], renderer)
@@ -80,9 +95,13 @@ async def compact_response(request: Request[Any, Any, State], state: State) -> R
     given = await given_items(state.responses, owner_of(request), asked.input or [])
     job = compaction.to_job(asked, history, given)
     with body.fields_named(PARAMS):
+        fitting, left_out = await unless_client_leaves(request, shortened(state.pool, job))
+        if compaction.has_turns(fitting):
+            job = fitting
         answer = await answered(request, job)
     assert answer.assigned
-    return Response(compaction.compacted(job.id, answer), headers=assigned_headers(answer.assigned))
+    headers = assigned_headers(answer.assigned) | ({TURNS_LEFT_OUT: left_out} if left_out else {})
+    return Response(compaction.compacted(job.id, answer), headers=headers)
 
 
 @post("/v1/responses/input_tokens", status_code=200, operation_class=described(JSON, BODY, assigned=True))
@@ -97,6 +116,13 @@ async def count_input_tokens(request: Request[Any, Any, State], state: State) ->
     return Response(counted, headers=assigned_headers(assigned), media_type="application/json")
 
 
+@get("/v1/responses", include_in_schema=False)
+async def connect_to_responses() -> None:
+    """What a GET is told that did not become a WebSocket; see websocket.py."""
+    message = "GET here opens a WebSocket: send 'Upgrade: websocket', or POST what you ask"
+    raise HTTPException(detail=message, status_code=UPGRADE_REQUIRED, headers={"upgrade": "websocket"})
+
+
 @get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))
 async def get_response(
     request: Request[Any, Any, State], state: State, id: str, stream: bool = False, starting_after: int = -1
@@ -108,6 +134,7 @@ async def get_response(
             await found(state.responses, owner_of(request), id)
             kept = "only those of one that is made in the background, and for ten minutes after"
             raise Refused(f"'stream': the events of '{id}' are not kept, {kept}; leave it out", "stream")
+        running.check(starting_after)
         return listening(running, starting_after)
     return Response(running.response if running else await found(state.responses, owner_of(request), id))
 
@@ -165,13 +192,15 @@ async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:
 
 
 async def history_of(
-    store: ResponseStore, owner: str, asked: protocol.ResponseRequest | CompactRequest
+    store: ResponseStore, owner: str, asked: protocol.ResponseRequest | CompactRequest, chain: Chain | None = None
 ) -> list[Fields]:
     previous = asked.previous_response_id
     if isinstance(asked, protocol.ResponseRequest) and (conversation := protocol.conversation_id(asked)):
         return await said(store, owner, conversation)
     if previous is None:
         return []
+    if chain and (history := chain.take(previous)) is not None:
+        return history
     history = await store.in_thread(store.conversation, owner, previous)
     if history is None:
         message = f"Previous response with id '{previous}' not found, or one before it."
@@ -209,7 +238,7 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
     try:
         if response["conversation"] and response["status"] in ("completed", "incomplete"):
             items = [*given, *response["output"]]
-            if not await store.in_thread(store.say, owner, response["conversation"]["id"], items):
+            if not await store.in_thread(store.say, owner, response["conversation"]["id"], items, answered=True):
                 log.warning("'%s': its conversation is gone", response["id"])
         if response["store"]:
             await store.in_thread(store.save, owner, response, given)
@@ -220,6 +249,7 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
 
 
 ROUTES = [
+    connect_to_responses,
     create_response,
     compact_response,
     count_input_tokens,

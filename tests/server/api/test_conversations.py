@@ -1,7 +1,10 @@
 """/v1/conversations, `conversation`, `truncation` and compaction of /v1/responses, through the openai package."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enginehouse.runtimes.contract import Chat
+from enginehouse.runtimes.errors import Refused
+from enginehouse.server.api import store
 from enginehouse.server.api.responses.truncation import ANSWER_SHARE, fitted
+from enginehouse.server.api.store import ResponseStore
 from tests.serving import Served, serve
 
 MODELS = {
@@ -115,6 +121,82 @@ def test_another_key_finds_no_conversation(house: Served, client: openai.OpenAI)
     assert texts(client.conversations.items.list(id).data) == ["a secret"]
 
 
+def test_what_another_key_made_is_neither_compacted_nor_referred_to(house: Served, client: openai.OpenAI) -> None:
+    secret: Any = client.responses.create(model="echo", input=[user("a secret")])
+    (given,) = client.responses.input_items.list(secret.id).data
+    other = openai.OpenAI(base_url=f"{house.root}/v1", api_key="yours", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match=f"Previous response with id '{secret.id}' not found"):
+        other.responses.compact(model="echo", previous_response_id=secret.id)
+    for id in (given.id, secret.output[0].id):
+        reference: Any = [{"type": "item_reference", "id": id}]
+        for ask in (other.responses.create, other.responses.compact):
+            with pytest.raises(openai.BadRequestError, match=f"Item with id '{id}' not found"):
+                ask(model="echo", input=reference)
+    with pytest.raises(openai.NotFoundError):
+        other.responses.input_items.list(secret.id)
+    mine: Any = [{"type": "item_reference", "id": given.id}]
+    assert client.responses.create(model="echo", input=mine).output_text == "a secret"
+
+
+def test_an_item_is_once_in_a_conversation(client: openai.OpenAI) -> None:
+    once: Any = user("once") | {"id": "msg_once"}
+    with pytest.raises(openai.BadRequestError, match="'msg_once' is in this conversation already"):
+        client.conversations.create(items=[once, once])
+    id = client.conversations.create(items=[once]).id
+    with pytest.raises(openai.BadRequestError, match="'msg_once' is in this conversation already"):
+        client.conversations.items.create(id, items=[user("new"), once])
+    with pytest.raises(openai.BadRequestError, match="'msg_once' is in this conversation already"):
+        client.responses.create(model="echo", input=[once], conversation=id)
+    assert texts(client.conversations.items.list(id).data) == ["once"]
+    client.conversations.items.delete("msg_once", conversation_id=id)
+    assert client.responses.create(model="echo", input=[once], conversation=id).output_text == "once"
+    assert client.conversations.create(items=[once]).id  # each has its own
+
+
+def test_a_conversation_that_is_full_says_so_before_anything_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "CONVERSATION_ITEMS", 3)
+    monkeypatch.setattr(store, "CONVERSATION_BYTES", 1000)
+    monkeypatch.setattr(store, "CONVERSATIONS_BYTES", 2500)
+    monkeypatch.setattr(store, "CONVERSATIONS", 3)
+    kept, items = ResponseStore(str(tmp_path)), [{"id": str(number)} for number in range(5)]
+    large = [{"id": "large", "text": "x" * 900}]
+    kept.begin_conversation("mine", "a", {}, items[:2])
+    kept.check_room("mine", "a", items[2:3])
+    for add in (kept.check_room, kept.say):
+        with pytest.raises(Refused, match="takes 3 items and 1000 bytes at most, and would have 4 items"):
+            add("mine", "a", items[2:4])
+        with pytest.raises(Refused, match=r"would have 3 items of 10\d\d bytes"):
+            add("mine", "a", [{"id": "large", "text": "x" * 980}])
+    assert kept.say("mine", "a", items[:5], answered=True)  # what was answered is not lost
+    assert kept.said("mine", "a") == items
+    for item in ("0", "1", "2", "3"):
+        assert kept.unsay("mine", "a", item)
+    assert kept.say("mine", "a", large)
+    kept.begin_conversation("mine", "b", {}, large)
+    with pytest.raises(Refused, match="2500 are kept at most"):
+        kept.begin_conversation("mine", "c", {}, large)
+    kept.begin_conversation("yours", "d", {}, large)  # has room of its own
+    assert kept.end_conversation("mine", "a")
+    kept.begin_conversation("mine", "e", {}, [])
+    kept.begin_conversation("mine", "f", {}, [])
+    with pytest.raises(Refused, match="3 conversations are kept already"):
+        kept.begin_conversation("mine", "g", {}, [])
+
+
+def test_a_page_of_a_long_conversation_is_read_without_the_rest_of_it(client: openai.OpenAI, house: Served) -> None:
+    id = client.conversations.create(items=[user(str(number)) for number in range(20)]).id
+    with contextlib.closing(sqlite3.connect(house.cache / store.FILE)) as file, file:
+        broken = "update said set body = 'no JSON' where conversation = ? and place not in (select place from said "
+        file.execute(f"{broken}where conversation = ? order by place limit 3)", (id, id))
+    page = client.conversations.items.list(id, order="asc", limit=3)
+    assert (texts(page.data), page.has_more) == (["0", "1", "2"], True)
+    assert texts([client.conversations.items.retrieve(str(page.data[1].id), conversation_id=id)]) == ["1"]
+    with pytest.raises(openai.BadRequestError, match="there is no item 'none'"):
+        client.conversations.items.list(id, after="none")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
@@ -204,3 +286,17 @@ def test_what_a_response_went_on_from_is_compacted_with_it(client: openai.OpenAI
     first: Any = client.responses.create(model="pocket", input="Tell me a story. " * 20)
     compacted = client.responses.compact(model="pocket", previous_response_id=first.id)
     assert compacted.usage.input_tokens > first.usage.input_tokens
+
+
+def test_a_conversation_longer_than_the_context_is_compacted_without_turns_of_its_middle(client: openai.OpenAI) -> None:
+    spoken = [user("keep the first")]
+    for number in range(60):
+        spoken += [{"role": "assistant", "content": f"answer {number}"}, user(f"question {number}")]
+    raw = client.responses.with_raw_response.compact(model="small", input=spoken)
+    left_out, _, of = raw.headers["x-enginehouse-turns-left-out"].partition(" of ")
+    assert (0 < int(left_out) < 60, of) == (True, "62")  # with the request for a summary
+    assert raw.parse().output[0].type == "compaction"
+    with pytest.raises(openai.BadRequestError, match="context"):  # nothing of it would be left
+        client.responses.compact(model="small", input="word " * 2000)
+    short = client.responses.with_raw_response.compact(model="small", input="x")
+    assert "x-enginehouse-turns-left-out" not in short.headers
