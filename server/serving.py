@@ -20,6 +20,7 @@ from enginehouse.server.api.responses.background import Background
 from enginehouse.server.connection import Connections
 from enginehouse.server.cors import allowing
 from enginehouse.server.limits import IDLE_SECONDS
+from enginehouse.server.observed import observed
 from enginehouse.server.rate_limits import metered
 from enginehouse.server.reload import ConfigFile, Reload
 
@@ -32,7 +33,7 @@ def run(app: Litestar, file: ConfigFile, listeners: Sequence[socket.socket]) -> 
     """Until a signal ends it: SIGTERM, SIGINT, or a terminal that closes."""
     connections = Connections(lambda: seconds(configured(app).send_timeout))
     options = uvicorn.Config(
-        allowing(metered(app), lambda: configured(app).cors_origins),
+        allowing(metered(observed(app)), lambda: configured(app).cors_origins),
         http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
         ws="none",  # else whoever asks for one leaves our connections' limits
         log_config=None,

@@ -17,6 +17,7 @@ from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
 from enginehouse.runtimes.errors import RETRY_SECONDS, Unavailable, WorkerDied
+from enginehouse.runtimes.metrics import LOAD_SECONDS
 from enginehouse.runtimes.pool import host, routing
 from enginehouse.runtimes.pool.decisions import Decisions, leaving
 from enginehouse.runtimes.pool.loader import Loader
@@ -82,6 +83,7 @@ class LoadedModels:
         self._closing: list[Worker] = []
         self._outdated = itertools.count()
         self._gone = set[str]()  # no longer in the config
+        self._died = set[Key]()  # and were not loaded again yet
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
 
@@ -135,6 +137,7 @@ class LoadedModels:
         """Notes a death once, however many requests saw it."""
         if self._drop(loaded.key, loaded):
             self.counts["deaths", name] += 1
+            self._died.add(loaded.key)
             await self._decisions.record_failure(loaded.source, loaded.candidate, "death", str(death))
 
     async def retire(self, name: str, but: LoadedModel | None) -> None:
@@ -183,8 +186,12 @@ class LoadedModels:
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         await self.make_room(key, ranked, artifact)
+        there = time.monotonic()
         worker = await self._loader.start(name, source, ranked.candidate, artifact, gate=not stands_in)
+        LOAD_SECONDS.labels(name, ranked.candidate.runtime).observe(time.monotonic() - there)
         self.counts["loads", name] += 1
+        self.counts["restarts", name] += key in self._died
+        self._died.discard(key)
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
         return LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
@@ -203,6 +210,7 @@ class LoadedModels:
         self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
+            self.counts["load_failures", name] += not load.cancelled()
             if not self.has(name):
                 self._keep_alive.pop(name, None)
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
@@ -312,6 +320,7 @@ class LoadedModels:
         closing = []
         for other, loaded in self._all():
             if other in (gone or ()):
+                self.counts["evictions", other[0]] += 1
                 self._drop(other, loaded)
                 closing.append(loaded.worker.closed())
         await asyncio.gather(*closing)

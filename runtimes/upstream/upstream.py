@@ -17,6 +17,7 @@ from enginehouse.config.schema import Upstream as Config
 from enginehouse.config.schema import seconds
 from enginehouse.runtimes.contract import Assigned, Chat, Event, Job
 from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable
+from enginehouse.runtimes.metrics import UPSTREAM_FAILURES
 from enginehouse.runtimes.upstream import request
 from enginehouse.runtimes.upstream.answer import Broken, Reading
 from enginehouse.runtimes.upstream.replica import Replica
@@ -71,6 +72,8 @@ class Upstream:
         self.context_length = 0  # tokens; 0: not known
         self._served: OrderedDict[bytes, Replica] = OrderedDict()  # by the digest of a conversation
         self._turns = 0
+        for replica in self.replicas:
+            UPSTREAM_FAILURES.labels(name, replica.url)
 
     # --- what is known ---
 
@@ -242,6 +245,7 @@ class Upstream:
     def _note(self, replica: Replica, error: Unavailable | EngineFailed) -> None:
         if not isinstance(error, Busy) and not self._ending(error):
             replica.note_failure(error)
+            UPSTREAM_FAILURES.labels(self.name, replica.url).inc()
             log.warning("'%s' at %s: %s", self.name, replica.url, error)
 
     # --- health ---
@@ -268,6 +272,7 @@ class Upstream:
         except (Unavailable, EngineFailed, Refused) as error:
             if isinstance(error, Unavailable) and not isinstance(error, Busy):
                 replica.note_failure(error)
+                UPSTREAM_FAILURES.labels(self.name, replica.url).inc()
             log.info("'%s' at %s: %s", self.name, replica.url, error)
             return
         replica.note_reached()

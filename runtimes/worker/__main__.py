@@ -336,7 +336,7 @@ class Loop:
                 continue
             answer = self._answers[token.job]
             if not answer.first:
-                emit.progress.append((token.job, answer.progress((answer.prompt_tokens, token.cached))))
+                emit.progress.append((token.job, answer.progress((answer.prompt_tokens, token.cached), token.tier)))
             deltas = answer.take(token)
             finish = token.finish
             if answer.output.stopped and not finish:

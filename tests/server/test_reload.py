@@ -184,7 +184,7 @@ def test_who_waits_for_a_model_gets_it_as_it_is_configured_now(tmp_path: Path) -
         replies: list[httpx.Response] = []
         waiting = threading.Thread(target=lambda: replies.append(ask(served, "model")))
         waiting.start()
-        while 'under_way{model="model"} 1.0' not in httpx.get(f"{served.root}/metrics").text:
+        while 'under_way{model_name="model"} 1.0' not in httpx.get(f"{served.root}/metrics").text:
             time.sleep(0.02)
         change(served, lambda config: config["models"].update(model=ECHO))
         waiting.join(SECONDS)
@@ -206,7 +206,7 @@ def test_a_preloaded_model_has_answered_before_the_server_is_ready(tmp_path: Pat
         change(served, lambda config: config["models"].pop("broken"))
         served.wait_for("ready", SECONDS)
         assert httpx.get(f"{served.root}/ready").status_code == 200
-        assert 'loads_total{model="echo"} 1.0' in httpx.get(f"{served.root}/metrics").text
+        assert 'loads_total{model_name="echo"} 1.0' in httpx.get(f"{served.root}/metrics").text
 
 
 def test_operators_load_unload_and_delete(tmp_path: Path) -> None:

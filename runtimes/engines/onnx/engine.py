@@ -55,6 +55,7 @@ class Sequences(Protocol):
 
     slots: int
     context: int  # tokens of one
+    cells: int  # tokens of all together
     shares: bool
     guesses: int
 
@@ -102,6 +103,7 @@ class Onnx:
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=each,
+            kv_tokens=sequences.cells,
         )
 
     def save(self, slot: int) -> memoryview:

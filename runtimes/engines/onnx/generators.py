@@ -21,7 +21,7 @@ class Generators:
         import onnxruntime_genai
 
         self._lib: Any = onnxruntime_genai
-        self.slots, self.context = slots, context
+        self.slots, self.context, self.cells = slots, context, slots * context
         config = onnxruntime_genai.Config(str(folder))
         config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
         config.clear_providers()

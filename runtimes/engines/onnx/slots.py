@@ -61,7 +61,7 @@ class Slots:
         import numpy as np
 
         self.session, self._graph = session, graph
-        self.slots, self.context, self._cells = slots, context, cells
+        self.slots, self.context, self.cells = slots, context, cells
         inputs = {value.name: value for value in session.get_inputs()}
         self._positions = "position_ids" in inputs
         self._element = np.dtype(ELEMENTS[inputs[f"{PAST}0.key"].type])
@@ -81,7 +81,7 @@ class Slots:
 
     def forward(self, chunks: Sequence[Chunk]) -> "list[np.ndarray[Any, Any]]":
         """Logits are float32, (vocabulary,)."""
-        if sum(self._length) + sum(len(chunk.tokens) for chunk in chunks) > self._cells:
+        if sum(self._length) + sum(len(chunk.tokens) for chunk in chunks) > self.cells:
             raise CacheFull
         answering = list(takewhile(lambda chunk: chunk.rows == len(chunk.tokens) == 1, chunks))
         rows = self._decode(answering) if answering else []
@@ -131,7 +131,7 @@ class Slots:
 
     def copy(self, source: int, target: int, length: int) -> int:
         """Nothing where that would leave no room to go on."""
-        if sum(self._length) + length >= self._cells:
+        if sum(self._length) + length >= self.cells:
             return 0
         for cache in self._caches:
             cache.rows[self._row[target], :, :length] = cache.rows[self._row[source], :, :length]
@@ -146,7 +146,7 @@ class Slots:
         import numpy as np
 
         shape = (len(self._caches), self._graph.heads, length, self._graph.width)
-        if sum(self._length) + length >= self._cells or len(state) != math.prod(shape) * self._element.itemsize:
+        if sum(self._length) + length >= self.cells or len(state) != math.prod(shape) * self._element.itemsize:
             return False
         for cache, values in zip(self._caches, np.frombuffer(state, self._element).reshape(shape), strict=True):
             cache.rows[self._row[slot], :, :length] = values

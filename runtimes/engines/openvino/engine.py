@@ -133,6 +133,7 @@ class OpenVino:
             longest_token=self._vocabulary.longest_token,
             special_tokens=self._vocabulary.special_texts,
             token_bytes=int(each),
+            kv_tokens=tokens,
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
         self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)
@@ -247,8 +248,7 @@ class OpenVino:
                 return
             self._jobs.waiting.remove(running)
             state, cached = running.state, self._prefixes.reuse(running.tokens)
-            if running.cached is None:
-                running.cached = cached
+            running.note_slot(cached, "memory")
             state.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), state.config)
             self._requests += 1
             self._running.append(running)
