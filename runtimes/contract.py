@@ -126,6 +126,8 @@ class Job(msgspec.Struct, frozen=True):
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
     priority: Priority = "interactive"
     request: str = ""  # the id of the first of all jobs of a request
+    request_id: str = ""  # the request's, as its client knows it
+    trace_headers: dict[str, str] = {}  # W3C's, for a server that is asked for this answer
     owner: str = ""  # who asks; those who wait for a model have their turns one after the other
     counted: bool = False  # each delta says how many tokens there are so far
 

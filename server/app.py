@@ -37,6 +37,7 @@ from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
 from enginehouse.server.rate_limits import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
+from enginehouse.server.traces import traces
 from enginehouse.server.urgency import urgency_guard
 
 LARGEST_BODY_BYTES = 10 << 20
@@ -57,6 +58,7 @@ def create(config: Config) -> Litestar:
         app.state.responses = ResponseStore(config.cache_dir)
         app.state.background = Background()
         app.state.started = int(time.time())
+        app.state.traces = await asyncio.to_thread(traces, config.server)
         looking = asyncio.create_task(app.state.pool.probe_host())
         app.state.pool.preload()
         try:
@@ -65,6 +67,8 @@ def create(config: Config) -> Litestar:
             looking.cancel()
             await app.state.background.end()
             await app.state.pool.drain()
+            if app.state.traces:
+                await asyncio.to_thread(app.state.traces.end)
 
     guarded = [
         chat_completions,

@@ -15,11 +15,11 @@ from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config, Server
 from enginehouse.runtimes.metrics import RELOADS
 from enginehouse.runtimes.pool.pool import Pool
-from enginehouse.server import systemd
+from enginehouse.server import logs, systemd
 from enginehouse.server.auth import Access
 
 log = logging.getLogger("enginehouse.config")
-FIXED_OF_SERVER = ("host", "port", "ollama")  # what is listened on
+FIXED_OF_SERVER = ("host", "port", "ollama", "otlp_traces_endpoint")
 FIXED = ("cache_dir",)
 SECRET = ("api_keys", "batch_keys", "admin_keys", "keys")
 DEBOUNCE_MILLISECONDS = 400  # editors write in several steps
@@ -76,6 +76,7 @@ class Reload:
         for change in changes:
             log.info("config: %s", change)
         if changes:
+            logs.configure(config.server)
             self._app.state.access = Access(config.server)
             pool.reconfigure(config)
         RELOADS.labels("applied" if changes else "unchanged").inc()

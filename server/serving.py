@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from litestar import Litestar
@@ -33,7 +34,7 @@ def run(app: Litestar, file: ConfigFile, listeners: Sequence[socket.socket]) -> 
     """Until a signal ends it: SIGTERM, SIGINT, or a terminal that closes."""
     connections = Connections(lambda: seconds(configured(app).send_timeout))
     options = uvicorn.Config(
-        allowing(metered(observed(app)), lambda: configured(app).cors_origins),
+        allowing(metered(observed(app, lambda: app.state.traces)), lambda: configured(app).cors_origins),
         http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
         ws="none",  # else whoever asks for one leaves our connections' limits
         log_config=None,
@@ -62,6 +63,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._listen_for_hangups()
+        asyncio.get_running_loop().set_exception_handler(note_unhandled)
         await super().startup(sockets)
         self._tasks = [asyncio.create_task(self._announce()), asyncio.create_task(self._reload.run())]
 
@@ -115,6 +117,11 @@ class Server(uvicorn.Server):
         background: Background = self._app.state.background
         while (self.server_state.tasks or background.under_way) and now() < deadline and not hurried():  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)  # a signal's handler could set no event
+
+
+def note_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a task that nobody waits for; asyncio's own words for it quote the exception."""
+    log.error("%s", context["message"], exc_info=context.get("exception"))
 
 
 def has_terminal() -> bool:

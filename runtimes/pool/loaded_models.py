@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 import msgspec
@@ -225,7 +226,7 @@ class LoadedModels:
                 if loaded.unload:
                     loaded.unload.cancel()
                 if not self._requests(name) and idle_seconds is not None and not self._draining:
-                    loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+                    loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded, context=Context())
 
     def keep_alive(self, name: str) -> float | None:
         """Seconds that a model stays when nobody asks; None: for ever."""

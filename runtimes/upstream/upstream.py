@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import Context
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -109,6 +110,7 @@ class Upstream:
         self.refuse(request.needs(job))
         request.check(job)
         prepared = await asyncio.to_thread(self._prepared, job)
+        headers = {"x-request-id": job.request_id or job.id, **job.trace_headers}
         tried: list[Replica] = []
         announced = begun = False
         while True:
@@ -117,7 +119,7 @@ class Upstream:
             reading, here = Reading(job, self._names, self._key), False
             replica.load += 1
             try:
-                async with aclosing(replica.stream(prepared.path, prepared.body, job.id)) as came:
+                async with aclosing(replica.stream(prepared.path, prepared.body, headers)) as came:
                     async for data in came:
                         deltas = list(reading.take(data))
                         if not here:
@@ -253,7 +255,7 @@ class Upstream:
     def start(self) -> None:
         """From now on every replica is asked what it is, again and again."""
         if self._checks is None:
-            self._checks = asyncio.create_task(self._check_for_ever())
+            self._checks = asyncio.create_task(self._check_for_ever(), context=Context())
 
     async def look(self) -> None:
         """Waits until every replica was asked once, or had its time to answer."""

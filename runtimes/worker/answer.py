@@ -14,8 +14,8 @@ from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, text
 class Answer:
     """One job under way."""
 
-    def __init__(self, prompt_tokens: int, output: "OutputParser", scores_end: bool) -> None:
-        self.output = output
+    def __init__(self, prompt_tokens: int, output: "OutputParser", scores_end: bool, request_id: str = "") -> None:
+        self.output, self.request_id = output, request_id
         self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0

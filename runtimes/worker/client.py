@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextvars import Context
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -138,15 +139,15 @@ class Worker:
             why = shortage.describe(error, "see the log")
             message = f"model '{self.name}' cannot be loaded: no process can be started for it: {why}"
             raise Unavailable(message, "model_load_failed", RETRY_SECONDS) from error
-        self._tasks.append(asyncio.create_task(self._keep_stderr()))
+        self._tasks.append(asyncio.create_task(self._keep_stderr(), context=Context()))  # it is no request's
         try:
             self._write(frame(Start(load)))
             await self._ready(report, patience)
         except BaseException:
             self.close()
             raise
-        self._watching = asyncio.create_task(self._watch())
-        self._tasks += [asyncio.create_task(self._read()), self._watching]
+        self._watching = asyncio.create_task(self._watch(), context=Context())
+        self._tasks += [asyncio.create_task(self._read(), context=Context()), self._watching]
 
     async def _ready(self, report: Callable[[float], None], patience: float | None) -> None:
         while True:
@@ -180,7 +181,9 @@ class Worker:
         nobody takes is kept: at most the answer; `ended` is called as soon as the engine has given it."""
         number, replies = self._open(generated, ended, meter)
         try:
-            self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority))
+            self._send(
+                Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority, job.request_id)
+            )
             while True:
                 items = [await replies.get()]
                 while not replies.empty():

@@ -188,17 +188,19 @@ def health(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    from enginehouse.server import app, serving
+    from enginehouse.server import app, logs, serving, traces
     from enginehouse.server.reload import ConfigFile, bytes_of
 
     def read() -> Config:
         config = with_flags(configured(arguments), arguments)
         refuse_open(config)
+        traces.check(config.server)
         return config
 
     path = find(arguments.config, os.environ).absolute()
     file = ConfigFile(path, bytes_of(path), read)
     config = read()
+    logs.configure(config.server)
     listeners = [listen(config.server.host, config.server.port)]
     if config.server.ollama and config.server.port != OLLAMA_PORT:
         listeners.append(listen(config.server.host, OLLAMA_PORT, "stop Ollama, or leave out server.ollama"))
