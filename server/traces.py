@@ -127,7 +127,11 @@ class RequestTrace:
         from opentelemetry.trace import StatusCode
 
         self._span.update_name(f"{method} {route}")
-        about = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+        about: dict[str, Any] = {
+            "http.request.method": method,
+            "http.route": route,
+            "http.response.status_code": status,
+        }
         self._span.set_attributes(about)
         if status >= 500:
             self._span.set_status(StatusCode.ERROR)

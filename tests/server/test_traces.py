@@ -1,5 +1,6 @@
 """Traces: one from the request to the engine's steps, the client's own going on, and no request that waits for them."""
 
+import itertools
 import json
 import socket
 import subprocess
@@ -127,7 +128,7 @@ def test_one_trace_leads_from_the_request_to_prefill_and_decode(
     children = {name: span for name, span in spans.items() if span.parent_span_id == answer.span_id}
     assert children.keys() == {"queue", "load", "admission", "prefill", "decode"}
     order = [spans[name] for name in ("queue", "load", "admission", "prefill", "decode")]
-    for before, after in zip(order, order[1:], strict=False):
+    for before, after in itertools.pairwise(order):
         assert before.start_time_unix_nano <= before.end_time_unix_nano <= after.start_time_unix_nano + 1000
     load = spans["load"].end_time_unix_nano - spans["load"].start_time_unix_nano
     assert load > 0.5 * (request.end_time_unix_nano - request.start_time_unix_nano)  # nothing was loaded before
