@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import promql_parser
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -105,6 +106,46 @@ def test_the_docs_list_every_metric_with_its_type_and_labels_and_no_other(mixed:
     assert sorted(listed) == sorted(shown)
     for name, (kind, labels) in shown.items():
         assert listed[name] == (kind, labels), name
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Of the dashboard, with what Grafana puts in the place of its variables, and the title of their panel."""
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    for panel in board["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"].replace("$__rate_interval", "1m")
+
+
+def test_the_dashboard_asks_only_for_metrics_and_labels_that_there_are(mixed: Served) -> None:
+    exposed = {sample.name: set(sample.labels) for family in families(mixed).values() for sample in family.samples}
+    for title, query in queries():
+        expression = promql_parser.parse(query)
+        for selector, grouped in selectors(expression):
+            assert selector.name in exposed, (title, selector.name)
+            asked = {matcher.name for matcher in selector.matchers.matchers} | grouped
+            assert asked <= exposed[selector.name], (title, query)
+    board = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    for variable in board["templating"]["list"][1:]:
+        metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+        assert label in exposed[metric]
+
+
+def selectors(expression: Any, grouped: frozenset[str] = frozenset()) -> Iterator[tuple[Any, frozenset[str]]]:
+    """Of a query, each with the labels that are kept of what it selects."""
+    match expression:
+        case promql_parser.VectorSelector():
+            yield expression, grouped
+        case promql_parser.MatrixSelector():
+            yield expression.vector_selector, grouped
+        case promql_parser.AggregateExpr():
+            kept = expression.modifier.labels if expression.modifier else ()
+            yield from selectors(expression.expr, grouped | frozenset(kept))
+        case promql_parser.Call():
+            for argument in expression.args:
+                yield from selectors(argument, grouped)
+        case promql_parser.BinaryExpr():
+            yield from selectors(expression.lhs, grouped)
+            yield from selectors(expression.rhs, grouped)
 
 
 def test_no_label_holds_what_a_client_sent(mixed: Served) -> None:
