@@ -43,11 +43,11 @@ def main() -> None:
 
 
 def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    enginehouse = argparse.ArgumentParser(
         prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
     )
-    top.add_argument("--version", action="version", version=version("enginehouse"))
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    enginehouse.add_argument("--version", action="version", version=version("enginehouse"))
+    commands = enginehouse.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
     add_address(serving, "address to listen on, over the config's", "port to listen on, over the config's")
     talking = command(commands, "chat", chat, "talk with a model here; starts a server where none runs")
@@ -60,6 +60,9 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     running.add_argument("--max-tokens", metavar="N", type=int)
     running.add_argument("--temperature", metavar="T", type=float)
     command(commands, "ps", ps, "what the server has loaded").add_argument("--json", action="store_true")
+    watching = command(commands, "top", top, "what the server does now, anew every two seconds; q ends it")
+    watching.add_argument("--once", action="store_true", help="once, since its start")
+    watching.add_argument("--json", action="store_true", help="the same for programs")
     command(commands, "stop", stop, "unload a model").add_argument("model", metavar="MODEL")
     launching = command(commands, "launch", launch, "start a coding agent on a model here; its own arguments follow --")
     launching.set_defaults(further=further)
@@ -88,7 +91,7 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     asking = command(commands, "health", health, "whether the server of the config answers; exits with 1 when not")
     add_address(asking, "address that it listens on, over the config's", "port that it listens on, over the config's")
     command(commands, "doctor", doctor, "what this machine has and lacks; exits with 1 when it cannot serve")
-    return top
+    return enginehouse
 
 
 def command(
@@ -129,6 +132,12 @@ def ps(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import ps
 
     ps.ps(configured(arguments), arguments.json)
+
+
+def top(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import top
+
+    top.top(configured(arguments), arguments.once, arguments.json)
 
 
 def stop(arguments: argparse.Namespace) -> None:
