@@ -169,6 +169,7 @@ class RequestTimes:
         self._admitted = 0.0
         self._first = 0.0  # seconds until its first token
         self._moved = False  # to another engine, in the middle
+        self._ended = False
 
     def note(self, event: Event) -> None:
         match event:
@@ -186,7 +187,8 @@ class RequestTimes:
                 self._note_end(event)
 
     def failed(self, error: BaseException) -> None:
-        FAILURES.labels(self._model, reason_of(error)).inc()
+        if not self._ended:  # else its client left with the end in hand
+            FAILURES.labels(self._model, reason_of(error)).inc()
 
     def _note_first(self, seconds: float) -> None:
         self._first = seconds
@@ -194,6 +196,7 @@ class RequestTimes:
 
     def _note_end(self, done: Done) -> None:
         assert self._assigned
+        self._ended = True
         served, usage, waits = self._served, done.usage, self._assigned.waits
         passed = time.monotonic() - self._began
         # What the engine says of its times is right also where a client takes long to read.

@@ -147,6 +147,7 @@ class AnswerTrace:
         self._context = set_span_in_context(span)
         self._admitted = 0.0  # when, in seconds since the epoch
         self._tier = ""
+        self._ended = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -167,6 +168,8 @@ class AnswerTrace:
     def failed(self, error: BaseException) -> None:
         from opentelemetry.trace import StatusCode
 
+        if self._ended:  # its client left with the end in hand
+            return
         self._span.set_status(StatusCode.ERROR)
         self._span.set_attribute("error.type", reason_of(error))
 
@@ -188,6 +191,7 @@ class AnswerTrace:
             began += seconds
 
     def _note_end(self, done: Done) -> None:
+        self._ended = True
         usage, prefill = done.usage, done.prefill_seconds - done.slot_seconds
         if done.slot_seconds:
             self._child("slot", self._admitted, done.slot_seconds)

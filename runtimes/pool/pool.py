@@ -35,7 +35,16 @@ from enginehouse.runtimes.contract import (
     Waits,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, Refused, TooLong, UnknownModel, WorkerDied, shutting_down
+from enginehouse.runtimes.errors import (
+    RETRY_SECONDS,
+    Busy,
+    Refused,
+    TooLong,
+    Unavailable,
+    UnknownModel,
+    WorkerDied,
+    shutting_down,
+)
 from enginehouse.runtimes.metrics import PROMPT_TOKENS, RequestTimes, TokenMeter
 from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
@@ -61,6 +70,7 @@ from enginehouse.runtimes.worker.protocol import Embedded
 log = logging.getLogger("enginehouse.pool")
 T = TypeVar("T")
 BATCH_SHARE = 0.75  # of the queue: a batch leaves places for others
+NOT_TO_BE_HAD = "model_load_failed", "no_memory"  # codes of errors
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 
 
@@ -192,6 +202,8 @@ class Pool:
                         yield event
         except BaseException as error:
             times.failed(error)
+            if isinstance(error, Unavailable) and error.code in NOT_TO_BE_HAD:
+                self._preload.doubt(name)
             raise
 
     async def load(self, model: str, streamed: bool) -> Assigned:
