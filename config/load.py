@@ -20,6 +20,7 @@ PATTERNS = {
     "memory_budget": "a size such as 80%, 12GiB or 900MiB",
     "_keys": "a key of printable ASCII without blanks",
     "base_urls": "a URL such as http://gpu-box:8000/v1, without user, query and fragment",
+    "otlp_": "a URL such as http://127.0.0.1:4318/v1/traces, without user, query and fragment",
     "cors_origins": "an origin such as https://chat.example, without a path, or *",
 }
 KEY = re.compile(r"[\x21-\x7e]+")  # what a header can carry

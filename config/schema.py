@@ -15,6 +15,7 @@ Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header can carry: any other would never match
 BaseUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]  # no key in it: it is shown
+HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]  # no key in it: it is shown
 Origin = Annotated[str, msgspec.Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^*/?#\s]+)$")]  # as browsers write it
 
 
@@ -44,6 +45,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cors_origins: tuple[Origin, ...] = ()  # of pages that browsers let read the answers; "*": any
     ollama: bool = False  # listen on port 11434 too, where programs look for Ollama
     drain_timeout: Duration = "8s"  # after SIGTERM, in which answers may come to their end; Docker kills after 10 s
+    otlp_traces_endpoint: HttpUrl | None = None  # where OpenTelemetry's traces go: http://127.0.0.1:4318/v1/traces
+    log_format: Literal["text", "json"] = "text"  # a line for each record, with the id of its request
+    log_prompts: bool = False  # what is asked is in the log too, and what unexpected errors say
     send_timeout: Duration = "60s"  # a connection whose client takes nothing of an answer for so long is ended
 
     def __post_init__(self) -> None:

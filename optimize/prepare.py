@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +114,12 @@ async def prepare(
     report: Report,
     rules: Optimize | None = DEFAULT_RULES,
     anew: bool = False,
+    timed: Callable[[Mapping[str, float]], None] = lambda seconds: None,
 ) -> Artifact:
     """Any number of callers, in any number of processes, lead to one build: the store's lock makes the rest wait.
 
     `rules`: the artifact is compared with its source, if that was not done before; None: it is not. `anew`: it is built
-    though there is one already, which stays until the new one is whole.
+    though there is one already, which stays until the new one is whole. `timed` takes the seconds of a build, by stage.
     """
     recipe, store = toolchain.recipe(source, precision), Store(cache)
     artifact = store.find(recipe.key, toolchain.entry)
@@ -133,6 +134,8 @@ async def prepare(
     except BaseException:
         await asyncio.to_thread(store.sweep)  # what a build that was ended or killed has left
         raise
+    if built.seconds:  # else another process made it
+        timed(built.seconds)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in built.seconds.items()) or "by another process"
     log.info("built %s: %s -> %s; %s", recipe.key, mebibytes(source.bytes), mebibytes(built.artifact.bytes), spent)
     return built.artifact

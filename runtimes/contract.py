@@ -126,6 +126,8 @@ class Job(msgspec.Struct, frozen=True):
     echo: bool = False  # the answer begins with the prompt's text, and its log-probabilities where they are asked for
     priority: Priority = "interactive"
     request: str = ""  # the id of the first of all jobs of a request
+    request_id: str = ""  # the request's, as its client knows it
+    trace_headers: dict[str, str] = {}  # W3C's, for a server that is asked for this answer
     owner: str = ""  # who asks; those who wait for a model have their turns one after the other
     counted: bool = False  # each delta says how many tokens there are so far
 
@@ -193,6 +195,7 @@ class Done(msgspec.Struct, frozen=True):
     prefill_seconds: float = 0.0  # from admission to the first token
     decode_seconds: float = 0.0
     stop: str = ""  # the stop string that ended it, if one did
+    slot_seconds: float = 0.0  # of `prefill_seconds`, those before it had a slot
 
 
 class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
@@ -203,6 +206,15 @@ class PromptProgress(msgspec.Struct, frozen=True, array_like=True):
     read: int | None = None  # of them, those among them that were in the KV cache; None: not begun, or not to be known
     cached: int = 0
     seconds: float = 0.0  # since it was admitted
+    tier: str = ""  # where the cached ones were: "slot", "memory" (another slot, or what was kept), "disk"
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """Seconds before a job was admitted, by what it waited for."""
+
+    turn: float = 0.0
+    load: float = 0.0
+    admission: float = 0.0  # its prompt was rendered and tokenized, and its constraint made
 
 
 class Assigned(msgspec.Struct, frozen=True):
@@ -216,6 +228,7 @@ class Assigned(msgspec.Struct, frozen=True):
     fingerprint: str = ""  # changes when the model's bytes, its engine, precision, options or versions do
     again: bool = False  # from the start: what was said so far is void
     prompt_tokens: int = 0
+    waits: Waits = Waits()
 
 
 Event = Assigned | PromptProgress | Delta | Done
@@ -234,6 +247,8 @@ class Token(msgspec.Struct, frozen=True):
     guessed: bool = False  # it was computed in the step of the one before it
     wrong: int = 0  # tokens that were guessed to follow those before it, and did not
     failure: str = ""  # why this job alone could not go on; it has ended, and `finish` says nothing
+    tier: str = ""  # where the cached ones were, as in PromptProgress
+    waited: float = 0.0  # seconds until it had a slot
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -251,6 +266,7 @@ class Facts(msgspec.Struct, frozen=True):
     special_tokens: tuple[str, ...] = ()  # texts that become one token wherever they stand in a prompt
     token_bytes: int = 0  # that the KV cache takes for a token
     kv_bytes: int = 0  # that it may come to take beyond what it has when it is loaded, without asking
+    kv_tokens: int = 0  # that it holds of all sequences together; 0: not known
 
 
 # What an engine may honour beyond the fields of Sampling: alternatives beside the chosen token's logprob; embed();

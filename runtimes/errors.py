@@ -15,6 +15,9 @@ Exception
 └── NotEnforceable            a schema that xgrammar's EBNF cannot say: grammar; the engine makes it a Refused
 """
 
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 RETRY_SECONDS = 5  # after which who was sent away for want of room may ask again
 
 
@@ -54,6 +57,17 @@ class Unavailable(Exception):
     def __init__(self, message: str, code: str = "model_unavailable", retry_after: int | None = None) -> None:
         super().__init__(message)
         self.message, self.code, self.retry_after = message, code, retry_after
+
+
+def quoting(error: E, said: str) -> E:
+    """With what an upstream says of it, which may be of the prompt: for who asked, and for no log and nobody else."""
+    if said:
+        error.add_note(said)
+    return error
+
+
+def in_full(error: Exception) -> str:
+    return ": ".join([str(error), *getattr(error, "__notes__", ())])
 
 
 def shutting_down() -> Unavailable:

@@ -38,10 +38,11 @@ from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
-from enginehouse.server.page import routes as page
 from enginehouse.server.limits import LARGEST_BODY_BYTES
+from enginehouse.server.page import routes as page
 from enginehouse.server.rate_limits import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
+from enginehouse.server.traces import traces
 from enginehouse.server.urgency import urgency_guard
 
 
@@ -61,6 +62,7 @@ def create(config: Config) -> Litestar:
         app.state.background = Background()
         app.state.batches = Batches(app, config.cache_dir)
         app.state.started = int(time.time())
+        app.state.traces = await asyncio.to_thread(traces, config.server)
         looking = asyncio.create_task(app.state.pool.probe_host())
         app.state.pool.preload()
         app.state.batches.start()
@@ -71,6 +73,8 @@ def create(config: Config) -> Litestar:
             await app.state.batches.end()
             await app.state.background.end()
             await app.state.pool.drain()
+            if app.state.traces:
+                await asyncio.to_thread(app.state.traces.end)
 
     guarded = [
         chat_completions,

@@ -11,7 +11,7 @@ from litestar import Request
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.errors import Refused, TooLong
+from enginehouse.runtimes.errors import Refused, TooLong, in_full
 from enginehouse.server.limits import check_sizes
 from enginehouse.server.rate_limits import check_model
 
@@ -122,7 +122,7 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
         param = names.get(error.param or "", error.param)
         raise TooLong(error.context, error.tokens, error.at_least, param) from error
     except Refused as error:
-        raise Refused(error.message, names.get(error.param or "", error.param), error.code) from error
+        raise Refused(in_full(error), names.get(error.param or "", error.param), error.code) from error
 
 
 def members(value: Any, key: str) -> list[dict[str, Any]]:

@@ -10,7 +10,17 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable, UnknownModel, UpstreamFailed
+from enginehouse.runtimes.errors import (
+    Busy,
+    EngineFailed,
+    Refused,
+    TimedOut,
+    Unavailable,
+    UnknownModel,
+    UpstreamFailed,
+    in_full,
+)
+from enginehouse.runtimes.metrics import reason_of
 
 log = logging.getLogger("enginehouse.server")
 NEAR, LONGEST_ROUTE = 0.85, 100  # how alike a path and a route are that may have been meant; letters
@@ -69,10 +79,16 @@ class ErrorReply(msgspec.Struct, frozen=True):
 
 
 def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
-    """Status, body and further headers for an exception."""
+    """Status, body and further headers for an exception, which the log is told of, without its words."""
+    status, body, headers = described(error)
+    log.log(logging.WARNING if status >= 500 else logging.INFO, "it failed, %d: %s", status, reason_of(error))
+    return status, body, headers
+
+
+def described(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
     match error:
         case Refused():
-            return 400, ErrorBody(error.message, CLIENT_ERROR, error.param, error.code), {}
+            return 400, ErrorBody(in_full(error), CLIENT_ERROR, error.param, error.code), {}
         case UnknownModel():
             return 404, ErrorBody(str(error), CLIENT_ERROR, "model", "model_not_found"), {}
         case UnknownResponse():
@@ -93,13 +109,13 @@ def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
             body = ErrorBody(str(error), "rate_limit_error", None, "rate_limit_exceeded")
             return 429, body, {"retry-after": str(error.retry_after)}
         case TimedOut():
-            return 504, ErrorBody(error.message, "timeout_error", None, error.code), {}
+            return 504, ErrorBody(in_full(error), "timeout_error", None, error.code), {}
         case Unavailable():
             status, kind = (429, "rate_limit_error") if isinstance(error, Busy) else (503, SERVER_ERROR)
             headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
-            return status, ErrorBody(error.message, kind, None, error.code), headers
+            return status, ErrorBody(in_full(error), kind, None, error.code), headers
         case UpstreamFailed():
-            return 502, ErrorBody(str(error), SERVER_ERROR, None, "upstream_failed"), {}
+            return 502, ErrorBody(in_full(error), SERVER_ERROR, None, "upstream_failed"), {}
         case EngineFailed():
             return 500, ErrorBody(str(error), SERVER_ERROR, None, "engine_failed"), {}
         case HTTPException():

@@ -31,9 +31,11 @@ from enginehouse.server.keepalive import (
     unless_client_leaves,
     until,
 )
+from enginehouse.server.logs import PROMPT_LETTERS
 from enginehouse.server.rate_limits import charge
 from enginehouse.server.request_id import id_of
 from enginehouse.server.sse import EVENTS, Framing, encode
+from enginehouse.server.traces import SCOPE, RequestTrace, context_headers, traced
 from enginehouse.server.urgency import deadline_of, priority_of
 
 log = logging.getLogger("enginehouse.server")
@@ -44,13 +46,13 @@ ANSWERING = "answering; nothing of it can be shown yet"
 class Answer:
     """One of the answers to a request, as far as it has come."""
 
-    def __init__(self, job: Job, request_id: str = "", charge: Callable[[int], None] = lambda tokens: None) -> None:
+    def __init__(self, job: Job, charge: Callable[[int], None] = lambda tokens: None) -> None:
         self.content = Content()
         self.assigned: Assigned | None = None  # who gives it
         self.prompt = PromptProgress(0)
         self.done: Done | None = None
         self.seconds = 0.0  # from the request to its end
-        self._job, self._request_id, self._began = job, request_id, time.monotonic()
+        self._job, self._began = job, time.monotonic()
         self._charge, self._charged = charge, 0  # tokens
 
     def take(self, event: Event) -> list[Step]:
@@ -65,7 +67,7 @@ class Answer:
             case Done():
                 self.done = event
                 self.seconds = time.monotonic() - self._began
-                log_done(self._job, self._request_id, self.assigned, event, self.seconds)
+                log_done(self._job, self.assigned, event, self.seconds)
                 return self.content.end(event)
             case PromptProgress():
                 self.prompt = event
@@ -115,7 +117,7 @@ async def answer(
     request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer, framing: Framing = EVENTS
 ) -> Response[Any]:
     """The response to a request that is these jobs."""
-    answers, events = begun(request, jobs)
+    answers, events = await begun(request, jobs)
     if jobs[0].streamed:
         pool: Pool = request.app.state.pool
         waiting_for = functools.partial(pool.waiting_for, pool.resolve(jobs[0].model), jobs[0].id)
@@ -137,14 +139,14 @@ async def answer(
 
 async def answered(request: Request[Any, Any, State], job: Job) -> Answer:
     """One whole answer."""
-    answers, events = begun(request, [job])
+    answers, events = await begun(request, [job])
     await unless_client_leaves(request, collect(answers, events))
     return answers[0]
 
 
 async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], renderer: Renderer) -> Parts:
     """The stream of a request that is these jobs, whether its client stays or not."""
-    answers, events = begun(request, jobs)
+    answers, events = await begun(request, jobs)
     try:
         first = await keepalive.first_of(events, len(answers))
     except (EngineFailed, Refused, Unavailable) as error:
@@ -155,13 +157,30 @@ async def unattended(request: Request[Any, Any, State], jobs: Sequence[Job], ren
             yield part
 
 
-def begun(request: Request[Any, Any, State], jobs: Sequence[Job]) -> tuple[list[Answer], IndexedEvents]:
+async def begun(request: Request[Any, Any, State], jobs: Sequence[Job]) -> tuple[list[Answer], IndexedEvents]:
     pool: Pool = request.app.state.pool
+    if pool.config.server.log_prompts:
+        await asyncio.to_thread(log_prompts, jobs)
     common = {"request": jobs[0].id, "priority": priority_of(request), "owner": owner_of(request)}
-    jobs = [msgspec.structs.replace(job, **common) for job in jobs]
-    answers = [Answer(job, id_of(request), functools.partial(charge, request.scope)) for job in jobs]
-    events, deadline = merged([pool.run(job) for job in jobs]), deadline_of(request)
+    common["request_id"] = id_of(request)
+    trace: RequestTrace | None = request.scope.get(SCOPE)  # type: ignore[assignment]
+    passed_on = {} if trace else context_headers(request.scope["headers"])
+    jobs = [msgspec.structs.replace(job, **common, trace_headers=passed_on) for job in jobs]
+    answers = [Answer(job, functools.partial(charge, request.scope)) for job in jobs]
+    running = [pool.run(job) if trace is None else in_trace(trace, pool, job) for job in jobs]
+    events, deadline = merged(running), deadline_of(request)
     return answers, until(deadline, events) if deadline and jobs[0].streamed else events
+
+
+def in_trace(trace: RequestTrace, pool: Pool, job: Job) -> AsyncGenerator[Event, None]:
+    answer = trace.answer(job)
+    return traced(answer, pool.run(msgspec.structs.replace(job, trace_headers=answer.headers)))
+
+
+def log_prompts(jobs: Sequence[Job]) -> None:
+    """Runs in a thread: they may be long."""
+    for job in jobs:
+        log.info("%s asks: %s", job.id, msgspec.json.encode(job.prompt).decode()[:PROMPT_LETTERS])
 
 
 def large(answers: Sequence[Answer]) -> bool:
@@ -273,10 +292,10 @@ def total(answers: Sequence[Answer], per_prompt: int) -> Usage:
     )
 
 
-def log_done(job: Job, request_id: str, assigned: Assigned | None, done: Done, seconds: float) -> None:
+def log_done(job: Job, assigned: Assigned | None, done: Done, seconds: float) -> None:
     assert assigned
     log.info(
-        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s; %s",
+        "%s %s on %s %s: %d prompt (%d cached) + %d tokens, %s; %.3f s, of which prefill %.3f s",
         job.id,
         job.model,
         assigned.runtime,
@@ -287,5 +306,4 @@ def log_done(job: Job, request_id: str, assigned: Assigned | None, done: Done, s
         done.finish_reason,
         seconds,
         done.prefill_seconds,
-        request_id,
     )

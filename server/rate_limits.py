@@ -11,6 +11,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from enginehouse.config.schema import ApiKey
 from enginehouse.runtimes.errors import UnknownModel
+from enginehouse.runtimes.metrics import RATE_LIMITED
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server.auth import Caller, internal_of
 from enginehouse.server.errors import Forbidden, RateLimited
@@ -54,11 +55,12 @@ class Use:
     def begin(self) -> None:
         """Counts a request, or raises RateLimited."""
         if self.requests and self.requests.level() < 1:
-            raise too_many(f"{self.requests.size} requests in a minute", self.requests.seconds_until(1))
+            limit = f"{self.requests.size} requests in a minute"
+            raise too_many("requests", limit, self.requests.seconds_until(1))
         if self.tokens and self.tokens.level() <= 0:
-            raise too_many(f"{self.tokens.size} tokens in a minute", self.tokens.seconds_until(1))
+            raise too_many("tokens", f"{self.tokens.size} tokens in a minute", self.tokens.seconds_until(1))
         if self.key.concurrent and self.under_way >= self.key.concurrent:
-            raise too_many(f"{self.key.concurrent} requests at a time", 1)
+            raise too_many("concurrent", f"{self.key.concurrent} requests at a time", 1)
         if self.requests:
             self.requests.take(1)
         self.under_way += 1
@@ -86,7 +88,8 @@ class Use:
         return found
 
 
-def too_many(limit: str, retry_after: float) -> RateLimited:
+def too_many(what: str, limit: str, retry_after: float) -> RateLimited:
+    RATE_LIMITED.labels(what).inc()
     message = f"Rate limit reached for this API key: {limit}. Please try again in {retry_after:.3f}s."
     return RateLimited(message, retry_after)
 

@@ -13,12 +13,13 @@ from watchfiles import awatch
 
 from enginehouse.config.load import BadConfig
 from enginehouse.config.schema import Config, Server
+from enginehouse.runtimes.metrics import RELOADS
 from enginehouse.runtimes.pool.pool import Pool
-from enginehouse.server import systemd
+from enginehouse.server import logs, systemd
 from enginehouse.server.auth import Access
 
 log = logging.getLogger("enginehouse.config")
-FIXED_OF_SERVER = ("host", "port", "ollama")  # what is listened on
+FIXED_OF_SERVER = ("host", "port", "ollama", "otlp_traces_endpoint")
 FIXED = ("cache_dir",)
 SECRET = ("api_keys", "batch_keys", "admin_keys", "keys")
 DEBOUNCE_MILLISECONDS = 400  # editors write in several steps
@@ -57,6 +58,7 @@ class Reload:
         try:
             config = await asyncio.to_thread(self._file.read)
         except BadConfig as error:
+            RELOADS.labels("refused").inc()
             log.error("the new config is refused, and the old one stays: %s", error)
             self._app.state.refused = (
                 f"refused at {time.strftime('%FT%TZ', time.gmtime())}, the old one stays; see the log"
@@ -74,8 +76,10 @@ class Reload:
         for change in changes:
             log.info("config: %s", change)
         if changes:
+            logs.configure(config.server)
             self._app.state.access = Access(config.server)
             pool.reconfigure(config)
+        RELOADS.labels("applied" if changes else "unchanged").inc()
         log.info("the config was read again; %d changes", len(changes))
 
     async def _watch(self) -> None:

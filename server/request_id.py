@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -13,6 +14,8 @@ from enginehouse.runtimes.errors import Refused
 HEADER, ANTHROPICS = "x-request-id", "request-id"
 LETTERS = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 KEY = "enginehouse.request_id"  # of an ASGI scope
+CURRENT = ContextVar("request_id", default="")  # of the request that a task works for
+TRACE = ContextVar("trace_id", default="")  # W3C's, of the same
 
 
 def id_for(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from litestar import Litestar
@@ -22,6 +23,7 @@ from enginehouse.server.api.responses.background import Background
 from enginehouse.server.connection import Connections
 from enginehouse.server.cors import allowing
 from enginehouse.server.limits import IDLE_SECONDS, LARGEST_BODY_BYTES
+from enginehouse.server.observed import observed
 from enginehouse.server.rate_limits import metered
 from enginehouse.server.reload import ConfigFile, Reload
 
@@ -33,7 +35,7 @@ LOOK_SECONDS = 0.05
 def run(app: Litestar, file: ConfigFile, listeners: Sequence[socket.socket]) -> None:
     """Until a signal ends it: SIGTERM, SIGINT, or a terminal that closes."""
     connections = Connections(lambda: seconds(configured(app).send_timeout), [websocket.PATH])
-    over_http = metered(app)
+    over_http = metered(observed(app, lambda: app.state.traces))
 
     def origins() -> Sequence[str]:
         return configured(app).cors_origins
@@ -71,6 +73,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._listen_for_hangups()
+        asyncio.get_running_loop().set_exception_handler(note_unhandled)
         await super().startup(sockets)
         self._tasks = [asyncio.create_task(self._announce()), asyncio.create_task(self._reload.run())]
 
@@ -127,6 +130,11 @@ class Server(uvicorn.Server):
         unseen = (background, batches)  # no client waits for them
         while (self.server_state.tasks or any(one.under_way for one in unseen)) and now() < deadline and not hurried():  # noqa: ASYNC110
             await asyncio.sleep(LOOK_SECONDS)  # a signal's handler could set no event
+
+
+def note_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a task that nobody waits for; asyncio's own words for it quote the exception."""
+    log.error("%s", context["message"], exc_info=context.get("exception"))
 
 
 def has_terminal() -> bool:

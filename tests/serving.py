@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import openai
 import psutil
+import uvicorn
+from litestar import Litestar
 
 COMMAND = (sys.executable, "-m", "enginehouse.server.cli.main")
 START_SECONDS = 60
@@ -100,6 +103,22 @@ def serve(
         process.wait(timeout=30)
         _, alive = psutil.wait_procs(left, timeout=10)
         assert not alive, f"processes outlived the server: {alive}"
+
+
+@contextmanager
+def hosted(app: Litestar) -> Iterator[str]:
+    """Another server, in a thread of this process; its address."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
 
 
 def share_references(cache: Path) -> None:

@@ -345,10 +345,9 @@ class BatchedEngine(Generic[R]):
             running = self._jobs.waiting.pop(0)
             if running.batch:  # what a chat left is for its next turn
                 free = [slot for slot in free if slot.batch or not slot.kv] or free
-            slot = self._place(running.tokens, free)
+            slot, tier = self._place(running.tokens, free)
             slot.running, slot.batch = running, running.batch
-            if running.cached is None:
-                running.cached = len(slot.kv)
+            running.note_slot(len(slot.kv), tier)
 
     def _make_way(self, free: list[Slot[R]]) -> bool:
         """Where an interactive job waits, the youngest batch job waits in its place: that slot is free then, too."""
@@ -361,17 +360,18 @@ class BatchedEngine(Generic[R]):
         free.append(slot)
         return True
 
-    def _place(self, tokens: list[int], free: list[Slot[R]]) -> Slot[R]:
-        """The free slot for a prompt, holding as much of its beginning as any slot has that can give it."""
+    def _place(self, tokens: list[int], free: list[Slot[R]]) -> tuple[Slot[R], str]:
+        """The free slot for a prompt, holding as much of its beginning as any slot has that can give it; and whence."""
         givers = self._slots if self._model.shares else free
         common = {slot.index: self._common(slot, tokens) for slot in givers}
         if restored := self._from_disk(tokens, free, max(length for length, _ in common.values())):
             common[restored.index] = self._common(restored, tokens)
         source = max(givers, key=lambda slot: (common[slot.index][0], slot in free))
         keep, kept = common[source.index]
+        tier = "disk" if source is restored else "memory" if kept else "slot"
         if kept:
             self._go_back(source, kept)
-            return source
+            return source, tier
         # Overwrite what is least worth keeping, unless a free slot already holds the best beginning and little else.
         target = least_worth(free)
         if keep and source in free and (not self._model.shares or 2 * keep >= len(source.kv)):
@@ -379,7 +379,8 @@ class BatchedEngine(Generic[R]):
         self._truncate(target, keep if target is source else 0, len(tokens))
         if keep and target is not source:
             target.kv = tokens[: self._model.copy(source.index, target.index, keep)]
-        return target
+            tier = "memory"
+        return target, tier
 
     def _from_disk(self, tokens: list[int], free: list[Slot[R]], there: int) -> Slot[R] | None:
         """A free slot with what the disk has of a prompt's beginning, where that is much more than is `there`."""

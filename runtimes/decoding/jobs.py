@@ -1,8 +1,9 @@
 """The jobs of an engine: what each has said so far, what ends it, and who waits for a slot."""
 
+import time
 from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from enginehouse.runtimes.contract import Constraint, Facts, Priority, Sampling, Scored, Token, check_tokens
 from enginehouse.runtimes.decoding.constraints import Constraints
@@ -17,6 +18,8 @@ class Running(Generic[S]):
 
     state: S
     cached: int | None = None  # prompt tokens reused, of the first admission
+    tier = ""  # where they were, as in PromptProgress
+    waited = 0.0  # seconds until the first admission
 
     def __init__(
         self, job: int, ids: Sequence[int], sampling: Sampling, ends: frozenset[int], order: int, batch: bool = False
@@ -24,6 +27,7 @@ class Running(Generic[S]):
         self.job, self.sampling, self.ends, self.order, self.batch = job, sampling, ends, order, batch
         self.tokens = list(ids)  # prompt, then what was generated
         self.prompt = len(self.tokens)
+        self._since = time.monotonic()
 
     @property
     def rank(self) -> tuple[bool, int]:
@@ -33,6 +37,11 @@ class Running(Generic[S]):
     @property
     def generated(self) -> int:
         return len(self.tokens) - self.prompt
+
+    def note_slot(self, cached: int, tier: str) -> None:
+        """It has a slot, not for the first time where it was sent back."""
+        if self.cached is None:
+            self.cached, self.tier, self.waited = cached, tier if cached else "", time.monotonic() - self._since
 
     def failed(self, reason: str) -> Token:
         return Token(self.job, -1, b"", cached=self.cached or 0, failure=reason)
@@ -90,13 +99,14 @@ class Jobs(Generic[S]):
         """What a job says next. `complete`: nothing may follow it."""
         id, cached, tokens = choice.token, running.cached or 0, running.tokens
         top = tuple([Scored(other, self._text(other), logprob) for other, logprob in choice.top]) if choice.top else ()
+        first: dict[str, Any] = {} if running.generated else {"tier": running.tier, "waited": running.waited}
         if id in running.ends:
-            return Token(running.job, -1, b"", "stop", cached, choice.logprob, top)
+            return Token(running.job, -1, b"", "stop", cached, choice.logprob, top, **first)
         tokens.append(id)
         length = len(tokens)
         full = length - running.prompt == running.sampling.max_tokens or length >= self._context_length
         finish = "stop" if complete else "length" if full else None
-        return Token(running.job, id, self._text(id), finish, cached, choice.logprob, top)
+        return Token(running.job, id, self._text(id), finish, cached, choice.logprob, top, **first)
 
     def left(self, running: Running[S]) -> int:
         """Tokens that it may still say."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
+from contextvars import Context
 
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.errors import EngineFailed, Unavailable, UnknownModel
@@ -43,7 +44,7 @@ class IdleBenchmark:
         """Nothing is asked for now."""
         if self._timer:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._start)
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._start, context=Context())
 
     def stop(self) -> None:
         if self._timer:

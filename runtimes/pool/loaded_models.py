@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from enginehouse.config.schema import Config, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
 from enginehouse.runtimes.errors import Unavailable, WorkerDied
+from enginehouse.runtimes.metrics import LOAD_SECONDS
 from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.decisions import Decisions, leaving
 from enginehouse.runtimes.pool.loader import Loader
@@ -89,6 +91,7 @@ class LoadedModels:
         self.memory = Memory(config, self._holders, self._closing_bytes, requests, self._make_leave)
         self._outdated = itertools.count()
         self._gone = set[str]()  # no longer in the config
+        self._died = set[Key]()  # and were not loaded again yet
         self._draining = False
         self.counts: Counter[tuple[str, str]] = Counter()  # of what happened, by kind and model
 
@@ -145,6 +148,7 @@ class LoadedModels:
         """Notes a death once, however many requests saw it."""
         if self._drop(loaded.key, loaded):
             self.counts["deaths", name] += 1
+            self._died.add(loaded.key)
             await self._decisions.record_failure(loaded.source, loaded.candidate, "death", str(death))
 
     async def retire(self, name: str, but: LoadedModel | None) -> None:
@@ -193,9 +197,12 @@ class LoadedModels:
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         await self.make_room(key, source, ranked, artifact)
-        fits = self.memory.fits(key)
+        there, fits = time.monotonic(), self.memory.fits(key)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, gate=not stands_in)
+        LOAD_SECONDS.labels(name, ranked.candidate.runtime).observe(time.monotonic() - there)
         self.counts["loads", name] += 1
+        self.counts["restarts", name] += key in self._died
+        self._died.discard(key)
         log.info("loaded '%s' in %.2f s: %s", name, time.monotonic() - began, ranked.candidate.key)
         fingerprint = await self._fingerprint(name, ranked.candidate, artifact, source)
         loaded = LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
@@ -216,6 +223,7 @@ class LoadedModels:
         self._progress.forget(key)
         if load.cancelled() or load.exception():
             del self._loads[key]
+            self.counts["load_failures", name] += not load.cancelled()
             if not self.has(name):
                 self._keep_alive.pop(name, None)
             log.warning("'%s' on %s: %s", *key, "given up" if load.cancelled() else load.exception())
@@ -231,7 +239,7 @@ class LoadedModels:
                 if loaded.unload:
                     loaded.unload.cancel()
                 if not self._requests(name) and idle_seconds is not None and not self._draining:
-                    loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded)
+                    loaded.unload = loop.call_later(idle_seconds, self._unload, key, loaded, context=Context())
 
     def keep_alive(self, name: str) -> float | None:
         """Seconds that a model stays when nobody asks; None: for ever."""

@@ -17,6 +17,7 @@ from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import KINDS, Store
 from enginehouse.runtimes.contract import Load, Local, Setting
 from enginehouse.runtimes.errors import EngineFailed, Unavailable
+from enginehouse.runtimes.metrics import BUILD_SECONDS, BUILDS
 from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
 from enginehouse.runtimes.pool.records import Records
@@ -76,8 +77,10 @@ class Loader:
         toolchain = self._toolchains[candidate.format]
         report = functools.partial(self._report, name, candidate.key)
         try:
-            return await prepare(source, toolchain, precision, self._cache, report, rules, anew)
+            timed = functools.partial(note_build, name)
+            return await prepare(source, toolchain, precision, self._cache, report, rules, anew, timed)
         except CannotBuild as error:
+            BUILDS.labels(name, "failed").inc()
             if not error.environment:
                 await self._decisions.record_failure(source, candidate, "build", str(error))
             raise Unavailable(f"model '{name}': {error}", "model_load_failed") from error
@@ -287,3 +290,9 @@ class Loader:
             raise Unavailable(f"model '{worker.name}' on {candidate.key}: {error}", "model_load_failed") from error
         if expected is None and answered:
             await self._threads.run(RECORDS, self._records.record_smoke_answer, source.fingerprint, answered)
+
+
+def note_build(name: str, seconds: Mapping[str, float]) -> None:
+    BUILDS.labels(name, "done").inc()
+    for stage, spent in seconds.items():
+        BUILD_SECONDS.labels(name, stage).observe(spent)

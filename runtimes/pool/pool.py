@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from enginehouse.config.schema import Config, seconds
+from enginehouse.config.schema import Config, bytes_of, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.optimize.progress import Progress
 from enginehouse.optimize.sources import token_count
@@ -22,7 +23,6 @@ from enginehouse.runtimes.contract import (
     Assigned,
     Chat,
     Delta,
-    Done,
     Event,
     Job,
     Pooling,
@@ -32,9 +32,20 @@ from enginehouse.runtimes.contract import (
     Sampling,
     Setting,
     Text,
+    Waits,
 )
 from enginehouse.runtimes.engines import runtimes
-from enginehouse.runtimes.errors import RETRY_SECONDS, Busy, Refused, TooLong, UnknownModel, WorkerDied, shutting_down
+from enginehouse.runtimes.errors import (
+    RETRY_SECONDS,
+    Busy,
+    Refused,
+    TooLong,
+    Unavailable,
+    UnknownModel,
+    WorkerDied,
+    shutting_down,
+)
+from enginehouse.runtimes.metrics import PROMPT_TOKENS, RequestTimes, TokenMeter
 from enginehouse.runtimes.pool import host, records, tuning
 from enginehouse.runtimes.pool.attribution import without_attribution
 from enginehouse.runtimes.pool.benchmark import measure
@@ -61,6 +72,7 @@ from enginehouse.runtimes.pool.stand_ins import StandIns
 from enginehouse.runtimes.pool.threads import Threads
 from enginehouse.runtimes.pool.turns import AHEAD, Places, Turns
 from enginehouse.runtimes.pool.upstreams import Upstreams
+from enginehouse.runtimes.upstream.replica import Replica
 from enginehouse.runtimes.worker import prompt as chat
 from enginehouse.runtimes.worker.client import Worker
 from enginehouse.runtimes.worker.protocol import Embedded
@@ -68,6 +80,7 @@ from enginehouse.runtimes.worker.protocol import Embedded
 log = logging.getLogger("enginehouse.pool")
 T = TypeVar("T")
 BATCH_SHARE = 0.75  # of the queue: a batch leaves places for others
+NOT_TO_BE_HAD = "model_load_failed", "no_memory"  # codes of errors
 ATTEMPTS = 3  # workers a request may see die: its own, a fresh one, then the next candidate's, or alone on a third
 
 
@@ -191,15 +204,20 @@ class Pool:
         """Assigned, then deltas, then Done. Closing it early frees the slot. Enter it with aclosing()."""
         name = self.resolve(job.model)
         job = msgspec.structs.replace(job, prompt=self._stable(job.prompt))
-        with ExitStack() as request:
-            request.enter_context(self._request(name, job.priority, job.owner))
-            here = functools.partial(self._answer_here, name, request)
-            async with aclosing(self._upstreams.answer(name, job, here)) as events:
-                async for event in events:
-                    if isinstance(event, Done):
-                        self.counts["prompt_tokens", name] += event.usage.prompt_tokens
-                        self.counts["completion_tokens", name] += event.usage.completion_tokens
-                    yield event
+        times = RequestTimes(name)
+        try:
+            with ExitStack() as request:
+                request.enter_context(self._request(name, job.priority, job.owner))
+                here = functools.partial(self._answer_here, name, request)
+                async with aclosing(self._upstreams.answer(name, job, here)) as events:
+                    async for event in events:
+                        times.note(event)
+                        yield event
+        except BaseException as error:
+            times.failed(error)
+            if isinstance(error, Unavailable) and error.code in NOT_TO_BE_HAD:
+                self._preload.doubt(name)
+            raise
 
     async def load(self, model: str, streamed: bool) -> Assigned:
         """Who answers for a model from now on: it is made ready as for a request of that kind."""
@@ -233,8 +251,12 @@ class Pool:
         name, needs = self.resolve(model), [("embeddings", "model")]
         if upstream := self._upstreams.only(name):
             with self._request(name):
-                return upstream.assigned, await upstream.embed(texts)
-        return await self._ask(model, needs, lambda worker: worker.embed(texts, pooling), self._patience)
+                assigned, embedded = upstream.assigned, await upstream.embed(texts)
+        else:
+            question = functools.partial(embed, texts, pooling)
+            assigned, embedded = await self._ask(model, needs, question, self._patience)
+        PROMPT_TOKENS.labels(name, assigned.runtime).inc(embedded.tokens)
+        return assigned, embedded
 
     async def tokenize(self, model: str, prompt: Prompt) -> tuple[Assigned, list[int]]:
         """The token ids of a prompt, rendered as for an answer."""
@@ -276,16 +298,17 @@ class Pool:
         if isinstance(job.prompt, Chat):
             await self._stand_ins.waited(name, self._check_length(name, job.prompt), self._patience_for(job))
         turns = self._turns_of(name, job.priority)
-        whole = job.request or job.id
+        whole, began = job.request or job.id, time.monotonic()
         await turns.wait(job.owner, whole)
         request.callback(turns.end, whole)
-        async with aclosing(self._answer(name, job, request)) as events:
+        async with aclosing(self._answer(name, job, request, time.monotonic() - began)) as events:
             async for event in events:
                 yield event
 
-    async def _answer(self, name: str, job: Job, request: ExitStack) -> AsyncGenerator[Event, None]:
-        """Runs the job; when its worker dies, again or on from where it was, as far as that can be done honestly. The
-        request ends with the engine's work on it, though its client may take long to read what came of it."""
+    async def _answer(self, name: str, job: Job, request: ExitStack, turn: float) -> AsyncGenerator[Event, None]:
+        """Runs the job, which waited `turn` seconds for its turn; when its worker dies, again or on from where it was,
+        as far as can be done honestly. The request ends with the engine's work on it, though its client may take long
+        to read what came of it."""
         needs = job.needs()
         tried: dict[str, str] = {}
         deaths: list[str] = []  # candidate keys
@@ -298,10 +321,12 @@ class Pool:
                 if len(deaths) == ATTEMPTS - 1:
                     await self._suspects[name].acquire()
                     lease.callback(self._suspects[name].release)
+                began = time.monotonic()
                 loaded = await self._stand_ins.lease(name, needs, tried, self._patience_for(job))
                 lease.enter_context(self._models.using(loaded))
+                leased, meter = time.monotonic(), TokenMeter(name, loaded.candidate.runtime)
                 try:
-                    stream = loaded.worker.stream(job, generated, functools.partial(end, lease, request))
+                    stream = loaded.worker.stream(job, generated, functools.partial(end, lease, request), meter)
                     async with aclosing(stream) as events:
                         async for event in events:
                             if announced is loaded:
@@ -312,8 +337,10 @@ class Pool:
                                 continue
                             assert isinstance(event, PromptProgress)  # it is admitted
                             again = announced is not None and not job.resumable
-                            length = event.prompt_tokens
-                            yield msgspec.structs.replace(loaded.assigned, again=again, prompt_tokens=length)
+                            waits = Waits(turn, leased - began, time.monotonic() - leased)
+                            yield msgspec.structs.replace(
+                                loaded.assigned, again=again, prompt_tokens=event.prompt_tokens, waits=waits
+                            )
                             announced = loaded
                     return
                 except WorkerDied as death:
@@ -462,6 +489,24 @@ class Pool:
         """Requests that are answered now or wait."""
         return self._requests[name]
 
+    def running(self, name: str) -> int:
+        """Of these, at most, those that an engine or an upstream works on."""
+        here = sum(min(one.worker.asked, one.worker.facts.slots) for one in self._models.of(name))
+        return here + sum(replica.load for model, replica in self.replicas() if model == name)
+
+    def loaded(self) -> Iterator[tuple[str, LoadedModel]]:
+        """Every worker that is there, with the name of its model."""
+        for name in self.known:
+            for one in self._models.of(name):
+                yield name, one
+
+    def replicas(self) -> Iterator[tuple[str, Replica]]:
+        return self._upstreams.replicas()
+
+    @property
+    def memory_budget(self) -> int:
+        return bytes_of(self.config.memory_budget, host.total_memory())
+
     def memory(self, name: str) -> int:
         """Bytes resident in a model's workers."""
         return sum(loaded.worker.memory()[0] for loaded in self._models.of(name))
@@ -562,6 +607,10 @@ class Pool:
 def names(config: Config) -> dict[str, str]:
     """Models by their names and aliases."""
     return {alias: name for name, model in config.models.items() for alias in (name, *model.aliases)}
+
+
+async def embed(texts: list[str | list[int]], pooling: Pooling, worker: Worker) -> Embedded:
+    return await worker.embed(texts, pooling)
 
 
 def end(*contexts: ExitStack) -> None:

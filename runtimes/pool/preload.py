@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 
 from enginehouse.runtimes.errors import EngineFailed, Refused, Unavailable, UnknownModel
 
@@ -25,6 +26,11 @@ class Preload:
         for name in models:
             if name not in self._tasks:
                 self._tasks[name] = asyncio.create_task(self._load(name))
+
+    def doubt(self, name: str) -> None:
+        """A request found that it cannot be had. If it was ready, it is so again when it has given another token."""
+        if name in self._tasks and self._tasks[name].done():
+            self._tasks[name] = asyncio.create_task(self._load(name), context=Context())
 
     def pending(self) -> str | None:
         """Which are not ready and why; None when all are."""

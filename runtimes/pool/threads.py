@@ -4,6 +4,7 @@ not answer holds up one model and not the rest."""
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -23,7 +24,8 @@ class Threads:
         executor = self._executors.get(whose)
         if executor is None:
             executor = self._executors[whose] = ThreadPoolExecutor(self._each, f"files of {whose}")
-        return await asyncio.get_running_loop().run_in_executor(executor, partial(work, *args, **kwargs))
+        in_context = partial(copy_context().run, work, *args, **kwargs)  # what it logs bears the request's id
+        return await asyncio.get_running_loop().run_in_executor(executor, in_context)
 
     def end(self) -> None:
         for executor in self._executors.values():

@@ -4,7 +4,7 @@ lets go when the engines here cannot have them."""
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 
@@ -25,6 +25,7 @@ from enginehouse.runtimes.pool.explanation import (
 from enginehouse.runtimes.pool.loaded_models import LoadedModels
 from enginehouse.runtimes.pool.routing import Candidate
 from enginehouse.runtimes.pool.stand_ins import StandIns
+from enginehouse.runtimes.upstream.replica import Replica
 from enginehouse.runtimes.upstream.upstream import Upstream
 
 log = logging.getLogger("enginehouse.upstream")
@@ -129,6 +130,12 @@ class Upstreams:
         """Requests that an upstream takes at once."""
         upstream = self._all.get(name)
         return upstream.config.connections * len(upstream.replicas) if upstream else 0
+
+    def replicas(self) -> Iterator[tuple[str, Replica]]:
+        """Every server, with the model that it serves."""
+        for name, upstream in self._all.items():
+            for replica in upstream.replicas:
+                yield name, replica
 
     def status(self, name: str, upstream: Upstream, requests: int) -> Status:
         if not upstream.healthy:

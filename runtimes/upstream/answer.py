@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from enginehouse.runtimes.contract import Delta, Done, Job, Logprob, Scored, ToolCall, Usage
-from enginehouse.runtimes.errors import RefusedElsewhere, UpstreamFailed
+from enginehouse.runtimes.errors import RefusedElsewhere, UpstreamFailed, quoting
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 QUOTED = 300  # letters of what an upstream says of itself
@@ -192,10 +192,9 @@ def failure(error: ErrorFields | str, secret: str | None) -> Exception:
         error = ErrorFields(error)
     said = quoted(error.message, secret) or "nothing more"
     if error.type in ("invalid_request_error", "BadRequestError"):
-        return RefusedElsewhere(
-            f"the upstream refuses it: {said}", error.param, str(error.code) if error.code else None
-        )
-    return UpstreamFailed(f"the upstream failed: {said}")
+        refused = RefusedElsewhere("the upstream refuses it", error.param, str(error.code) if error.code else None)
+        return quoting(refused, said)
+    return quoting(UpstreamFailed("the upstream failed"), said)
 
 
 def quoted(text: str, secret: str | None) -> str:

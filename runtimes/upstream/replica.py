@@ -3,7 +3,7 @@ mean."""
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from enginehouse.runtimes.errors import (
     TimedOut,
     Unavailable,
     UpstreamFailed,
+    quoting,
 )
 from enginehouse.runtimes.upstream.answer import Broken, ErrorFields, quoted
 
@@ -83,11 +84,11 @@ class Replica:
         pause = LEAST_PAUSE * 2 ** min(max(self._failures - MOST_FAILURES, 0), 10)
         self._until = asyncio.get_running_loop().time() + min(LONGEST_PAUSE, pause)
 
-    async def stream(self, path: str, body: bytes, request_id: str) -> AsyncGenerator[bytes, None]:
+    async def stream(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The data of each event of an answer, without the one that says it is over. A task of its own reads it, so
         that leaving it awaits nothing: the connection is closed behind whoever leaves."""
         came: asyncio.Queue[Item] = asyncio.Queue(AHEAD)
-        pump = asyncio.create_task(self._pump(path, body, request_id, came))
+        pump = asyncio.create_task(self._pump(path, body, headers, came))
         self._pumps[pump] = came
         pump.add_done_callback(lambda done: self._pumps.pop(done, None))
         try:
@@ -117,17 +118,17 @@ class Replica:
         await asyncio.gather(*pumps, return_exceptions=True)
         await self._client.aclose()
 
-    async def _pump(self, path: str, body: bytes, request_id: str, came: asyncio.Queue[Item]) -> None:
+    async def _pump(self, path: str, body: bytes, headers: Mapping[str, str], came: asyncio.Queue[Item]) -> None:
         try:
-            await self._translated(self._read(path, body, request_id, came), None)
+            await self._translated(self._read(path, body, headers, came), None)
             await came.put(None)
         except Exception as error:  # whatever it is, the request's own task is to raise it
             await came.put(error)
 
-    async def _read(self, path: str, body: bytes, request_id: str, came: asyncio.Queue[Item]) -> bytes:
+    async def _read(self, path: str, body: bytes, headers: Mapping[str, str], came: asyncio.Queue[Item]) -> bytes:
         now = asyncio.get_running_loop().time
         first, between = seconds(self._config.first_token_timeout), seconds(self._config.token_timeout)
-        headers = {"content-type": "application/json", "accept": "text/event-stream", "x-request-id": request_id}
+        headers = {"content-type": "application/json", "accept": "text/event-stream", **headers}
         begun = False
         try:
             async with asyncio.timeout(first) as limit:
@@ -197,23 +198,26 @@ class Replica:
     def _error_of(self, response: httpx.Response, body: bytes) -> Exception:
         status, after = response.status_code, retry_after(response.headers.get("retry-after"))
         fields = fields_of(body)
-        said = f": {quoted(fields.message, self._key)}" if fields.message else ""
-        match status:
-            case 401 | 403:  # what it says may have the key in it
-                what = "does not take its key" if self._key else "wants a key"
-                return UpstreamFailed(f"the upstream {what} ({status}); the operator sets it in 'upstream.api_key_env'")
-            case 404 | 405:
-                return UpstreamFailed(f"the upstream has no such model or route ({status}){said}")
-            case 408 | 504:
-                return TimedOut(f"the upstream was not finished in time ({status}){said}", "upstream_timeout")
-            case 429:
-                return Busy(f"the upstream is busy (429){said}", "upstream_busy", after or RETRY_SECONDS)
-            case 503:
-                return Unavailable(f"the upstream cannot serve now (503){said}", "upstream_unavailable", after)
-            case 400 | 413 | 415 | 422:
-                code = str(fields.code) if fields.code not in (None, status) else None
-                return RefusedElsewhere(f"the upstream refuses the request ({status}){said}", fields.param, code)
-        return UpstreamFailed(f"the upstream answered with status {status}{said}")
+        if status in (401, 403):  # what it says may have the key in it
+            what = "does not take its key" if self._key else "wants a key"
+            return UpstreamFailed(f"the upstream {what} ({status}); the operator sets it in 'upstream.api_key_env'")
+        return quoting(error_of(status, after, fields), quoted(fields.message, self._key))
+
+
+def error_of(status: int, after: int | None, fields: ErrorFields) -> Exception:
+    match status:
+        case 404 | 405:
+            return UpstreamFailed(f"the upstream has no such model or route ({status})")
+        case 408 | 504:
+            return TimedOut(f"the upstream was not finished in time ({status})", "upstream_timeout")
+        case 429:
+            return Busy("the upstream is busy (429)", "upstream_busy", after or RETRY_SECONDS)
+        case 503:
+            return Unavailable("the upstream cannot serve now (503)", "upstream_unavailable", after)
+        case 400 | 413 | 415 | 422:
+            code = str(fields.code) if fields.code not in (None, status) else None
+            return RefusedElsewhere(f"the upstream refuses the request ({status})", fields.param, code)
+    return UpstreamFailed(f"the upstream answered with status {status}")
 
 
 class Unreachable(Unavailable):

@@ -8,6 +8,7 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
+from contextvars import Context
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -17,6 +18,7 @@ from enginehouse.config.schema import Upstream as Config
 from enginehouse.config.schema import seconds
 from enginehouse.runtimes.contract import Assigned, Chat, Event, Job
 from enginehouse.runtimes.errors import Busy, EngineFailed, Refused, TimedOut, Unavailable
+from enginehouse.runtimes.metrics import UPSTREAM_FAILURES
 from enginehouse.runtimes.upstream import parsing, request
 from enginehouse.runtimes.upstream.answer import Broken, Reading
 from enginehouse.runtimes.upstream.parsing import Parsing
@@ -73,6 +75,8 @@ class Upstream:
         self.context_length = 0  # tokens; 0: not known
         self._served: OrderedDict[bytes, Replica] = OrderedDict()  # by the digest of a conversation
         self._turns = 0
+        for replica in self.replicas:
+            UPSTREAM_FAILURES.labels(name, replica.url)
 
     # --- what is known ---
 
@@ -115,6 +119,7 @@ class Upstream:
         await self.look()
         self._refuse_for(job)
         prepared = await asyncio.to_thread(self._prepared, job)
+        headers = {"x-request-id": job.request_id or job.id, **job.trace_headers}
         tried: list[Replica] = []
         announced = begun = False
         while True:
@@ -124,7 +129,7 @@ class Upstream:
             parser = Parsing(job, self._parser) if self._parser and isinstance(job.prompt, Chat) else None
             replica.load += 1
             try:
-                async with aclosing(replica.stream(prepared.path, prepared.body, job.id)) as came:
+                async with aclosing(replica.stream(prepared.path, prepared.body, headers)) as came:
                     async for data in came:
                         deltas = list(reading.take(data))
                         if parser:
@@ -256,6 +261,7 @@ class Upstream:
     def _note(self, replica: Replica, error: Unavailable | EngineFailed) -> None:
         if not isinstance(error, Busy) and not self._ending(error):
             replica.note_failure(error)
+            UPSTREAM_FAILURES.labels(self.name, replica.url).inc()
             log.warning("'%s' at %s: %s", self.name, replica.url, error)
 
     # --- health ---
@@ -263,7 +269,7 @@ class Upstream:
     def start(self) -> None:
         """From now on every replica is asked what it is, again and again."""
         if self._checks is None:
-            self._checks = asyncio.create_task(self._check_for_ever())
+            self._checks = asyncio.create_task(self._check_for_ever(), context=Context())
 
     async def look(self) -> None:
         """Waits until every replica was asked once, or had its time to answer."""
@@ -282,6 +288,7 @@ class Upstream:
         except (Unavailable, EngineFailed, Refused) as error:
             if isinstance(error, Unavailable) and not isinstance(error, Busy):
                 replica.note_failure(error)
+                UPSTREAM_FAILURES.labels(self.name, replica.url).inc()
             log.info("'%s' at %s: %s", self.name, replica.url, error)
             return
         replica.note_reached()

@@ -105,9 +105,11 @@ def main() -> None:
         send(LoadFailed(str(error) or type(error).__name__))
         os._exit(1)
     send(Ready(engine.facts, time.monotonic() - began))
+    loop = Loop(engine, inbox, send)
     try:
-        Loop(engine, inbox, send).run()
+        loop.run()
     except Exception:  # the other boundary: an engine that failed in a step is not to be trusted with another
+        print(f"it fails while it answers {', '.join(loop.request_ids) or 'nobody'}", file=sys.stderr)
         traceback.print_exc()
         os._exit(1)  # not by way of the interpreter's end, which aborts while a thread reads stdin
 
@@ -194,6 +196,11 @@ class Loop:
         self._step_seconds = 0.0  # of the last step
         self._reported = 0.0  # when last it was said how far prompts are read
         self._waiting: dict[int, tuple[Question, Pieces[None]]] = {}  # while something is done for them elsewhere
+
+    @property
+    def request_ids(self) -> list[str]:
+        """Of those that are answered."""
+        return [answer.request_id for answer in self._answers.values()]
 
     def run(self) -> None:
         while True:
@@ -296,7 +303,7 @@ class Loop:
         check_features(sampling, self._engine.facts, submit.echo)
         check_length(len(ids), self._engine.facts.context_length)
         check_prediction(sampling.prediction, self._engine.facts)
-        answer = Answer(len(ids), output, scores_end=not isinstance(submit.prompt, Chat))
+        answer = Answer(len(ids), output, not isinstance(submit.prompt, Chat), submit.request_id)
         for token in submit.generated:
             answer.take(Token(submit.job, token, self._engine.text(token)))  # the client has had these deltas
         if submit.echo or sampling.max_tokens == 0:  # else `add` does so
@@ -359,7 +366,7 @@ class Loop:
                 continue
             answer = self._answers[token.job]
             if not answer.first:
-                emit.progress.append((token.job, answer.progress((answer.prompt_tokens, token.cached))))
+                emit.progress.append((token.job, answer.progress((answer.prompt_tokens, token.cached), token.tier)))
             deltas = answer.take(token)
             finish = token.finish
             if answer.output.stopped and not finish:

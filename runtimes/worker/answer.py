@@ -14,18 +14,20 @@ from enginehouse.runtimes.tool_calls.scanner import Reading, Scanner, text
 class Answer:
     """One job under way."""
 
-    def __init__(self, prompt_tokens: int, output: "OutputParser", scores_end: bool) -> None:
-        self.output = output
+    def __init__(self, prompt_tokens: int, output: "OutputParser", scores_end: bool, request_id: str = "") -> None:
+        self.output, self.request_id = output, request_id
         self.scores_end = scores_end  # the token that ends the answer is among the log-probabilities
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = self.reasoning_tokens = self.cached_tokens = 0
         self.accepted = self.rejected = 0  # guesses
+        self.waited = 0.0  # as in Token
         self.started = time.monotonic()
         self.first = self.spoke = 0.0  # when its first token came; when last something to show did
 
     def take(self, token: Token) -> list[Delta]:
         if not self.first:
             self.first, self.cached_tokens = time.monotonic(), token.cached
+            self.waited = token.waited
         logprob = None
         if token.logprob is not None and (token.text or self.scores_end):
             logprob = Logprob(Scored(token.id, token.text, token.logprob), token.top)
@@ -38,10 +40,10 @@ class Answer:
             self.reasoning_tokens += self.output.reasoned
         return deltas
 
-    def progress(self, read: tuple[int, int]) -> PromptProgress:
+    def progress(self, read: tuple[int, int], tier: str = "") -> PromptProgress:
         """`read`: as `Engine.read` says it, of what may be the prompt and a part of the answer."""
         held, cached = (min(tokens, self.prompt_tokens) for tokens in read)
-        return PromptProgress(self.prompt_tokens, held, cached, time.monotonic() - self.started)
+        return PromptProgress(self.prompt_tokens, held, cached, time.monotonic() - self.started, tier)
 
     def end(self) -> list[Delta]:
         """What was held back in case more came."""
@@ -59,7 +61,8 @@ class Answer:
             self.rejected,
         )
         reason = "tool_calls" if finish == "stop" and self.output.called else finish
-        return Done(reason, usage, self.first - self.started, time.monotonic() - self.first, self.output.stopped)
+        times = self.first - self.started, time.monotonic() - self.first
+        return Done(reason, usage, *times, self.output.stopped, self.waited)
 
 
 Reader = Callable[[Scanner], Reading[None]]

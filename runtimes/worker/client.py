@@ -6,8 +6,10 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextvars import Context
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
 
@@ -25,6 +27,7 @@ from enginehouse.runtimes.errors import (
     WorkerDied,
     shutting_down,
 )
+from enginehouse.runtimes.metrics import TokenMeter
 from enginehouse.runtimes.worker.protocol import (
     LENGTH_BYTES,
     Cancel,
@@ -68,6 +71,7 @@ class Asked(NamedTuple):
     replies: "asyncio.Queue[Item]"
     generated: list[int]  # ids of the tokens that came
     ended: Callable[[], None]  # called when the engine has ended it, whether the replies are read or not
+    meter: TokenMeter | None = None  # of a job that a client asked for
 
 
 class Worker:
@@ -91,6 +95,16 @@ class Worker:
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._tasks: list[asyncio.Task[None]] = []
         self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def asked(self) -> int:
+        """Questions and jobs that it has not ended."""
+        return len(self._jobs)
+
+    @property
+    def answering(self) -> list[TokenMeter]:
+        """Of the clients' jobs that it has not ended."""
+        return [asked.meter for asked in self._jobs.values() if asked.meter]
 
     def memory(self) -> tuple[int, int]:
         """Bytes resident now, and at most so far; 0 once it is gone."""
@@ -130,15 +144,15 @@ class Worker:
             why = shortage.describe(error, "see the log")
             message = f"model '{self.name}' cannot be loaded: no process can be started for it: {why}"
             raise Unavailable(message, "model_load_failed", RETRY_SECONDS) from error
-        self._tasks.append(asyncio.create_task(self._keep_stderr()))
+        self._tasks.append(asyncio.create_task(self._keep_stderr(), context=Context()))  # it is no request's
         try:
             self._write(frame(Start(load)))
             await self._ready(report, patience)
         except BaseException:
             self.close()
             raise
-        self._watching = asyncio.create_task(self._watch())
-        self._tasks += [asyncio.create_task(self._read()), self._watching]
+        self._watching = asyncio.create_task(self._watch(), context=Context())
+        self._tasks += [asyncio.create_task(self._read(), context=Context()), self._watching]
 
     async def _ready(self, report: Callable[[float], None], patience: float | None) -> None:
         while True:
@@ -161,14 +175,20 @@ class Worker:
                     )
 
     async def stream(
-        self, job: Job, generated: list[int], ended: Callable[[], None] = lambda: None
+        self,
+        job: Job,
+        generated: list[int],
+        ended: Callable[[], None] = lambda: None,
+        meter: TokenMeter | None = None,
     ) -> AsyncGenerator[PromptProgress | Delta | Done, None]:
         """A PromptProgress when it is admitted, then what comes after the tokens in `generated`, to the answer's end;
         tokens whose deltas were given are added there. Closing the iterator early cancels the job in the engine. What
         nobody takes is kept: at most the answer; `ended` is called as soon as the engine has given it."""
-        number, replies = self._open(generated, ended)
+        number, replies = self._open(generated, ended, meter)
         try:
-            self._send(Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority))
+            self._send(
+                Submit(number, job.prompt, job.sampling, generated.copy(), job.echo, job.priority, job.request_id)
+            )
             while True:
                 items = [await replies.get()]
                 while not replies.empty():
@@ -215,13 +235,15 @@ class Worker:
         finally:
             self._forget(number)
 
-    def _open(self, generated: list[int], ended: Callable[[], None]) -> tuple[int, "asyncio.Queue[Item]"]:
+    def _open(
+        self, generated: list[int], ended: Callable[[], None], meter: TokenMeter | None = None
+    ) -> tuple[int, "asyncio.Queue[Item]"]:
         if self.death:
             raise WorkerDied(self.death)
         if self._interrupted:
             raise shutting_down()
         number, replies = next(self._ids), asyncio.Queue[Item]()
-        self._jobs[number] = Asked(replies, generated, ended)
+        self._jobs[number] = Asked(replies, generated, ended, meter)
         return number, replies
 
     def _forget(self, number: int) -> None:
@@ -325,14 +347,21 @@ class Worker:
                 for number, one in progress:
                     if asked := self._jobs.get(number):
                         asked.replies.put_nowait(one)
+                        if asked.meter:
+                            asked.meter.note_progress(one)
+                now = time.monotonic()
                 for number, token in tokens:
                     if asked := self._jobs.get(number):
                         asked.generated.append(token)
+                        if asked.meter:
+                            asked.meter.note_token(now)
                 for number, delta in deltas:
                     self._unanswered.pop(number, None)
                     if asked := self._jobs.get(number):
                         asked.replies.put_nowait(delta)
                 for number, done in dones:
+                    if (asked := self._jobs.get(number)) and asked.meter:
+                        asked.meter.note_prompt()
                     self._end(number, done)
             case Failure(number, reason):
                 self._end(number, EngineFailed(f"the engine of model '{self.name}' gave up: {reason}"))

@@ -12,6 +12,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     generated: list[int] = []  # tokens another engine has answered with already; the answer goes on after them
     echo: bool = False
     priority: Priority = "interactive"
+    request_id: str = ""  # as its client knows it
 
 
 class Embed(msgspec.Struct, tag="embed", frozen=True):

@@ -45,11 +45,11 @@ def main() -> None:
 
 
 def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    enginehouse = argparse.ArgumentParser(
         prog="enginehouse", description="One OpenAI-compatible endpoint in front of every local LLM engine."
     )
-    top.add_argument("--version", action="version", version=version("enginehouse"))
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    enginehouse.add_argument("--version", action="version", version=version("enginehouse"))
+    commands = enginehouse.add_subparsers(required=True, metavar="COMMAND")
     serving = command(commands, "serve", serve, "serve the models of the config file")
     add_address(serving, "address to listen on, over the config's", "port to listen on, over the config's")
     talking = command(commands, "chat", chat, "talk with a model here; starts a server where none runs")
@@ -70,6 +70,9 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     pulling.add_argument("--local", action="store_true", help="models of the hub's cache, LM Studio and Ollama here")
     pulling.add_argument("--json", action="store_true", help="with --local")
     command(commands, "ps", ps, "what the server has loaded").add_argument("--json", action="store_true")
+    watching = command(commands, "top", top, "what the server does now, anew every two seconds; q ends it")
+    watching.add_argument("--once", action="store_true", help="once, since its start")
+    watching.add_argument("--json", action="store_true", help="the same for programs")
     command(commands, "stop", stop, "unload a model").add_argument("model", metavar="MODEL")
     launching = command(commands, "launch", launch, "start a coding agent on a model here; its own arguments follow --")
     launching.set_defaults(further=further)
@@ -105,7 +108,7 @@ def parser(further: Sequence[str] = ()) -> argparse.ArgumentParser:
     completing = command(commands, "completion", completion, "what makes a shell complete these commands; see --help")
     completing.description = 'eval "$(enginehouse completion bash)" in ~/.bashrc, or zsh in ~/.zshrc'
     completing.add_argument("shell", choices=["bash", "zsh", "tcsh"])
-    return top
+    return enginehouse
 
 
 def command(
@@ -158,6 +161,12 @@ def ps(arguments: argparse.Namespace) -> None:
     from enginehouse.server.cli import ps
 
     ps.ps(configured(arguments), arguments.json)
+
+
+def top(arguments: argparse.Namespace) -> None:
+    from enginehouse.server.cli import top
+
+    top.top(configured(arguments), arguments.once, arguments.json)
 
 
 def stop(arguments: argparse.Namespace) -> None:
@@ -235,7 +244,7 @@ def health(arguments: argparse.Namespace) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    from enginehouse.server import app, serving
+    from enginehouse.server import app, logs, serving
     from enginehouse.server.reload import ConfigFile, bytes_of
 
     def read() -> Config:
@@ -244,6 +253,7 @@ def serve(arguments: argparse.Namespace) -> None:
     path = find(arguments.config, os.environ).absolute()
     file = ConfigFile(path, bytes_of(path), read)
     config = read()
+    logs.configure(config.server)
     listeners = [listen(config.server.host, config.server.port)]
     if config.server.ollama and config.server.port != OLLAMA_PORT:
         listeners.append(listen(config.server.host, OLLAMA_PORT, "stop Ollama, or leave out server.ollama"))
@@ -281,8 +291,11 @@ def configured(arguments: argparse.Namespace) -> Config:
 
 
 def servable(arguments: argparse.Namespace) -> Config:
+    from enginehouse.server import traces
+
     config = with_flags(configured(arguments), arguments)
     refuse_open(config)
+    traces.check(config.server)
     return config
 
 

@@ -232,5 +232,5 @@ def test_nothing_of_all_that_is_left_in_the_pool(alone: Served) -> None:
     while httpx.get(f"{alone.root}/v1/models/echo").json()["status"]["requests"]:
         assert time.monotonic() < until, "requests under way that nobody waits for"
     metrics = httpx.get(f"{alone.root}/metrics").text
-    assert 'enginehouse_requests_under_way{model="echo"} 0.0' in metrics
-    assert 'enginehouse_deaths_total{model="echo"} 0.0' in metrics
+    assert 'enginehouse_requests_under_way{model_name="echo"} 0.0' in metrics
+    assert 'enginehouse_deaths_total{model_name="echo"} 0.0' in metrics

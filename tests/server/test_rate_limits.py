@@ -214,7 +214,8 @@ def test_a_flood_with_one_key_does_not_keep_another_waiting(tmp_path: Path) -> N
             flooding = [asyncio.create_task(one("flood")) for _ in range(30)]
             metrics = {"x-api-key": "flood"}
             while (
-                'under_way{model="echo"} 30.0' not in (await client.get(f"{served.root}/metrics", headers=metrics)).text
+                'under_way{model_name="echo"} 30.0'
+                not in (await client.get(f"{served.root}/metrics", headers=metrics)).text
             ):
                 assert not ended
             await one("guest")

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import enginehouse.config
 from tests.serving import COMMAND, Served, free_port, serve
 
 SECONDS = 60
@@ -69,6 +71,12 @@ def test_what_else_changes_in_the_configs_folder_is_not_logged(served: Served) -
     (config_of(served).parent / "serve.log").write_text("a line")
     change(served, lambda config: config["models"].update(third=ECHO))
     assert not [line for line in served.log if "watchfiles" in line]
+
+
+def test_the_log_changes_its_form(served: Served) -> None:
+    change(served, lambda config: config["server"].update(log_format="json"))
+    assert ask(served, "echo").status_code == 200
+    assert json.loads(served.wait_for("tokens, stop", SECONDS))["request_id"].startswith("req_")
 
 
 def test_a_stream_goes_on_through_a_reload_of_its_own_model(served: Served) -> None:
@@ -192,7 +200,7 @@ def test_who_waits_for_a_model_gets_it_as_it_is_configured_now(tmp_path: Path) -
         replies: list[httpx.Response] = []
         waiting = threading.Thread(target=lambda: replies.append(ask(served, "model")))
         waiting.start()
-        while 'under_way{model="model"} 1.0' not in httpx.get(f"{served.root}/metrics").text:
+        while 'under_way{model_name="model"} 1.0' not in httpx.get(f"{served.root}/metrics").text:
             time.sleep(0.02)
         change(served, lambda config: config["models"].update(model=ECHO))
         waiting.join(SECONDS)
@@ -214,7 +222,32 @@ def test_a_preloaded_model_has_answered_before_the_server_is_ready(tmp_path: Pat
         change(served, lambda config: config["models"].pop("broken"))
         served.wait_for("ready", SECONDS)
         assert httpx.get(f"{served.root}/ready").status_code == 200
-        assert 'loads_total{model="echo"} 1.0' in httpx.get(f"{served.root}/metrics").text
+        metrics = httpx.get(f"{served.root}/metrics").text
+        assert 'loads_total{model_name="echo"} 1.0' in metrics
+        assert 'generation_tokens_total{model_name="echo",runtime="echo"} 1.0' in metrics
+
+
+def test_a_preloaded_model_that_can_no_longer_be_had_is_not_ready_until_it_answers_again(tmp_path: Path) -> None:
+    source, away = tmp_path / "pocket", tmp_path / "away"
+    shutil.copytree(Path(enginehouse.config.__file__).parent / "pocket", source)
+    model = {"source": str(source), "runtime": "llamacpp", "precision": "Q8_0", "preload": True}
+    with serve(tmp_path, {"pocket": model}) as served:
+        served.wait_for("INFO enginehouse.server: ready", 2 * SECONDS)
+        source.rename(away)
+        worker = served.worker()
+        worker.kill()
+        worker.wait(SECONDS)
+        assert ask(served, "pocket").status_code == 503
+        ready = httpx.get(f"{served.root}/ready")
+        assert (ready.status_code, "'pocket'" in ready.json()["error"]["message"]) == (503, True)
+        away.rename(source)
+        change(
+            served, lambda config: config["models"]["pocket"].update(keep_alive="20m")
+        )  # at once, not in half a minute
+        until = time.monotonic() + SECONDS
+        while httpx.get(f"{served.root}/ready").status_code != 200:
+            assert time.monotonic() < until
+        assert ask(served, "pocket").status_code == 200
 
 
 def test_operators_load_unload_and_delete(tmp_path: Path) -> None:

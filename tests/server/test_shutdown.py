@@ -160,7 +160,7 @@ def test_a_request_that_waits_for_its_model_is_told_so(tmp_path: Path) -> None:
         body = {"model": "hung", "messages": [{"role": "user", "content": "hi"}]}
         plain = threads.submit(httpx.post, url, json=body, timeout=SECONDS)
         stream = threads.submit(httpx.post, url, json=body | {"stream": True}, timeout=SECONDS)
-        while 'under_way{model="hung"} 2.0' not in httpx.get(f"{served.root}/metrics").text:
+        while 'under_way{model_name="hung"} 2.0' not in httpx.get(f"{served.root}/metrics").text:
             time.sleep(0.02)
         served.process.send_signal(signal.SIGTERM)
         assert plain.result().status_code == 503

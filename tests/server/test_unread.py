@@ -50,7 +50,7 @@ def ask(served: Served) -> httpx.Response:
 
 def under_way(served: Served) -> float:
     for line in httpx.get(f"{served.root}/metrics").text.splitlines():
-        if line.startswith('enginehouse_requests_under_way{model="echo"}'):
+        if line.startswith('enginehouse_requests_under_way{model_name="echo"}'):
             return float(line.split()[-1])
     raise AssertionError
 

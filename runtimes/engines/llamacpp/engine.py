@@ -411,6 +411,7 @@ class LlamaCpp:
             longest_token=max(len(text.encode()) for text in texts),
             special_tokens=tuple(texts[token] for token in special if texts[token]),
             token_bytes=token_bytes,
+            kv_tokens=self._most_cells,
         )
 
     def _token_text(self, token: int) -> str:

@@ -108,6 +108,7 @@ class Mlx:
             special_tokens=self._vocabulary.special_texts,
             token_bytes=size.token_bytes,
             kv_bytes=kv_bytes,
+            kv_tokens=self._cells,
         )
         self._jobs = Jobs(self.facts, self.text, self._grammar_compiler, self._state)
         self.make_ready = self._jobs.make_ready
@@ -279,7 +280,7 @@ class Mlx:
             logits_processors=[processors],
         )
         running.state.unread = len(tokens) - shared
-        running.cached = shared if running.cached is None else running.cached
+        running.note_slot(shared, "memory")
         self._active[running.state.uid] = running
 
     def _find(self, tokens: list[int]) -> "tuple[Kept | Running[State] | None, int]":

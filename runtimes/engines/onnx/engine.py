@@ -55,7 +55,7 @@ class Sequences(Protocol):
 
     slots: int
     context: int  # tokens of one
-    cells: int  # tokens of all
+    cells: int  # tokens of all together
     shares: bool
     guesses: int
 
@@ -104,6 +104,7 @@ class Onnx:
             special_tokens=self._vocabulary.special_texts,
             token_bytes=each,
             kv_bytes=sequences.cells * each,
+            kv_tokens=sequences.cells,
         )
 
     def save(self, slot: int) -> memoryview:

@@ -134,6 +134,7 @@ class OpenVino:
             special_tokens=self._vocabulary.special_texts,
             token_bytes=int(each),
             kv_bytes=int(tokens * each),
+            kv_tokens=tokens,
         )
         self._jobs = Jobs(self.facts, self.text, lambda: self._vocabulary.grammar_compiler(width), self._state)
         self._compiling = Structures(openvino, openvino_genai, self._tokenizer, folder, width)
@@ -248,8 +249,7 @@ class OpenVino:
                 return
             self._jobs.waiting.remove(running)
             state, cached = running.state, self._prefixes.reuse(running.tokens)
-            if running.cached is None:
-                running.cached = cached
+            running.note_slot(cached, "memory")
             state.handle = self._pipeline.add_request(self._requests, self._tensor(running.tokens), state.config)
             self._requests += 1
             self._running.append(running)

@@ -112,7 +112,7 @@ def test_a_field_that_the_chosen_engine_lacks_takes_the_request_to_one_that_has_
     with serve(folder, {"pocket": model}, own_cache(folder, "detour")) as served:
         assert ask(served).headers["x-enginehouse-runtime"] == "openvino"
         assert ask(served, logit_bias={"1": -5}).headers["x-enginehouse-runtime"] == "onnx"
-        assert 'enginehouse_detours_total{model="pocket"} 1.0' in httpx.get(f"{served.root}/metrics").text
+        assert 'enginehouse_detours_total{model_name="pocket"} 1.0' in httpx.get(f"{served.root}/metrics").text
 
 
 def test_strict_refuses_the_detour_and_names_who_would_serve_it(folder: Path) -> None:

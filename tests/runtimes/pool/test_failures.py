@@ -49,7 +49,7 @@ def test_a_greedy_stream_goes_on_when_its_worker_is_killed_as_if_nothing_had_hap
         assert "".join(parts) == whole
         assert ends[-1] == "length"
         served.wait_for("going on after")
-        assert 'enginehouse_continuations_total{model="pocket"} 1.0' in httpx.get(f"{served.root}/metrics").text
+        assert 'enginehouse_continuations_total{model_name="pocket"} 1.0' in httpx.get(f"{served.root}/metrics").text
 
 
 def test_a_random_streams_worker_killed_ends_it_with_an_error_and_the_next_request_is_answered(folder: Path) -> None:

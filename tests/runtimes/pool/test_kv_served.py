@@ -6,6 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import httpx
+
 from tests.serving import COMMAND, Served, serve
 
 RULES = "You are a helpful assistant. Answer the user's questions. " * 60
@@ -38,6 +40,7 @@ def test_a_prompt_is_read_once_though_its_worker_is_killed_and_its_server_ends(t
         assert ask(served) > 500
     with serve(tmp_path, models) as served:
         assert ask(served) > 500
+        assert 'runtime="llamacpp",tier="disk"' in httpx.get(f"{served.root}/metrics").text
     config = next(tmp_path.glob("config-*.yaml"))
     for command, words in ((["models"], "MiB prompts"), (["prune", "--budget", "0GiB"], "removed llamacpp-")):
         done = subprocess.run([*COMMAND, *command, "--config", str(config)], capture_output=True, text=True, check=True)
