@@ -196,7 +196,7 @@ class LoadedModels:
         artifact = await self._loader.prepare(name, source, ranked.candidate, gate=not stands_in)
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
-        await self.make_room(key, source, ranked, artifact)
+        await self.make_room(key, name, source, ranked, artifact)
         there, fits = time.monotonic(), self.memory.fits(key)
         worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, gate=not stands_in)
         LOAD_SECONDS.labels(name, ranked.candidate.runtime).observe(time.monotonic() - there)
@@ -309,9 +309,11 @@ class LoadedModels:
         self.close(loaded.worker, learn)
         return True
 
-    async def make_room(self, key: Key, source: Source, ranked: Ranked, artifact: Artifact, evict: bool = True) -> None:
+    async def make_room(
+        self, key: Key, name: str, source: Source, ranked: Ranked, artifact: Artifact, evict: bool = True
+    ) -> None:
         """Sets memory aside for a load until `memory.release`; see `Memory.reserve`."""
-        needed = await self._loader.memory_bytes(key[0], source, ranked, artifact)
+        needed = await self._loader.memory_bytes(name, source, ranked, artifact)
         await self.memory.reserve(key, needed, artifact.bytes, evict)
 
     def _make_leave(self, keys: Collection[Key]) -> "asyncio.Future[list[None]]":

@@ -580,7 +580,7 @@ class Pool:
         name, key = self.resolve(model), (f"{model} (measured)", ranked.candidate.key)
         source = await self.source(name)
         artifact = await self._loader.prepare(name, source, ranked.candidate)
-        await self._models.make_room(key, source, ranked, artifact, evict=False)
+        await self._models.make_room(key, name, source, ranked, artifact, evict=False)
         try:
             fits = self._models.memory.fits(key)
             worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, setting=setting)
