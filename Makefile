@@ -22,7 +22,7 @@ serve: install
 	$(BIN)/enginehouse serve $(ARGS)
 
 test: install-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: install-dev
 	$(BIN)/ruff format --check .
