@@ -79,16 +79,18 @@ class LoadedModels:
         progress: ProgressTracker,
         threads: Threads,
         requests: Callable[[str], int],
+        interactive: Callable[[str], int],
         load_ended: Callable[[], None],
     ) -> None:
-        """`requests`: how many a model has under way or waiting; `load_ended` is called after each load."""
+        """`requests`: how many a model has under way or waiting, `interactive`: of them those that are no batch's;
+        `load_ended` is called after each load."""
         self._config, self._runtimes, self._decisions, self._loader = config, runtimes, decisions, loader
         self._progress, self._threads = progress, threads
         self._requests, self._load_ended = requests, load_ended
         self._loads: dict[Key, asyncio.Task[LoadedModel]] = {}
         self._keep_alive: dict[str, float | None] = {}  # seconds, as clients asked, until the model is unloaded
         self._closing: dict[Worker, asyncio.Task[None]] = {}
-        self.memory = Memory(config, self._holders, self._closing_bytes, requests, self._make_leave)
+        self.memory = Memory(config, self._holders, self._closing_bytes, requests, interactive, self._make_leave)
         self._outdated = itertools.count()
         self._gone = set[str]()  # no longer in the config
         self._died = set[Key]()  # and were not loaded again yet

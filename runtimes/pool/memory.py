@@ -41,12 +41,13 @@ class Memory:
         holders: Callable[[], Collection[Holder]],
         closing_bytes: Callable[[], int],
         requests: Callable[[str], int],
+        interactive: Callable[[str], int],
         drop: Callable[[Collection[Key]], "asyncio.Future[list[None]]"],
     ) -> None:
         """`closing_bytes`: of workers that are unloaded and not gone yet; `requests`: how many a model has under way or
-        waiting."""
+        waiting, `interactive`: of them those that are no batch's."""
         self._config, self._holders, self._closing_bytes = config, holders, closing_bytes
-        self._requests, self._drop = requests, drop
+        self._requests, self._interactive, self._drop = requests, interactive, drop
         self._reserved: dict[Key, int] = {}  # of models on their way into memory
         self._waiting: dict[Key, float] = {}  # who waits for it, since when
         self._change = asyncio.Event()
@@ -112,10 +113,12 @@ class Memory:
     # --- turns ---
 
     def yields(self, holder: Holder) -> bool:
-        """Whether it takes no further request, because another model waits for its memory and it has had its turn."""
+        """Whether it takes no further request, because another model waits for its memory and it has had its turn. A
+        batch waits until nobody asks."""
         now = time.monotonic()
         return now > holder.loaded_at + TURN_SECONDS and any(
-            name != holder.key[0] and now > since + TURN_SECONDS for (name, _), since in self._waiting.items()
+            name != holder.key[0] and now > since + TURN_SECONDS and self._interactive(name) > 0
+            for (name, _), since in self._waiting.items()
         )
 
     async def next_change(self) -> None:

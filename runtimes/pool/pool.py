@@ -96,6 +96,7 @@ class Pool:
             config, self._runtimes, makers, self._decisions, learnt, self._threads, self._progress.report
         )
         self._requests: Counter[str] = Counter()  # under way or waiting, by model
+        self._interactive: Counter[str] = Counter()  # those of them that are no batch's
         self._models = LoadedModels(
             config,
             self._runtimes,
@@ -104,6 +105,7 @@ class Pool:
             self._progress,
             self._threads,
             self._requests.__getitem__,
+            self._interactive.__getitem__,
             self._load_ended,
         )
         self._stand_ins = StandIns(config, self._decisions, self._loader, self._models, self._progress, self._threads)
@@ -390,7 +392,9 @@ class Pool:
         if owner and several and self._places.full(name, owner, limit - self._requests[name]):
             mine = "requests with this API key wait for it already as there are places left for others"
             raise Busy(f"model '{name}' is busy: as many {mine}", "queue_full", RETRY_SECONDS)
+        interactive = priority == "interactive"
         self._requests[name] += 1
+        self._interactive[name] += interactive
         self.counts["requests", name] += 1
         if self._upstreams.only(name) is None:
             self._idle.note_request(name)
@@ -399,6 +403,7 @@ class Pool:
                 yield
         finally:
             self._requests[name] -= 1
+            self._interactive[name] -= interactive
             self.idle_slots.look_again()
             self._models.schedule_unload(name)
             self._models.memory.settle()

@@ -35,7 +35,9 @@ class House:
         self.models = {model.key: model for model in models}
         self.asked: dict[str, int] = {}
         config = Config(memory_budget="1000MiB", models={})
-        self.memory = Memory(config, lambda: list(self.models.values()), lambda: 0, self.requests, self.drop)
+        self.memory = Memory(
+            config, lambda: list(self.models.values()), lambda: 0, self.requests, self.requests, self.drop
+        )
 
     def requests(self, name: str) -> int:
         return self.asked.get(name, 0)
@@ -106,6 +108,11 @@ def test_a_model_that_others_keep_busy_makes_room_once_it_has_had_its_turn(
         house = House(busy)
         house.asked["a"] = 3
         assert not house.memory.yields(busy)
+        batch = asyncio.create_task(house.memory.reserve(key("batch"), 500 * MIB, 400 * MIB))
+        await asyncio.sleep(0.01)
+        assert not house.memory.yields(busy)  # for a batch
+        batch.cancel()
+        house.asked["b"] = 1
         waiting = asyncio.create_task(house.memory.reserve(key("b"), 500 * MIB, 400 * MIB))
         await asyncio.sleep(0.01)
         assert house.memory.yields(busy)
