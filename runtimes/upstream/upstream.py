@@ -123,8 +123,9 @@ class Upstream:
             reading, here = Reading(job, self._names, self._key), False
             parser = Parsing(job, self._parser) if self._parser and isinstance(job.prompt, Chat) else None
             replica.load += 1
+            began = asyncio.get_running_loop().time()
             try:
-                async with aclosing(replica.stream(prepared.path, prepared.body, job.id)) as came:
+                async with aclosing(replica.stream(prepared.path, prepared.body, request.request_id(job.id))) as came:
                     async for data in came:
                         deltas = list(reading.take(data))
                         if parser:
@@ -146,7 +147,7 @@ class Upstream:
                 replica.note_answer()
                 raise
             except (Unavailable, EngineFailed) as error:
-                self._note(replica, error)
+                self._note(replica, error, began)
                 if (begun and job.streamed) or not self._another(error, tried):
                     raise
                 log.warning("'%s' at %s: %s; asking another replica", self.name, replica.url, error)
@@ -164,6 +165,7 @@ class Upstream:
             replica = self._choose([], tried)
             tried.append(replica)
             replica.load += 1
+            began = asyncio.get_running_loop().time()
             try:
                 patience = seconds(self.config.first_token_timeout)
                 read = await replica.ask("POST", "/embeddings", body, patience)
@@ -171,7 +173,7 @@ class Upstream:
                 replica.note_answer()
                 return found
             except (Unavailable, EngineFailed) as error:
-                self._note(replica, error)
+                self._note(replica, error, began)
                 if not self._another(error, tried):
                     raise
             finally:
@@ -253,9 +255,9 @@ class Upstream:
     def _ending(self, error: Exception) -> bool:
         return isinstance(error, Unavailable) and error.code == "shutting_down"
 
-    def _note(self, replica: Replica, error: Unavailable | EngineFailed) -> None:
+    def _note(self, replica: Replica, error: Unavailable | EngineFailed, began: float) -> None:
         if not isinstance(error, Busy) and not self._ending(error):
-            replica.note_failure(error)
+            replica.note_failure(error, began)
             log.warning("'%s' at %s: %s", self.name, replica.url, error)
 
     # --- health ---
