@@ -81,13 +81,9 @@ def test_it_answers_in_every_dialect(front: Served) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ANSWER
     answer = front.client.responses.create(model="pocket", input=QUESTION[0]["content"], temperature=0)
     assert answer.output_text == ANSWER
+    untempered: Any = {"model": "pocket", "messages": QUESTION}
     client = anthropic.Anthropic(base_url=front.root, api_key="none", max_retries=0)
-    message: Any = client.messages.create(
-        model="pocket",
-        messages=QUESTION,
-        max_tokens=50,
-        extra_body={"temperature": 0},  # type: ignore[arg-type]
-    )
+    message: Any = client.messages.create(max_tokens=50, extra_body={"temperature": 0}, **untempered)
     assert message.content[0].text == ANSWER
 
 
