@@ -2,6 +2,7 @@
 mean."""
 
 import asyncio
+import math
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -43,6 +44,7 @@ class Replica:
         self.load = 0  # requests under way
         self.failure = ""  # why it is not asked, or was not when it was last tried
         self._failures = 0  # in a row
+        self._failed = 0.0  # when last
         self._unreachable = False
         self._until = 0.0  # when it may be tried again
         self._config, self._key = config, key
@@ -78,9 +80,13 @@ class Replica:
         if self._unreachable:
             self.note_answer()
 
-    def note_failure(self, error: Exception) -> None:
+    def note_failure(self, error: Exception, began: float = math.inf) -> None:
+        """`began`: when it was asked. What fails together is one failure: behind an address there may be several
+        servers, of which one died with all that it had."""
         self.failure, self._unreachable = str(error), isinstance(error, Unreachable)
-        self._failures += 1
+        if began < self._failed:
+            return
+        self._failures, self._failed = self._failures + 1, asyncio.get_running_loop().time()
         pause = LEAST_PAUSE * 2 ** min(max(self._failures - MOST_FAILURES, 0), 10)
         self._until = asyncio.get_running_loop().time() + min(LONGEST_PAUSE, pause)
 

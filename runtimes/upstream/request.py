@@ -1,5 +1,7 @@
 """A job as the body of one streaming POST, in the words that servers of OpenAI's API have in common."""
 
+import re
+import uuid
 from typing import Any
 
 import msgspec
@@ -46,6 +48,8 @@ ALWAYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 PLAIN = (*ALWAYS, "max_tokens", "min_tokens", "ignore_eos", "seed", "frequency_penalty", "presence_penalty")
 # What other dialects put into every request for the templates that know it: where nobody hears it, nothing is lost.
 WISHES = {"enable_thinking", "thinking", "reasoning_effort"}
+UUID_DIGITS = 32
+DIGITS = re.compile(r"[0-9a-f]{16,32}")
 Needs = list[tuple[str, str]]
 
 
@@ -113,6 +117,14 @@ def body_of(job: Job, model: str, features: tuple[str, ...], parser: ToolParser 
             return "/completions", msgspec.json.encode(fields | {"prompt": text})
         case Ids(ids):
             return "/completions", msgspec.json.encode(fields | {"prompt": ids})
+
+
+def request_id(job: str) -> str:
+    """A UUID, for there are servers that refuse any other: the digits of the job's id, so that both logs have them."""
+    digits = re.sub("^[a-z]+[-_]", "", job).replace("-", "")
+    if not DIGITS.fullmatch(digits):
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, job))
+    return str(uuid.UUID(hex=digits.ljust(UUID_DIGITS, "0")))
 
 
 def chat_fields(chat: Chat, features: tuple[str, ...]) -> dict[str, Any]:

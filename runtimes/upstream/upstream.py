@@ -119,7 +119,7 @@ class Upstream:
         await self.look()
         self._refuse_for(job)
         prepared = await asyncio.to_thread(self._prepared, job)
-        headers = {"x-request-id": job.request_id or job.id, **job.trace_headers}
+        headers = {"x-request-id": request.request_id(job.request_id or job.id), **job.trace_headers}
         tried: list[Replica] = []
         announced = begun = False
         while True:
@@ -128,6 +128,7 @@ class Upstream:
             reading, here = Reading(job, self._names, self._key), False
             parser = Parsing(job, self._parser) if self._parser and isinstance(job.prompt, Chat) else None
             replica.load += 1
+            began = asyncio.get_running_loop().time()
             try:
                 async with aclosing(replica.stream(prepared.path, prepared.body, headers)) as came:
                     async for data in came:
@@ -151,7 +152,7 @@ class Upstream:
                 replica.note_answer()
                 raise
             except (Unavailable, EngineFailed) as error:
-                self._note(replica, error)
+                self._note(replica, error, began)
                 if (begun and job.streamed) or not self._another(error, tried):
                     raise
                 log.warning("'%s' at %s: %s; asking another replica", self.name, replica.url, error)
@@ -169,6 +170,7 @@ class Upstream:
             replica = self._choose([], tried)
             tried.append(replica)
             replica.load += 1
+            began = asyncio.get_running_loop().time()
             try:
                 patience = seconds(self.config.first_token_timeout)
                 read = await replica.ask("POST", "/embeddings", body, patience)
@@ -176,7 +178,7 @@ class Upstream:
                 replica.note_answer()
                 return found
             except (Unavailable, EngineFailed) as error:
-                self._note(replica, error)
+                self._note(replica, error, began)
                 if not self._another(error, tried):
                     raise
             finally:
@@ -258,9 +260,9 @@ class Upstream:
     def _ending(self, error: Exception) -> bool:
         return isinstance(error, Unavailable) and error.code == "shutting_down"
 
-    def _note(self, replica: Replica, error: Unavailable | EngineFailed) -> None:
+    def _note(self, replica: Replica, error: Unavailable | EngineFailed, began: float) -> None:
         if not isinstance(error, Busy) and not self._ending(error):
-            replica.note_failure(error)
+            replica.note_failure(error, began)
             UPSTREAM_FAILURES.labels(self.name, replica.url).inc()
             log.warning("'%s' at %s: %s", self.name, replica.url, error)
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +214,8 @@ def test_an_answer_comes_with_usage_and_who_gave_it(front: Served, server: Odd) 
     assert server.asked[0]["model"] == "m"
     assert server.asked[0]["temperature"] == 1.0
     assert server.sent_headers[0]["authorization"] == f"Bearer {KEY}"
+    sent, ours = server.sent_headers[0]["x-request-id"], body["id"].partition("-")[2]
+    assert uuid.UUID(sent).hex.startswith(ours)  # llama_cpp.server refuses what is no UUID
 
 
 # --- thoughts and calls in its text ---
@@ -342,6 +345,21 @@ def test_a_stream_that_breaks_ends_with_an_error_event(front: Served, server: Od
     messages: Any = HELLO
     with pytest.raises(openai.APIError, match="ended in the middle"):
         list(front.client.chat.completions.create(model="brittle", messages=messages, stream=True))
+
+
+def test_what_fails_together_is_one_failure(server: Odd, tmp_path: Path) -> None:
+    """As where one of several servers behind an address dies."""
+    models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m"}}}
+    with serve(tmp_path, models) as served, ThreadPoolExecutor(6) as threads:
+        server.body, server.hang_after = said("hel"), 1
+        replies = [threads.submit(ask, served, "m") for _ in range(6)]
+        while server.at_once < len(replies):
+            time.sleep(0.02)
+        server.go.set()
+        assert [reply.result().status_code for reply in replies] == [502] * 6
+        server.body, server.hang_after = GOOD, None
+        body = {"model": "m", "messages": HELLO}
+        assert httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=60).status_code == 200
 
 
 def test_a_client_that_leaves_closes_the_connection_to_the_upstream(front: Served, server: Odd) -> None:

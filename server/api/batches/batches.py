@@ -99,6 +99,7 @@ class Batches:
                     return
                 await run.run()
                 await asyncio.to_thread(self._locks.remove, name)
+                self._look.set()  # there is room for the next
         except BlockingIOError:
             log.debug("another server runs batch '%s'", run.id)
         except Left as reason:
@@ -111,7 +112,6 @@ class Batches:
             log.exception("batch '%s' met what was not expected; it is tried again", run.id)
         finally:
             del self._runs[run.id]
-            self._look.set()
 
     def _room(self) -> tuple[str, int]:
         size = self._pool.config.batch_disk

@@ -27,7 +27,10 @@ MODELS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    keys = {"limited": {"key": "limited", "models": ["echo"]}}
+    keys = {
+        "limited": {"key": "limited", "models": ["echo"]},
+        "metered": {"key": "metered", "requests_per_minute": 60, "concurrent": 1},
+    }
     folder = tmp_path_factory.mktemp("house")
     with serve(folder, MODELS, api_keys=["mine", "yours"], keys=keys) as running:
         yield running
@@ -268,6 +271,17 @@ def test_a_chat_finds_a_slot_beside_a_batch(served: Served, client: openai.OpenA
     assert client.batches.retrieve(begun.id).status == "in_progress"
     client.batches.cancel(begun.id)
     ended(client, begun.id)
+
+
+def test_a_batch_leaves_half_of_a_minute_to_who_has_its_key(served: Served) -> None:
+    client = of("metered", served)
+    begun = hand_in(client, jsonl(line(str(number), "a") for number in range(40)))
+    with_answers(client, begun.id, 20)
+    messages: Any = [{"role": "user", "content": "hi"}]
+    reply = client.chat.completions.with_raw_response.create(model="echo", messages=messages)
+    assert int(reply.headers["x-ratelimit-remaining-requests"]) > 60 // 2 - 10
+    assert client.batches.retrieve(begun.id).status == "in_progress"
+    assert ended(client, begun.id).status == "completed"
 
 
 def test_a_file_is_gone_when_its_time_is_over(served: Served, client: openai.OpenAI) -> None:
