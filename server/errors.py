@@ -20,7 +20,6 @@ from enginehouse.runtimes.errors import (
     UpstreamFailed,
     in_full,
 )
-from enginehouse.runtimes.metrics import reason_of
 
 log = logging.getLogger("enginehouse.server")
 NEAR, LONGEST_ROUTE = 0.85, 100  # how alike a path and a route are that may have been meant; letters
@@ -81,7 +80,7 @@ class ErrorReply(msgspec.Struct, frozen=True):
 def describe(error: Exception) -> tuple[int, ErrorBody, dict[str, str]]:
     """Status, body and further headers for an exception, which the log is told of, without its words."""
     status, body, headers = described(error)
-    log.log(logging.WARNING if status >= 500 else logging.INFO, "it failed, %d: %s", status, reason_of(error))
+    log.log(logging.WARNING if status >= 500 else logging.INFO, "it failed, %d: %s", status, type(error).__name__)
     return status, body, headers
 
 

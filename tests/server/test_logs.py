@@ -127,7 +127,7 @@ def test_what_belongs_to_a_request_bears_its_id_also_where_its_worker_dies(serve
     lines = [line for line in served.log[before:] if "mine-1" in line]
     assert any("it fails while it answers mine-1" in line for line in lines)  # the worker's own
     assert sum("running the request again" in line for line in lines) == 2
-    assert any("it failed, 500: worker_died" in line for line in lines)
+    assert any("it failed, 500: WorkerDied" in line for line in lines)
 
 
 def test_each_line_of_json_is_an_object_with_the_id_where_it_has_one(tmp_path: Path) -> None:
