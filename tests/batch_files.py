@@ -62,4 +62,6 @@ def said(row: dict[str, Any]) -> str:
 
 def metric(served: Served, name: str, model: str, key: str = "none") -> float:
     lines = httpx.get(f"{served.root}/metrics", headers={"x-api-key": key}).text.splitlines()
-    return next(float(one.split()[-1]) for one in lines if one.startswith(f'enginehouse_{name}{{model="{model}"}}'))
+    return next(
+        float(one.split()[-1]) for one in lines if one.startswith(f'enginehouse_{name}{{model_name="{model}"}}')
+    )

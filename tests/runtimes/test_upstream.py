@@ -398,7 +398,7 @@ def test_no_more_requests_are_at_an_upstream_than_it_has_connections(server: Odd
     models = {"m": {"runtime": "upstream", "upstream": {"base_urls": [server.url], "model": "m", "connections": 2}}}
     with serve(tmp_path, models) as served, ThreadPoolExecutor(6) as threads:
         replies = [threads.submit(ask, served, "m") for _ in range(6)]
-        while f'enginehouse_requests_under_way{{model="m"}} {len(replies)}.0' not in metrics(served):
+        while f'enginehouse_requests_under_way{{model_name="m"}} {len(replies)}.0' not in metrics(served):
             time.sleep(0.02)
         while server.at_once < 2:
             time.sleep(0.02)

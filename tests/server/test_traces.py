@@ -17,6 +17,7 @@ from litestar import Litestar, Request, Response, get, post
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from enginehouse.runtimes.upstream import request
 from tests.serving import Served, hosted, serve
 
 ECHO: dict[str, Any] = {"source": "builtin:echo", "context": 2000}
@@ -152,7 +153,7 @@ def test_an_upstream_is_asked_as_a_part_of_the_trace(front: tuple[Served, Upstre
     assert ask(served, "remote", trace).status_code == 200
     answer = collector.trace(trace, "POST /v1/chat/completions")["chat remote"]
     assert upstream.headers[-1]["traceparent"] == f"00-{trace}-{answer.span_id.hex()}-01"
-    assert upstream.headers[-1]["x-request-id"] == "mine"
+    assert upstream.headers[-1]["x-request-id"] == request.request_id("mine")  # a UUID of it
 
 
 def test_failures_are_in_the_trace(front: tuple[Served, Upstream], collector: Collector) -> None:

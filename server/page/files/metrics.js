@@ -1,13 +1,12 @@
 // What GET /metrics tells, by model. The names stand here and nowhere else.
 
-// Of several names the first that is there.
 export const NAMES = {
-  tokens: ["vllm:generation_tokens_total", "enginehouse_completion_tokens_total"],
-  firstTokenSum: ["vllm:time_to_first_token_seconds_sum"],
-  firstTokenCount: ["vllm:time_to_first_token_seconds_count"],
-  underWay: ["enginehouse_requests_under_way"],
+  tokens: "vllm:generation_tokens_total",
+  firstTokenSum: "vllm:time_to_first_token_seconds_sum",
+  firstTokenCount: "vllm:time_to_first_token_seconds_count",
+  underWay: "enginehouse_requests_under_way",
 };
-const MODEL = ["model_name", "model"];
+const MODEL = "model_name";
 
 const FAMILY = /^# TYPE (\S+) /;
 const LINE = /^([\w:]+)(?:\{(.*)\})? (\S+)/;
@@ -21,15 +20,13 @@ export function read(exposition) {
     for (const name of WANTED) if (family && name.startsWith(family)) found[name] ??= {};
     const [, name, text, value] = LINE.exec(line) ?? [];
     if (!name || !WANTED.has(name)) continue;
-    const labels = labelsOf(text ?? "");
-    const model = MODEL.map((label) => labels[label]).find(Boolean) ?? "";
+    const model = labelsOf(text ?? "")[MODEL] ?? "";
     found[name][model] = (found[name][model] ?? 0) + Number(value);
   }
-  const told = Object.entries(NAMES).map(([what, names]) => [what, found[names.find((name) => name in found)] ?? null]);
-  return Object.fromEntries(told);
+  return Object.fromEntries(Object.entries(NAMES).map(([what, name]) => [what, found[name] ?? null]));
 }
 
-const WANTED = new Set(Object.values(NAMES).flat());
+const WANTED = new Set(Object.values(NAMES));
 
 function labelsOf(text) {
   return Object.fromEntries([...text.matchAll(LABEL)].map(([, name, value]) => [name, plain(value)]));
