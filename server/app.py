@@ -35,11 +35,10 @@ from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.api.tokenize import detokenize, tokenize
 from enginehouse.server.auth import Access, host_guard, key_guard
 from enginehouse.server.errors import respond
+from enginehouse.server.limits import LARGEST_BODY_BYTES
 from enginehouse.server.rate_limits import Uses, rate_guard
 from enginehouse.server.request_id import request_id_guard
 from enginehouse.server.urgency import urgency_guard
-
-LARGEST_BODY_BYTES = 10 << 20
 
 
 def respond_in_dialect(request: Request[Any, Any, State], error: Exception) -> Response[Any]:

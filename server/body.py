@@ -16,6 +16,7 @@ from enginehouse.server.limits import check_sizes
 from enginehouse.server.rate_limits import check_model
 
 T = TypeVar("T")
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 LARGEST = 2**31 - 1  # what engines count with
 Count = Annotated[int, msgspec.Meta(ge=1, le=LARGEST)]
 Whole = Annotated[int, msgspec.Meta(ge=0, le=LARGEST)]
@@ -64,16 +65,22 @@ def parse(
         if check_kinds and " of length " not in str(error):
             check_kinds(msgspec.json.decode(joined(fields)))
         raise refusal(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(f"the body is not JSON: {error}") from error
+    except NOT_JSON as error:
+        raise not_json(error) from error
 
 
 def json_object(body: bytes) -> dict[str, bytes]:
-    """Its fields, each as JSON."""
+    """Its fields, each as JSON. Raises Refused where it is none."""
     try:
         return {key: bytes(value) for key, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
     except msgspec.ValidationError as error:
         raise Refused("the body must be a JSON object") from error
+    except NOT_JSON as error:
+        raise not_json(error) from error
+
+
+def not_json(error: Exception) -> Refused:
+    return Refused(f"the body is not JSON: {error}")
 
 
 def joined(fields: Mapping[str, bytes]) -> bytes:

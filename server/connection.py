@@ -4,7 +4,7 @@ or key is looked at; and how many there may be."""
 import asyncio
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -21,6 +21,7 @@ from enginehouse.server.limits import (
     PIPELINED,
 )
 from enginehouse.server.sse import encode
+from enginehouse.server.websocket import WebSocket
 
 log = logging.getLogger("enginehouse.connections")
 RESERVED_FILES = 256  # for workers, builds and what they read
@@ -30,17 +31,23 @@ FULL = ErrorBody("too many connections are open; ask again", SERVER_ERROR, None,
 class Connections:
     """Those that are open. For one too many, that which has been idle the longest is closed."""
 
-    def __init__(self, send_seconds: Callable[[], float | None]) -> None:
+    def __init__(self, send_seconds: Callable[[], float | None], websockets: Collection[str] = ()) -> None:
         self.send_seconds = send_seconds  # an answer may wait so long for its client to take more of it
-        self.idle: dict[Connection, None] = {}  # no request is under way; the longest first
-        self._open: set[Connection] = set()
+        self.websockets = {path.encode() for path in websockets}  # where a connection may become one
+        self.idle: dict[Connection | WebSocket, None] = {}  # no request is under way; the longest first
+        self._open: set[Connection | WebSocket] = set()
         self._most = most_connections()
+        self._leaving = False
 
     def connect(self, **server: Any) -> "Connection":
         """What uvicorn makes for each client."""
         return Connection(self, **server)
 
-    def add(self, connection: "Connection") -> None:
+    def upgrade(self, **server: Any) -> WebSocket:
+        """And for each that asks for a WebSocket."""
+        return WebSocket(self, **server)
+
+    def add(self, connection: "Connection | WebSocket") -> None:
         self._open.add(connection)
         self.idle[connection] = None
         if len(self._open) > self._most:
@@ -51,9 +58,24 @@ class Connections:
                 del self.idle[oldest]
                 oldest.make_room()
 
-    def remove(self, connection: "Connection") -> None:
+    def remove(self, connection: "Connection | WebSocket") -> None:
         self._open.discard(connection)
         self.idle.pop(connection, None)
+
+    def note_idle(self, connection: "Connection | WebSocket", idle: bool) -> None:
+        if not idle:
+            self.idle.pop(connection, None)
+        elif self._leaving and isinstance(connection, WebSocket):
+            connection.shutdown()
+        else:
+            self.idle[connection] = None
+
+    def leave(self) -> None:
+        """WebSockets end when nothing is asked there any more: they would not by themselves."""
+        self._leaving = True
+        for connection in list(self.idle):
+            if isinstance(connection, WebSocket):
+                connection.shutdown()
 
     async def sweep(self) -> None:
         """Ends those whose client has had its time; to be called every second or so."""
@@ -108,6 +130,16 @@ class Connection(HttpToolsProtocol):
         cycle.default_headers = [*cycle.default_headers, *request_id.headers_of(id)]
         super()._start_asgi_task(cycle, as_get(app) if cycle.scope["method"] == "HEAD" else app)
 
+    def _should_upgrade_to_ws(self) -> bool:
+        answering = self.cycle is not None and not self.cycle.response_complete
+        path = self.url.partition(b"?")[0]
+        return self.scope["method"] == "GET" and path in self._connections.websockets and not answering
+
+    def handle_websocket_upgrade(self) -> None:
+        self._expected = None
+        self._connections.remove(self)
+        super().handle_websocket_upgrade()
+
     # --- what the parser finds ---
 
     def on_message_begin(self) -> None:
@@ -129,7 +161,7 @@ class Connection(HttpToolsProtocol):
             self._exceed(too_large_headers())
 
     def on_headers_complete(self) -> None:
-        self._connections.idle.pop(self, None)
+        self._connections.note_idle(self, False)
         super().on_headers_complete()
         self._expect("body")
         if len(self.pipeline) > PIPELINED:
@@ -200,8 +232,8 @@ class Connection(HttpToolsProtocol):
         self._expected, self._since, self._bytes = what, self._heard, 0
 
     def _note_idle(self) -> None:
-        if not self._expected and self.cycle.response_complete:
-            self._connections.idle[self] = None
+        if not self._expected and self.cycle is not None and self.cycle.response_complete:
+            self._connections.note_idle(self, True)
 
 
 def as_get(app: Any) -> Any:
@@ -236,8 +268,9 @@ def refusal(status: int, error: ErrorBody) -> bytes:
 async def full(scope: Any, receive: Any, send: Any) -> None:
     """The application, where there are too many connections."""
     headers = [(b"content-type", b"application/json"), (b"connection", b"close"), (b"retry-after", b"1")]
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": encode(ErrorReply(FULL))})
+    before = "websocket." if scope["type"] == "websocket" else ""
+    await send({"type": f"{before}http.response.start", "status": 503, "headers": headers})
+    await send({"type": f"{before}http.response.body", "body": encode(ErrorReply(FULL))})
 
 
 def most_connections() -> int:

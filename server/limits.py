@@ -45,8 +45,10 @@ LISTS = ("messages", "input")
 LIST_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 SENT_BYTES = {"tools": TOOLS_BYTES, "functions": TOOLS_BYTES} | dict.fromkeys(FREE_FORM, FREE_FORM_BYTES)
 
+LARGEST_BODY_BYTES = 10 << 20  # and message of a WebSocket, and all that wait there for their turn
 HEAD_BYTES, HEADERS, PIPELINED = 64 * 1024, 256, 32
 HEAD_SECONDS, BODY_PAUSE_SECONDS, BODY_SECONDS, IDLE_SECONDS = 30, 60, 600, 75
+SOCKET_SECONDS, SOCKET_WAITING = 3600, 16
 OPEN_FILES = 8192  # of which all but a few are connections
 
 
@@ -86,6 +88,9 @@ CONNECTION_TABLE = (
     ("between two pieces of a body", f"{BODY_PAUSE_SECONDS} s", "408"),
     ("until a body has come", f"{BODY_SECONDS} s", "408"),
     ("idle between two requests", f"{IDLE_SECONDS} s", "closed"),
+    ("a WebSocket", f"{SOCKET_SECONDS} s", "closed"),
+    ("a message of a WebSocket, and all that wait for their turn", f"{LARGEST_BODY_BYTES:,} bytes", "closed"),
+    ("messages that wait for their turn", f"{SOCKET_WAITING}", "closed"),
     ("an answer of which the client takes nothing", "`server.send_timeout`", "closed"),
 )
 

@@ -16,10 +16,11 @@ from enginehouse.config import schema
 from enginehouse.config.schema import seconds
 from enginehouse.runtimes.pool.pool import Pool
 from enginehouse.server import systemd
+from enginehouse.server.api.responses import websocket
 from enginehouse.server.api.responses.background import Background
 from enginehouse.server.connection import Connections
 from enginehouse.server.cors import allowing
-from enginehouse.server.limits import IDLE_SECONDS
+from enginehouse.server.limits import IDLE_SECONDS, LARGEST_BODY_BYTES
 from enginehouse.server.rate_limits import metered
 from enginehouse.server.reload import ConfigFile, Reload
 
@@ -30,11 +31,19 @@ LOOK_SECONDS = 0.05
 
 def run(app: Litestar, file: ConfigFile, listeners: Sequence[socket.socket]) -> None:
     """Until a signal ends it: SIGTERM, SIGINT, or a terminal that closes."""
-    connections = Connections(lambda: seconds(configured(app).send_timeout))
+    connections = Connections(lambda: seconds(configured(app).send_timeout), [websocket.PATH])
+    over_http = metered(app)
+
+    def origins() -> Sequence[str]:
+        return configured(app).cors_origins
+
     options = uvicorn.Config(
-        allowing(metered(app), lambda: configured(app).cors_origins),
+        allowing(websocket.over_websocket(over_http, origins), origins),
         http=connections.connect,  # type: ignore[arg-type]  # a class, it says; it only calls it
-        ws="none",  # else whoever asks for one leaves our connections' limits
+        ws=connections.upgrade,  # type: ignore[arg-type]
+        ws_max_size=LARGEST_BODY_BYTES,
+        ws_ping_timeout=None,  # who reads slowly answers late: `send_timeout` is what ends it
+        ws_per_message_deflate=False,
         log_config=None,
         access_log=False,
         timeout_keep_alive=IDLE_SECONDS,
@@ -95,6 +104,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         pool: Pool = self._app.state.pool
         pool.refuse()
+        self._connections.leave()
         for task in self._tasks:
             task.cancel()
         systemd.notify(systemd.STOPPING)

@@ -43,7 +43,7 @@ def to_job(asked: CompactRequest, history: list[Fields], given: list[Fields]) ->
 def has_turns(job: Job) -> bool:
     """Whether there is more to summarize than the request for it, when turns were left out."""
     assert isinstance(job.prompt, Chat)
-    return sum(message["role"] == "user" for message in job.prompt.messages) > 1
+    return [message["role"] for message in job.prompt.messages].count("user") > 1
 
 
 def compacted(id: str, answer: Answer) -> Fields:

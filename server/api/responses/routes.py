@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
+from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
 from enginehouse.config.schema import DEFAULT_CONTEXT
@@ -18,11 +19,13 @@ from enginehouse.server import body, rate_limits
 from enginehouse.server.api.pages import check_limit, page
 from enginehouse.server.api.responses import compaction, protocol
 from enginehouse.server.api.responses.background import Running
+from enginehouse.server.api.responses.chain import Chain, chain_of, size_of
 from enginehouse.server.api.responses.compaction import CompactRequest
 from enginehouse.server.api.responses.conversations import said
 from enginehouse.server.api.responses.render import Fields, ResponseRenderer
 from enginehouse.server.api.responses.tools import toolset
 from enginehouse.server.api.responses.truncation import fitted
+from enginehouse.server.api.responses.websocket import UPGRADE_REQUIRED
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
 from enginehouse.server.errors import UnknownResponse
@@ -49,12 +52,20 @@ BODY = Body(protocol.ResponseRequest, frozenset(protocol.IGNORED), protocol.NEUT
 async def create_response(request: Request[Any, Any, State], state: State) -> Response[Any]:
     """A response, whole or as server-sent events; docs/api.md lists the fields."""
     asked = await body.read_as(request, protocol.read)
-    history = await history_of(state.responses, owner_of(request), asked)
+    chain = chain_of(request.scope)
+    history = await history_of(state.responses, owner_of(request), asked, chain)
     given = await given_items(state.responses, owner_of(request), asked.input)
     if conversation := protocol.conversation_id(asked):
         await state.responses.in_thread(state.responses.check_room, owner_of(request), conversation, given)
     tools = toolset(asked.tools, [*history, *given])
-    renderer = ResponseRenderer(asked, functools.partial(save, state.responses, owner_of(request), given), tools)
+
+    async def keep(response: Fields) -> Fields:
+        stored, new = await save(state.responses, owner_of(request), given, response), [*given, *response["output"]]
+        if chain and response["status"] in ("completed", "incomplete"):
+            chain.keep(response["id"], history, new, await state.responses.in_thread(size_of, new))
+        return stored
+
+    renderer = ResponseRenderer(asked, keep, tools)
     job = protocol.to_job(asked, history, given, renderer.id, tools)
     left_out = None
     if asked.truncation == "auto":
@@ -103,6 +114,13 @@ async def count_input_tokens(request: Request[Any, Any, State], state: State) ->
     assigned, ids = await unless_client_leaves(request, state.pool.tokenize(asked.model, prompt))
     counted = {"object": "response.input_tokens", "input_tokens": len(ids)}
     return Response(counted, headers=assigned_headers(assigned), media_type="application/json")
+
+
+@get("/v1/responses", include_in_schema=False)
+async def connect_to_responses() -> None:
+    """What a GET is told that did not become a WebSocket; see websocket.py."""
+    message = "GET here opens a WebSocket: send 'Upgrade: websocket', or POST what you ask"
+    raise HTTPException(detail=message, status_code=UPGRADE_REQUIRED, headers={"upgrade": "websocket"})
 
 
 @get("/v1/responses/{id:str}", operation_class=described(JSON, failures=(400, 401, 404, 500)))
@@ -174,13 +192,15 @@ async def found(store: ResponseStore, owner: str, id: str) -> dict[str, Any]:
 
 
 async def history_of(
-    store: ResponseStore, owner: str, asked: protocol.ResponseRequest | CompactRequest
+    store: ResponseStore, owner: str, asked: protocol.ResponseRequest | CompactRequest, chain: Chain | None = None
 ) -> list[Fields]:
     previous = asked.previous_response_id
     if isinstance(asked, protocol.ResponseRequest) and (conversation := protocol.conversation_id(asked)):
         return await said(store, owner, conversation)
     if previous is None:
         return []
+    if chain and (history := chain.take(previous)) is not None:
+        return history
     history = await store.in_thread(store.conversation, owner, previous)
     if history is None:
         message = f"Previous response with id '{previous}' not found, or one before it."
@@ -229,6 +249,7 @@ async def save(store: ResponseStore, owner: str, given: list[Fields], response: 
 
 
 ROUTES = [
+    connect_to_responses,
     create_response,
     compact_response,
     count_input_tokens,

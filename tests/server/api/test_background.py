@@ -204,7 +204,7 @@ def test_two_cancels_at_once_have_one_answer(alone: Served) -> None:
             answers = list(threads.map(client.responses.cancel, [id, id]))
             assert answers[0] == answers[1] == client.responses.retrieve(id)
             assert (answers[0].status, answers[0].store) == ("cancelled", True)  # type: ignore[attr-defined]
-            assert [event.type for event in events][-1] == "response.cancelled"
+            assert [str(event.type) for event in events][-1] == "response.cancelled"
 
 
 def arrived(served: Served) -> None:
