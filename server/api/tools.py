@@ -1,6 +1,7 @@
 """The functions that a client lets a model call, whatever its API: in the shape of `Chat.tools`."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,9 +10,11 @@ from enginehouse.runtimes.errors import Refused
 from enginehouse.server.body import convert
 from enginehouse.server.limits import TOOLS, check_json
 
+LONGEST_NAME, DIGEST_LETTERS = 64, 8
+
 
 class ToolFunction(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
-    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]+$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -23,8 +26,8 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def function_tool(name: str, description: str | None, schema: dict[str, Any] | None, strict: bool | None) -> Tool:
-    """Raises Refused for a name that no template takes."""
-    function = {"name": name, "description": description, "parameters": schema, "strict": strict}
+    """By the name that the model knows. Raises Refused for letters that no template takes."""
+    function = {"name": short_name(name), "description": description, "parameters": schema, "strict": strict}
     return convert({"type": "function", "function": function}, Tool)
 
 
@@ -44,4 +47,20 @@ def check_tools(tools: Sequence[Tool]) -> None:
 
 
 def tool_fields(tools: Sequence[Tool]) -> list[dict[str, Any]] | None:
-    return [msgspec.to_builtins(tool) for tool in tools] or None
+    fields = [msgspec.to_builtins(tool) for tool in tools]
+    for tool in fields:
+        tool["function"]["name"] = short_name(tool["function"]["name"])
+    return fields or None
+
+
+def short_name(name: str) -> str:
+    """By which the model knows a tool: templates take no long ones."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LETTERS]
+    return f"{name[: LONGEST_NAME - DIGEST_LETTERS - 1]}_{digest}"
+
+
+def long_names(names: Iterable[str]) -> dict[str, str]:
+    """By the model's, what a client calls those that it knows by another name."""
+    return {short_name(name): name for name in names if len(name) > LONGEST_NAME}

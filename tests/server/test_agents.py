@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from enginehouse.server.api.responses.tools import function_name
+from enginehouse.server.api.tools import short_name
 from tests.serving import Served, serve
 
 RECORDED = {
@@ -187,6 +188,72 @@ def test_a_tool_with_a_long_name_keeps_it_before_its_client(agents: Served, name
         assert (called.name, called.to_dict().get("namespace")) == (name, namespace)
         result = {"type": "function_call_output", "call_id": called.call_id, "output": "done"}
         assert create(model="echo", input=[*asked, called.to_dict(), result], tools=sent).output_text == "done"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+def test_a_tool_with_a_long_name_keeps_it_in_every_dialect(agents: Served, streamed: bool) -> None:
+    names = ["t" * 70 + end for end in "ab"]
+    schema = {"type": "object", "properties": {}}
+    functions = [{"name": name, "parameters": schema} for name in names]
+    tools = [{"type": "function", "function": function} for function in functions]
+    for name in names:
+        question: Any = {"role": "user", "content": call(short_name(name))}
+        chat = {"model": "echo", "stream": streamed, "messages": [question]}
+        chosen = {"type": "function", "function": {"name": name}}
+        choice = chat_choice(agents, chat | {"tools": tools, "tool_choice": chosen})
+        (called,) = choice["tool_calls"]
+        assert called["function"]["name"] == name
+        result = {"role": "tool", "tool_call_id": called["id"], "content": "done"}
+        further = [question, {"role": "assistant", "content": None, "tool_calls": [called]}, result]
+        assert chat_choice(agents, chat | {"tools": tools, "messages": further})["content"] == "done"
+        assert chat_choice(agents, chat | {"functions": functions})["function_call"]["name"] == name
+
+        client = anthropic.Anthropic(base_url=agents.root, api_key="none", max_retries=0)
+        offered: Any = [{"name": name, "input_schema": schema} for name in names]
+        asked: Any = {"model": "echo", "max_tokens": 500, "messages": [question], "tools": offered}
+        use = said_to(client, asked | {"tool_choice": {"type": "tool", "name": name}}, streamed)
+        assert (use.type, use.name) == ("tool_use", name)
+        results = [{"type": "tool_result", "tool_use_id": use.id, "content": "done"}]
+        spoken = [question, {"role": "assistant", "content": [use.to_dict()]}, {"role": "user", "content": results}]
+        assert said_to(client, asked | {"messages": spoken}, streamed).text == "done"
+
+        reply = httpx.post(f"{agents.root}/api/chat", json=chat | {"tools": tools}, timeout=60)
+        assert reply.status_code == 200, reply.text
+        lines = [json.loads(line)["message"] for line in reply.text.splitlines()]
+        (told,) = [one for line in lines for one in line.get("tool_calls", ())]
+        assert told["function"]["name"] == name
+        further = [question, {"role": "assistant", "tool_calls": [told]}, {"role": "tool", "content": "done"}]
+        reply = httpx.post(f"{agents.root}/api/chat", json=chat | {"tools": tools, "messages": further}, timeout=60)
+        assert "".join(json.loads(line)["message"]["content"] for line in reply.text.splitlines()) == "done"
+
+
+def chat_choice(served: Served, body: dict[str, Any]) -> dict[str, Any]:
+    """What is said in the one choice of a chat completion, put together where it is streamed."""
+    reply = httpx.post(f"{served.root}/v1/chat/completions", json=body, timeout=60)
+    assert reply.status_code == 200, reply.text
+    if not body["stream"]:
+        message: dict[str, Any] = reply.json()["choices"][0]["message"]
+        return message
+    whole: dict[str, Any] = {"content": ""}
+    for line in reply.text.splitlines():
+        if line.startswith("data: {"):
+            delta = json.loads(line.removeprefix("data: "))["choices"][0]["delta"]
+            whole["content"] += delta.get("content") or ""
+            if "function_call" in delta:
+                whole.setdefault("function_call", delta["function_call"])
+            for one in delta.get("tool_calls", ()):
+                first = whole.setdefault("tool_calls", [one])[0]
+                if first is not one:
+                    first["function"]["arguments"] += one["function"]["arguments"]
+    return whole
+
+
+def said_to(client: anthropic.Anthropic, asked: dict[str, Any], streamed: bool) -> Any:
+    """The last block of a message."""
+    if not streamed:
+        return client.messages.create(**asked).content[-1]
+    with client.messages.stream(**asked) as stream:
+        return stream.get_final_message().content[-1]
 
 
 def test_a_chosen_custom_tool_or_one_of_a_namespace_is_the_one_that_is_shown(agents: Served) -> None:

@@ -21,7 +21,7 @@ from enginehouse.server.api.sampling import (
     limit,
     sampling_of,
 )
-from enginehouse.server.api.tools import Tool, ToolFunction, check_tools, tool_fields
+from enginehouse.server.api.tools import Tool, ToolFunction, check_tools, short_name, tool_fields
 from enginehouse.server.body import Metadata, check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS, check_json
 
@@ -228,7 +228,7 @@ def chat_of(request: ChatRequest) -> Chat:
         conversation(request.messages),
         tool_fields(tools),
         required,
-        name,
+        short_name(name),
         request.parallel_tool_calls,
         request.chat_template_kwargs,
         effort_of(request),
@@ -309,7 +309,10 @@ def constraint(request: ChatRequest) -> tuple[str, Constraint | None]:
 
 def conversation(messages: list[Message]) -> list[dict[str, Any]]:
     """As chat templates take it."""
-    return without_empty_answer(legacy.with_calls([message_fields(message) for message in messages]))
+    whole = legacy.with_calls([message_fields(message) for message in messages])
+    for call in (call for message in whole for call in message.get("tool_calls", ())):
+        call["function"]["name"] = short_name(call["function"]["name"])
+    return without_empty_answer(whole)
 
 
 def message_fields(message: Message) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import functools
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from enginehouse.server.api import chunks, openai_types
 from enginehouse.server.api.chat import legacy
 from enginehouse.server.api.chat.protocol import ChatRequest
 from enginehouse.server.api.chunks import Chunks, choices_of, wants_counts
+from enginehouse.server.api.tools import long_names
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import encode
@@ -27,6 +28,7 @@ class ChatRenderer:
         self._chunks = Chunks("chat.completion.chunk", self.id, request.model, request.stream_options, request.n)
         self._choices, self._return_progress = request.n, request.return_progress
         self._counted = wants_counts(request.stream_options)
+        self._names = long_names(tool.function.name for tool in request.tools)
         self._legacy, self._hides_thoughts = bool(request.functions), request.reasoning.exclude
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> openai_types.ChatCompletion:
@@ -43,7 +45,7 @@ class ChatRenderer:
             chunks.created,
             chunks.model,
             fingerprint,
-            await choices_of(functools.partial(choice, self._legacy, self._hides_thoughts), answers),
+            await choices_of(functools.partial(choice, self._names, self._legacy, self._hides_thoughts), answers),
             chunks.usage(answers),
         )
 
@@ -67,8 +69,10 @@ class ChatRenderer:
                 if step.block.kind != "call":
                     return b""
                 if self._legacy:
-                    return self._chunk(index, legacy.delta(step.block.name, ""), step.logprobs)
-                call = {"index": step.block.number, **msgspec.to_builtins(call_of(step.block, ""))}
+                    return self._chunk(
+                        index, legacy.delta(self._names.get(step.block.name, step.block.name), ""), step.logprobs
+                    )
+                call = {"index": step.block.number, **msgspec.to_builtins(call_of(step.block, "", self._names))}
                 return self._chunk(index, {"tool_calls": [call]}, step.logprobs)
             case PromptProgress():
                 return self._progress(index, step) if self._return_progress else b""
@@ -142,11 +146,13 @@ def fields(block: Block, piece: str) -> dict[str, object]:
             return {"tool_calls": [{"index": block.number, "function": {"arguments": piece}}]}
 
 
-def choice(is_legacy: bool, hides_thoughts: bool, index: int, answer: Answer) -> openai_types.Choice:
+def choice(
+    names: Mapping[str, str], is_legacy: bool, hides_thoughts: bool, index: int, answer: Answer
+) -> openai_types.Choice:
     assert answer.done
     content = answer.content
     text, thoughts = content.text("text"), "" if hides_thoughts else content.text("thought")
-    calls = [call_of(block, block.text) for block in content.blocks if block.kind == "call"]
+    calls = [call_of(block, block.text, names) for block in content.blocks if block.kind == "call"]
     message = openai_types.AnswerMessage(
         "assistant", None if calls and not text else text, thoughts or UNSET, calls or UNSET
     )
@@ -159,5 +165,6 @@ def choice(is_legacy: bool, hides_thoughts: bool, index: int, answer: Answer) ->
     return openai_types.Choice(index, message, scored, finish)
 
 
-def call_of(block: Block, arguments: str) -> openai_types.ToolCall:
-    return openai_types.ToolCall(f"call_{block.id}", "function", openai_types.CalledFunction(block.name, arguments))
+def call_of(block: Block, arguments: str, names: Mapping[str, str]) -> openai_types.ToolCall:
+    function = openai_types.CalledFunction(names.get(block.name, block.name), arguments)
+    return openai_types.ToolCall(f"call_{block.id}", "function", function)

@@ -11,7 +11,7 @@ from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import Conversation, missing
 from enginehouse.server.api.sampling import Stops, TopP
 from enginehouse.server.api.sealed import unsealed
-from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
+from enginehouse.server.api.tools import check_tools, function_tool, short_name, tool_fields
 from enginehouse.server.body import Count, Ignored, Whole, check_text, members, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
 
@@ -231,7 +231,7 @@ def to_chat(request: CountRequest) -> Chat:
         talk.asked(),
         tool_fields(functions),
         call_required=choice.type in ("any", "tool"),
-        call_name=choice.name if choice.type == "tool" else "",
+        call_name=short_name(choice.name) if choice.type == "tool" else "",
         parallel_calls=not choice.disable_parallel_tool_use,
         template_options=options,
     )
@@ -257,7 +257,7 @@ def add(talk: Conversation, message: Message, where: str, tools: Collection[str]
                 if thought := thought or unsealed(signature):
                     talk.think(thought)
             case ToolUse(id, name, arguments):
-                talk.call(id, name, msgspec.json.encode(arguments).decode())
+                talk.call(id, short_name(name), msgspec.json.encode(arguments).decode())
             case ToolResult(id, content):
                 result = content if isinstance(content, str) else "\n".join(seen(part, tools) for part in content)
                 talk.result(id, result, f"{where}[{index}].tool_use_id")

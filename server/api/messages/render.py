@@ -3,7 +3,7 @@
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,11 +14,13 @@ from enginehouse.runtimes.errors import TooLong
 from enginehouse.server import errors
 from enginehouse.server.api.messages.protocol import MessageRequest
 from enginehouse.server.api.sealed import sealed
+from enginehouse.server.api.tools import long_names
 from enginehouse.server.content import Block, BlockDelta, BlockStart, BlockStop, HiddenTokens, Step
 from enginehouse.server.exchange import Answer
 from enginehouse.server.sse import event
 
 Fields = dict[str, Any]
+Names = Mapping[str, str]
 PING_SECONDS = 1.5  # between two
 SIGNATURE = "unsigned"  # nothing here checks it; clients want one to pass back, and with it a thought they do not see
 KINDS = {
@@ -48,13 +50,15 @@ def draft(id: str, model: str) -> Fields:
     }
 
 
-def finished(draft: Fields, blocks: list[Block], done: Done, max_tokens: int, omit_thinking: bool) -> Fields:
-    content = [whole(block, omit_thinking) for block in blocks]
+def finished(
+    draft: Fields, blocks: list[Block], done: Done, max_tokens: int, omit_thinking: bool, names: Names
+) -> Fields:
+    content = [whole(block, omit_thinking, names) for block in blocks]
     usage = {"service_tier": "standard"} | usage_fields(done.usage)
     return draft | stop_fields(done, max_tokens) | {"content": content, "usage": usage}
 
 
-def whole(block: Block, omit_thinking: bool) -> Fields:
+def whole(block: Block, omit_thinking: bool, names: Names) -> Fields:
     match block.kind:
         case "thought":
             shown = "" if omit_thinking else block.text
@@ -62,21 +66,22 @@ def whole(block: Block, omit_thinking: bool) -> Fields:
         case "text":
             return {"type": "text", "text": block.text, "citations": None}
         case "call":
-            return empty(block) | {"input": arguments(block)}
+            return empty(block, names) | {"input": arguments(block)}
 
 
 def signature(block: Block, omit_thinking: bool) -> str:
     return sealed(block.text) if omit_thinking else SIGNATURE
 
 
-def empty(block: Block) -> Fields:
+def empty(block: Block, names: Names) -> Fields:
     match block.kind:
         case "thought":
             return {"type": "thinking", "thinking": "", "signature": ""}
         case "text":
             return {"type": "text", "text": "", "citations": None}
         case "call":
-            return {"type": "tool_use", "id": f"toolu_{block.id}", "name": block.name, "input": {}}
+            name = names.get(block.name, block.name)
+            return {"type": "tool_use", "id": f"toolu_{block.id}", "name": name, "input": {}}
 
 
 def arguments(block: Block) -> Fields:
@@ -111,12 +116,15 @@ class MessageRenderer:
     def __init__(self, request: MessageRequest) -> None:
         self.id = f"msg_{secrets.token_hex(12)}"
         self._draft, self._pinged = draft(self.id, request.model), -math.inf
+        self._names = long_names(tool.name for tool in request.tools)
         self._max_tokens, self._omit_thinking = request.max_tokens, request.thinking.display == "omitted"
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
         assert answer.done
-        return finished(self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking)
+        return finished(
+            self._draft, answer.content.blocks, answer.done, self._max_tokens, self._omit_thinking, self._names
+        )
 
     def start(self, assigned: Assigned | None) -> bytes:
         usage = usage_fields(Usage(assigned.prompt_tokens if assigned else 0, 0))
@@ -129,7 +137,7 @@ class MessageRenderer:
                 hidden = self._omit_thinking and step.block.kind == "thought"
                 return self._ping() if hidden else delta(step.block, step.piece)
             case BlockStart(block):
-                return event("content_block_start", {"index": block.index, "content_block": empty(block)})
+                return event("content_block_start", {"index": block.index, "content_block": empty(block, self._names)})
             case BlockStop(block):
                 signed = b""
                 if block.kind == "thought":

@@ -11,7 +11,7 @@ from enginehouse.server.api.constraints import json_schema
 from enginehouse.server.api.conversation import without_empty_answer
 from enginehouse.server.api.ollama import options
 from enginehouse.server.api.sampling import TopLogprobs
-from enginehouse.server.api.tools import check_tools, function_tool, tool_fields
+from enginehouse.server.api.tools import check_tools, function_tool, short_name, tool_fields
 from enginehouse.server.body import Ignored, parse
 from enginehouse.server.limits import MESSAGES, TOOLS
 
@@ -194,7 +194,7 @@ def answered(message: Message, unanswered: dict[str, str], where: str) -> str:
 
 def call_fields(id: str, function: Function) -> dict[str, Any]:
     arguments = msgspec.json.encode(function.arguments).decode()
-    return {"id": id, "type": "function", "function": {"name": function.name, "arguments": arguments}}
+    return {"id": id, "type": "function", "function": {"name": short_name(function.name), "arguments": arguments}}
 
 
 def seconds_of(stay: Stay) -> float | None:

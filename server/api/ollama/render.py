@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,9 +33,9 @@ def further(thought: str, calls: Sequence[Fields]) -> Fields:
 
 
 class LineRenderer:
-    def __init__(self, model: str, shape: Shape) -> None:
-        """`model`: as the client calls it."""
-        self._model, self._shape = model, shape
+    def __init__(self, model: str, shape: Shape, names: Mapping[str, str]) -> None:
+        """`model`: as the client calls it, and by `names` the tools that the model knows by others."""
+        self._model, self._shape, self._names = model, shape, names
 
     async def whole(self, assigned: Assigned, answers: Sequence[Answer]) -> Fields:
         (answer,) = answers
@@ -53,7 +53,7 @@ class LineRenderer:
                     return self._piece(self._shape("", piece, ()), logprobs)
                 return self._scored(logprobs)  # a call goes out whole
             case BlockStop(block):
-                return self._piece(self._shape("", "", [call_of(block)])) if block.kind == "call" else b""
+                return self._piece(self._shape("", "", [call_of(block, self._names)])) if block.kind == "call" else b""
             case BlockStart(_, logprobs) | HiddenTokens(logprobs):
                 return self._scored(logprobs)
             case PromptProgress() | Usage() | Done() | Assigned():
@@ -81,7 +81,7 @@ class LineRenderer:
 
     def _whole(self, answer: Answer) -> Fields:
         content = answer.content
-        calls = [call_of(block) for block in content.blocks if block.kind == "call"]
+        calls = [call_of(block, self._names) for block in content.blocks if block.kind == "call"]
         fields = self._shape(content.text("text"), content.text("thought"), calls)
         scored = {"logprobs": logprobs_of(content.logprobs).content} if content.logprobs else {}
         return self.ended(fields, answer) | scored
@@ -111,7 +111,7 @@ def statistics(done: Done, seconds: float) -> Fields:
     }
 
 
-def call_of(block: Block) -> Fields:
+def call_of(block: Block, names: Mapping[str, str]) -> Fields:
     """Arguments of a call that was cut off are no JSON, and this field must be an object."""
     try:
         arguments = msgspec.json.decode(block.text, type=dict[str, Any])
@@ -119,7 +119,7 @@ def call_of(block: Block) -> Fields:
         arguments = {}
     return {
         "id": f"call_{block.id}",
-        "function": {"index": block.number, "name": block.name, "arguments": arguments},
+        "function": {"index": block.number, "name": names.get(block.name, block.name), "arguments": arguments},
     }
 
 

@@ -17,6 +17,7 @@ from enginehouse.server.api.ollama import models, options, protocol
 from enginehouse.server.api.ollama.embed import embed, embeddings
 from enginehouse.server.api.ollama.pull import blobs, copy, pull, push_or_create, remove
 from enginehouse.server.api.ollama.render import LINES, LineRenderer, as_message, as_response, respond
+from enginehouse.server.api.tools import long_names
 from enginehouse.server.body import Ignored
 from enginehouse.server.exchange import answer
 from enginehouse.server.keepalive import assigned_headers, unless_client_leaves
@@ -33,7 +34,7 @@ async def chat(request: Request[Any, Any, State], state: State) -> Response[Any]
     """A message, line by line or whole; without messages, the model is loaded."""
     asked = await body.read_as(request, protocol.read_chat, any_kind=True)
     name, chosen = await prepare(state.pool, asked)
-    renderer = LineRenderer(asked.model, as_message)
+    renderer = LineRenderer(asked.model, as_message, long_names(tool.function.name for tool in asked.tools))
     if not asked.messages:
         return await load(request, state.pool, name, asked, renderer)
     job = protocol.chat_job(asked, chosen, f"ollama-{secrets.token_hex(12)}", name)
@@ -45,7 +46,7 @@ async def generate(request: Request[Any, Any, State], state: State) -> Response[
     """A text, line by line or whole; without a prompt, the model is loaded."""
     asked = await body.read_as(request, protocol.read_generate, any_kind=True)
     name, chosen = await prepare(state.pool, asked)
-    renderer = LineRenderer(asked.model, as_response)
+    renderer = LineRenderer(asked.model, as_response, {})
     if not asked.prompt:
         return await load(request, state.pool, name, asked, renderer)
     job = protocol.generate_job(asked, chosen, f"ollama-{secrets.token_hex(12)}", name)

@@ -1,13 +1,12 @@
 """The tools of a response: as its client sends them, and as the functions that a model is shown of them."""
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from enginehouse.runtimes.errors import Refused
-from enginehouse.server.api.tools import Tool, check_tools, function_tool
+from enginehouse.server.api.tools import Tool, check_tools, function_tool, short_name
 from enginehouse.server.body import Ignored, convert
 from enginehouse.server.limits import TOOLS, TOOLS_BYTES
 
@@ -30,7 +29,6 @@ HOSTED = {
     "web_search_preview",
     "web_search_preview_2025_03_11",
 }
-LONGEST_NAME, DIGEST_LETTERS = 64, 8
 PLAIN_NAMESPACE = "functions"  # Codex's word for none
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -213,10 +211,7 @@ def function_name(namespace: str | None, name: str) -> str:
     """By which the model knows it: templates have one level of names, and take no long ones."""
     if namespace not in (None, "", PLAIN_NAMESPACE):
         name = f"{namespace}{'' if namespace.endswith('_') else '__'}{name}"
-    if len(name) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:DIGEST_LETTERS]
-    return f"{name[: LONGEST_NAME - DIGEST_LETTERS - 1]}_{digest}"
+    return short_name(name)
 
 
 def free_tool(name: str, tool: CustomTool) -> Tool:
