@@ -88,6 +88,16 @@ class ResponseStore:
             row = db.execute("select body from responses where owner = ? and id = ?", (owner, id)).fetchone()
         return decoded(row[0]) if row else None
 
+    def describe(self, owner: str, id: str, metadata: dict[str, str]) -> dict[str, Any] | None:
+        """What is stored under that id, with other metadata."""
+        with self._open() as db:
+            row = db.execute("select body from responses where owner = ? and id = ?", (owner, id)).fetchone()
+            if row is None:
+                return None
+            changed = decoded(row[0]) | {"metadata": metadata}
+            db.execute("update responses set body = ? where id = ?", (msgspec.json.encode(changed), id))
+        return changed
+
     def listed(
         self, owner: str, fits: Callable[[dict[str, Any]], bool], after: str | None, most: int, newest_first: bool
     ) -> list[dict[str, Any]] | None:

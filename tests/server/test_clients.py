@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.client_results import BEGIN, END, INSTALLED, PAGE, SCRIPTS, header, read, run, table, versions
+from tests.sdk_methods import BEGIN as METHODS_BEGIN
+from tests.sdk_methods import END as METHODS_END
+from tests.sdk_methods import results
+from tests.sdk_methods import table as methods_table
 from tests.serving import Served
 
 
@@ -23,3 +27,8 @@ def test_the_page_of_clients_is_what_came_of_them_in_the_versions_that_are_pinne
         script: (versions(script), header(script)[1]) for script in results
     }
     assert f"{BEGIN}{table(results)}{END}" in PAGE.read_text(), "python -m tests.client_results --page"
+
+
+def test_every_method_of_openais_and_anthropics_packages_does_what_the_docs_say(house: Served) -> None:
+    written = f"{METHODS_BEGIN}{methods_table(results(house))}{METHODS_END}"
+    assert written in PAGE.read_text(), "python -m tests.sdk_methods"

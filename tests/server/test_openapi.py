@@ -33,7 +33,7 @@ BODIED = (
     "/detokenize", "/v1/detokenize", "/v1/responses", "/v1/responses/input_tokens", "/v1/messages",
     "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed", "/api/embeddings", "/api/pull",
     "/api/show", "/v1/responses/compact", "/v1/conversations", "/v1/conversations/{id}",
-    "/v1/conversations/{id}/items",
+    "/v1/conversations/{id}/items", "/v1/chat/completions/{id}",
 )  # fmt: skip
 COMMANDS = ("/v1/responses/{id}/cancel",)  # posted without a body
 # What echo answers, and fields whose every value it takes.
@@ -58,7 +58,7 @@ TAKEN = {route: {"stream"} for route in DIALECTS}
 PLAIN = {"stream", "n", "temperature", "top_p", "seed", "stop", "max_completion_tokens", "user", "metadata"}
 ROUTES = (
     *BODIED, *COMMANDS, "/v1/conversations/{id}/items/{item}",
-    "/v1/chat/completions/{id}", "/v1/chat/completions/{id}/messages",
+    "/v1/chat/completions/{id}/messages",
     "/v1/models", "/v1/models/{name}", "/v1/responses/{id}", "/v1/responses/{id}/input_items", "/metrics",
     "/health", "/ready", "/version", "/api/tags", "/api/ps", "/api/version",
 )  # fmt: skip

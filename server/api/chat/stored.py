@@ -1,4 +1,4 @@
-"""Chat completions that were asked with `store: true`: kept, listed, looked up, deleted."""
+"""Chat completions that were asked with `store: true`: kept, listed, looked up, changed, deleted."""
 
 import logging
 import re
@@ -6,21 +6,27 @@ import sqlite3
 from typing import Any, Literal
 
 import msgspec
-from litestar import Request, delete, get
+from litestar import Request, delete, get, post
 from litestar.datastructures import State
 
 from enginehouse.runtimes.errors import Refused
+from enginehouse.server import body
 from enginehouse.server.api.chat.protocol import ChatRequest, Message, metadata_of
 from enginehouse.server.api.pages import check_limit, listed, page
 from enginehouse.server.api.store import ResponseStore
 from enginehouse.server.auth import owner_of
+from enginehouse.server.body import Metadata
 from enginehouse.server.errors import UnknownCompletion
-from enginehouse.server.openapi import JSON, described
+from enginehouse.server.openapi import JSON, Body, described
 
 log = logging.getLogger("enginehouse.server")
 Fields = dict[str, Any]
 WANTED = re.compile(r"metadata\[(.+)\]")
 FOUND, LISTED = described(JSON, failures=(401, 404, 500)), described(JSON, failures=(400, 401, 404, 500))
+
+
+class CompletionUpdate(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    metadata: Metadata
 
 
 def owner(request: Request[Any, Any, State]) -> str:
@@ -76,6 +82,17 @@ async def get_completion(request: Request[Any, Any, State], state: State, id: st
     return shown(await found(state.responses, owner(request), id))
 
 
+@post("/v1/chat/completions/{id:str}", status_code=200, operation_class=described(JSON, Body(CompletionUpdate)))
+async def update_completion(request: Request[Any, Any, State], state: State, id: str) -> Fields:
+    """Gives it other metadata."""
+    asked = await body.read_as(request, lambda sent: body.parse(sent, CompletionUpdate))
+    store: ResponseStore = state.responses
+    changed = await store.in_thread(store.describe, owner(request), id, asked.metadata)
+    if changed is None:
+        raise UnknownCompletion(id)
+    return shown(changed)
+
+
 @get("/v1/chat/completions/{id:str}/messages", operation_class=LISTED)
 async def list_messages(
     request: Request[Any, Any, State],
@@ -112,4 +129,4 @@ def shown(completion: Fields) -> Fields:
     return {key: value for key, value in completion.items() if key not in ("previous_response_id", "output")}
 
 
-ROUTES = [list_completions, get_completion, list_messages, delete_completion]
+ROUTES = [list_completions, get_completion, update_completion, list_messages, delete_completion]

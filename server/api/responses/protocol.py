@@ -282,6 +282,8 @@ def item_of(item: dict[str, Any], where: str) -> dict[str, Any]:
         raise Refused(f"'{where}' has no type, and no id to find one by", where, "invalid_value")
     if not item.get("id"):
         item["id"] = f"{PREFIXES.get(kind, 'item')}_{secrets.token_hex(12)}"
+    if kind in PREFIXES and not item.get("status"):
+        item["status"] = "completed"
     if kind == "message" and isinstance(item.get("content"), str):
         spoken = item.get("role") == "assistant"
         part = {"type": "output_text", "annotations": []} if spoken else {"type": "input_text"}

@@ -59,8 +59,8 @@ def test_the_lines_of_any_answer_add_up_to_the_whole_one(shape: Any, place: str 
     @settings(max_examples=60, deadline=None)
     @given(deltas=dialects.answers, end=dialects.ends | dialects.cuts)
     def add_up(deltas: list[Delta], end: Done) -> None:
-        *pieces, last = lines(dialects.streamed(LineRenderer("m", shape), deltas, end))
-        whole = dialects.whole(LineRenderer("m", shape), deltas, end)
+        *pieces, last = lines(dialects.streamed(LineRenderer("m", shape, {}), deltas, end))
+        whole = dialects.whole(LineRenderer("m", shape, {}), deltas, end)
         inner, given_whole = ([piece[place] for piece in pieces], whole[place]) if place else (pieces, whole)
         text = "content" if place else "response"
         assert "".join(one[text] for one in inner) == given_whole[text]
@@ -76,12 +76,12 @@ def test_the_lines_of_any_answer_add_up_to_the_whole_one(shape: Any, place: str 
 
 
 def test_an_engine_that_breaks_in_the_middle_ends_the_lines_with_an_error() -> None:
-    broken = dialects.streamed(LineRenderer("m", as_message), [Delta("one ")], EngineFailed("it broke"))
+    broken = dialects.streamed(LineRenderer("m", as_message, {}), [Delta("one ")], EngineFailed("it broke"))
     assert lines(broken)[-1] == {"error": "it broke"}
 
 
 def test_while_a_model_is_made_ready_pieces_of_nothing_keep_the_stream_alive() -> None:
-    renderer = LineRenderer("m", as_message)
+    renderer = LineRenderer("m", as_message, {})
 
     async def events() -> AsyncGenerator[tuple[int, Event], None]:
         yield 0, dialects.PLACED
