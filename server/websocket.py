@@ -11,6 +11,9 @@ from websockets.frames import CloseCode
 from enginehouse.server import request_id
 
 log = logging.getLogger("enginehouse.connections")
+websockets_log = logging.getLogger("enginehouse.websockets")
+websockets_log.setLevel(logging.WARNING)  # without a line for each that opens, with all of its query
+websockets_log.addFilter(lambda record: "UTF-8" not in str(record.msg))  # nor a traceback for what a client sent
 IDLE = "enginehouse.idle"  # of a scope: to be called with whether nothing is asked
 
 
@@ -27,6 +30,7 @@ class Others(Protocol):
 class WebSocket(WebSocketsSansIOProtocol):
     def __init__(self, others: Others, **server: Any) -> None:
         super().__init__(**server)
+        self.logger = self.conn.logger = websockets_log
         self._others = others
         self._unsent, self._moved = 0, self.loop.time()
 

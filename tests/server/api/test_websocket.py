@@ -172,6 +172,27 @@ def test_what_says_nothing_here_is_taken(served: Served) -> None:
         assert text_of(answer(socket, stream=True, background=False, stream_options=None)) == "hi"
 
 
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),  # a text that is no UTF-8
+        (b"\x81\x02hi", 1002),  # without a mask
+        (b"\xff" * 100, 1002),
+        (b"GET / HTTP/1.1\r\n\r\n", 1002),
+    ],
+)
+def test_what_is_no_message_ends_its_connection(served: Served, sent: bytes, code: int) -> None:
+    with opened(served) as socket:
+        socket.socket.sendall(sent)
+        with pytest.raises(ConnectionClosed) as closed:
+            socket.recv(SECONDS)
+        assert closed.value.rcvd
+        assert closed.value.rcvd.code == code
+    with opened(served) as socket:
+        assert text_of(answer(socket)) == "hi"
+    assert not [line for line in served.log if "Traceback" in line]
+
+
 @pytest.mark.parametrize("fragments", [1, 20])
 def test_a_message_that_is_too_large_ends_its_connection(served: Served, fragments: int) -> None:
     with opened(served) as socket:
