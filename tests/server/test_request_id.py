@@ -18,9 +18,9 @@ def ids(reply: httpx.Response) -> set[str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_clients_own_id_comes_back_and_stands_in_the_log(house: Served, stream: bool) -> None:
-    reply = httpx.post(
-        f"{house.root}/v1/chat/completions", json=ECHO | {"stream": stream}, headers={"x-request-id": f"mine-{stream}"}
-    )
+    headers = {"x-request-id": f"mine-{stream}"}
+    body = ECHO | {"stream": stream}
+    reply = httpx.post(f"{house.root}/v1/chat/completions", json=body, headers=headers, timeout=60)  # it may be loaded
     assert (reply.status_code, ids(reply)) == (200, {f"mine-{stream}"})
     assert "a on" not in house.wait_for(f"; mine-{stream}")
 
