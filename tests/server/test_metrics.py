@@ -229,7 +229,7 @@ def test_every_metric_has_moved_after_a_mixed_run(mixed: Served) -> None:
     change(mixed, "models: nonsense")
     mixed.wait_for("the new config is refused", SECONDS)
     assert value(families(mixed), "enginehouse_config_valid") == 0
-    change(mixed, config | {"memory_budget": "250MiB"})
+    change(mixed, config | {"memory_budget": "80MiB"})
     mixed.wait_for("the config was read again; 1 changes", SECONDS)
     for model in ("echo", "dies", "slow", "echo"):  # of which not all fit
         assert ask(mixed, model).status_code == 200
