@@ -59,6 +59,14 @@ class Unavailable(Exception):
         self.message, self.code, self.retry_after = message, code, retry_after
 
 
+class NoMemory(Unavailable):
+    """A load that would do with so many bytes."""
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message, "no_memory")
+        self.needed = needed
+
+
 def quoting(error: E, said: str) -> E:
     """With what an upstream says of it, which may be of the prompt: for who asked, and for no log and nobody else."""
     if said:

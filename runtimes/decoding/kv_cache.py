@@ -37,13 +37,22 @@ def cells(asked: int | None, context: int, slots: int) -> int:
     return count
 
 
+class NoRoom(ValueError):
+    """Where so much free memory would do."""
+
+    def __init__(self, message: str, needed: float) -> None:
+        super().__init__(message)
+        self.needed = int(needed)
+
+
 def check_room(runtime: str, tokens: int, needed: float, free: int) -> None:
-    """Raises ValueError for a cache that is `needed` bytes where `free` are free (0: unknown): engines do not ask, and
+    """Raises NoRoom for a cache that is `needed` bytes where `free` are free (0: unknown): engines do not ask, and
     the kernel kills the process instead."""
     if free and needed > MOST_OF_FREE * free:
-        raise ValueError(
+        raise NoRoom(
             f"a KV cache of {tokens} tokens takes {int(needed) >> 20} MiB where {free >> 20} MiB of memory are free; "
-            f"lower 'context', 'slots' or options.{runtime}.kv_tokens"
+            f"lower 'context', 'slots' or options.{runtime}.kv_tokens",
+            needed / MOST_OF_FREE + 1,
         )
 
 

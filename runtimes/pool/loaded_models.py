@@ -17,7 +17,7 @@ import msgspec
 from enginehouse.config.schema import Config, seconds
 from enginehouse.optimize.artifact import Artifact, Source
 from enginehouse.runtimes.contract import Assigned, Local
-from enginehouse.runtimes.errors import Unavailable, WorkerDied
+from enginehouse.runtimes.errors import NoMemory, Unavailable, WorkerDied
 from enginehouse.runtimes.metrics import LOAD_SECONDS
 from enginehouse.runtimes.pool import routing
 from enginehouse.runtimes.pool.decisions import Decisions, leaving
@@ -199,8 +199,16 @@ class LoadedModels:
         after = (await self._decisions.of(name)).decision.ranked  # what the build has shown of it counts in
         ranked = next((other for other in after if other.candidate == ranked.candidate), ranked)
         await self.make_room(key, name, source, ranked, artifact)
-        there, fits = time.monotonic(), self.memory.fits(key)
-        worker = await self._loader.start(name, source, ranked.candidate, artifact, fits, gate=not stands_in)
+        there = time.monotonic()
+        try:
+            worker = await self._start(key, source, ranked.candidate, artifact, not stands_in)
+        except NoMemory as error:  # the estimate was too low
+            if error.needed > self.memory.budget:
+                await self._decisions.record_failure(source, ranked.candidate, "load", error.message)
+                raise
+            self.memory.release(key)
+            await self.memory.reserve(key, error.needed, error.needed)
+            worker = await self._start(key, source, ranked.candidate, artifact, not stands_in)
         LOAD_SECONDS.labels(name, ranked.candidate.runtime).observe(time.monotonic() - there)
         self.counts["loads", name] += 1
         self.counts["restarts", name] += key in self._died
@@ -210,6 +218,9 @@ class LoadedModels:
         loaded = LoadedModel(worker, ranked, artifact, source, fingerprint, stands_in)
         worker.grow = functools.partial(self.memory.grant, loaded)
         return loaded
+
+    async def _start(self, key: Key, source: Source, candidate: Candidate, artifact: Artifact, gate: bool) -> Worker:
+        return await self._loader.start(key[0], source, candidate, artifact, self.memory.fits(key), gate)
 
     async def _fingerprint(self, name: str, candidate: Candidate, artifact: Artifact, source: Source) -> str:
         """Of all that decides, with a seed, what a model says."""

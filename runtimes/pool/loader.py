@@ -16,7 +16,7 @@ from enginehouse.optimize.prepare import forget_exports, prepare
 from enginehouse.optimize.progress import estimate
 from enginehouse.optimize.store import KINDS, Store
 from enginehouse.runtimes.contract import Load, Local, Setting
-from enginehouse.runtimes.errors import EngineFailed, Unavailable
+from enginehouse.runtimes.errors import EngineFailed, NoMemory, Unavailable
 from enginehouse.runtimes.metrics import BUILD_SECONDS, BUILDS
 from enginehouse.runtimes.pool import host, smoke_test
 from enginehouse.runtimes.pool.decisions import Decisions, context_length
@@ -259,7 +259,7 @@ class Loader:
             patience = timeout and max(timeout, STUCK_SECONDS)  # None: forever
             await worker.start(load, environment, report, use, patience)
         except Unavailable as error:
-            if not error.retry_after:  # else it is not the candidate's fault
+            if not error.retry_after and not isinstance(error, NoMemory):  # else it is not the candidate's fault
                 await self._decisions.record_failure(source, candidate, "load", error.message)
             raise
         try:

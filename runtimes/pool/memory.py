@@ -73,11 +73,9 @@ class Memory:
         is beyond the budget, and without `evict` where it is not free."""
         budget = self.budget
         if least > budget:
-            raise Unavailable(
-                f"model '{key[0]}' needs {least >> 20} MiB for its weights alone, and memory_budget is "
-                f"{budget >> 20} MiB; raise it, or choose a smaller precision",
-                "no_memory",
-            )
+            lack, limit = f"needs at least {least >> 20} MiB", f"memory_budget is {budget >> 20} MiB"
+            remedy = "raise it, or lower precision, 'context' or 'slots'"
+            raise Unavailable(f"model '{key[0]}' {lack}, and {limit}; {remedy}", "no_memory")
         wanted = min(needed, budget)  # an estimate may be wrong: alone it may try
         try:
             while True:

@@ -102,7 +102,8 @@ def main() -> None:
         runtime = runtimes()[start.load.runtime]
         engine = runtime.load(start.load, lambda fraction: send(Loading(fraction)))
     except Exception as error:  # the boundary: whatever an engine raises becomes one sentence
-        send(LoadFailed(str(error) or type(error).__name__))
+        needed = error.needed if isinstance(error, kv_cache.NoRoom) else 0
+        send(LoadFailed(str(error) or type(error).__name__, needed))
         os._exit(1)
     send(Ready(engine.facts, time.monotonic() - began))
     loop = Loop(engine, inbox, send)

@@ -21,6 +21,7 @@ from enginehouse.runtimes.errors import (
     RETRY_SECONDS,
     Busy,
     EngineFailed,
+    NoMemory,
     Refused,
     TooLong,
     Unavailable,
@@ -167,6 +168,8 @@ class Worker:
                 case Ready(facts, seconds):
                     self.facts, self.load_seconds = facts, seconds
                     return
+                case LoadFailed(reason, needed) if needed:
+                    raise NoMemory(f"model '{self.name}' cannot be loaded: {reason}", needed)
                 case LoadFailed(reason):
                     raise Unavailable(f"model '{self.name}' cannot be loaded: {reason}", "model_load_failed")
                 case None:

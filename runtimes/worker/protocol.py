@@ -61,6 +61,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 class LoadFailed(msgspec.Struct, tag="load_failed", frozen=True):
     message: str
+    needed: int = 0  # bytes of memory with which it would not have; 0: it is not for want of them
 
 
 class Emit(msgspec.Struct, tag="emit", frozen=True, omit_defaults=True):

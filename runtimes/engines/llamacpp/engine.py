@@ -82,7 +82,8 @@ class LlamaCpp:
         own, token_bytes = llama_cpp.llama_model_n_ctx_train(self._model), self._token_bytes(options.kv_precision)
         context = kv_cache.context_of(load, own, options.kv_tokens, token_bytes)
         cells = kv_cache.cells(options.kv_tokens, context, load.slots)
-        kv_cache.check_room("llamacpp", cells, cells * token_bytes, load.free_bytes)
+        least = options.kv_tokens or context  # the rest is asked for as it is used
+        kv_cache.check_room("llamacpp", least, least * token_bytes, load.free_bytes)
         self._threads, rows = load.threads, options.prefill_chunk + load.slots
         self._options, self._rows = options, rows
         self._most_cells = options.kv_tokens or max(cells, min(context * load.slots, kv_cache.room(load, token_bytes)))

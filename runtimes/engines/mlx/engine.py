@@ -402,10 +402,12 @@ def check_memory(model: Any, cells: int, kv_bytes: int, free: int) -> None:
     weights = weight_bytes(model)
     limits = [free, int(mx.device_info().get("max_recommended_working_set_size", 0))]
     limit = min((known for known in limits if known), default=0)
-    if limit and weights + kv_bytes > 0.9 * limit:
-        raise ValueError(
+    needed = (weights + kv_bytes) / kv_cache.MOST_OF_FREE
+    if limit and needed > limit:
+        raise kv_cache.NoRoom(
             f"weights of {weights >> 20} MiB and a KV cache of {cells} tokens, {kv_bytes >> 20} MiB, do not fit the "
-            f"{limit >> 20} MiB of memory that are free; lower 'context', 'slots' or options.mlx.kv_tokens"
+            f"{limit >> 20} MiB of memory that are free; lower 'context', 'slots' or options.mlx.kv_tokens",
+            needed + 1,
         )
 
 
