@@ -5,6 +5,7 @@ refused by name, and what is not there.
 """
 
 import inspect
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -100,8 +101,26 @@ def of_openai(client: openai.OpenAI, lenient: openai.OpenAI) -> dict[str, Call]:
             connection.response.create(model="echo", input="hi")
             return connection.recv()
 
+    def file() -> str:
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": say}
+        return client.files.create(file=("a.jsonl", json.dumps(line).encode()), purpose="batch").id
+
+    def batch() -> str:
+        made = client.batches.create(input_file_id=file(), endpoint="/v1/chat/completions", completion_window="24h")
+        return made.id
+
     say = {"model": "echo", "messages": HI}
     return {
+        "files.create": file,
+        "files.list": lambda: [file(), client.files.list().data[0]],
+        "files.retrieve": lambda: client.files.retrieve(file()),
+        "files.content": lambda: client.files.content(file()).text,
+        "files.retrieve_content": lambda: client.files.retrieve_content(file()),
+        "files.delete": lambda: client.files.delete(file()),
+        "batches.create": batch,
+        "batches.list": lambda: [batch(), client.batches.list().data[0]],
+        "batches.retrieve": lambda: client.batches.retrieve(batch()),
+        "batches.cancel": lambda: client.batches.cancel(batch()),
         "models.list": lambda: client.models.list().data[0],
         "models.retrieve": lambda: client.models.retrieve("echo"),
         "embeddings.create": lambda: client.embeddings.create(model="pocket", input="hi", encoding_format="float"),

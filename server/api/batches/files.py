@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, ParamSpec, TypeVar
 
 from litestar import Request, delete, get, post
+from litestar.connection import ASGIConnection
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
+from litestar.handlers import BaseRouteHandler
 from litestar.response import Stream
 
 from enginehouse.optimize import shortage
@@ -29,10 +31,17 @@ FOUND = (400, 401, 404, 500, 503)
 CONTENT = "application/octet-stream"
 
 
+def no_anthropic(connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler) -> None:
+    """Anthropic's files have the same path, and are something else."""
+    if "anthropic-version" in connection.headers:
+        raise HTTPException(status_code=404)
+
+
 @post(
     "/v1/files",
     status_code=200,
     request_max_body_size=FORM_BYTES,
+    guards=[no_anthropic],
     operation_class=described(FileObject, Body(Upload, media_type=MULTIPART)),
 )
 async def create_file(request: Request[Any, Any, State], state: State) -> FileObject:
@@ -44,7 +53,7 @@ async def create_file(request: Request[Any, Any, State], state: State) -> FileOb
         raise unusable(error) from error
 
 
-@get("/v1/files", operation_class=described(FileList, failures=(400, 401, 500, 503)))
+@get("/v1/files", guards=[no_anthropic], operation_class=described(FileList, failures=(400, 401, 500, 503)))
 async def list_files(
     request: Request[Any, Any, State],
     state: State,
@@ -65,13 +74,18 @@ async def list_files(
     )
 
 
-@get("/v1/files/{id:str}", operation_class=described(FileObject, failures=FOUND))
+@get("/v1/files/{id:str}", guards=[no_anthropic], operation_class=described(FileObject, failures=FOUND))
 async def get_file(request: Request[Any, Any, State], state: State, id: str) -> FileObject:
     """What is known of it."""
     return await owned(state.batches, owner_of(request), id)
 
 
-@get("/v1/files/{id:str}/content", media_type=CONTENT, operation_class=described(CONTENT, failures=FOUND))
+@get(
+    "/v1/files/{id:str}/content",
+    media_type=CONTENT,
+    guards=[no_anthropic],
+    operation_class=described(CONTENT, failures=FOUND),
+)
 async def get_content(request: Request[Any, Any, State], state: State, id: str) -> Stream:
     """Its bytes."""
     batches: Batches = state.batches
@@ -80,7 +94,12 @@ async def get_content(request: Request[Any, Any, State], state: State, id: str) 
     return Stream(pieces(batches, handle), media_type=CONTENT, headers={"content-length": str(file.bytes)})
 
 
-@delete("/v1/files/{id:str}", status_code=200, operation_class=described(DeletedFile, failures=(*FOUND, 409)))
+@delete(
+    "/v1/files/{id:str}",
+    status_code=200,
+    guards=[no_anthropic],
+    operation_class=described(DeletedFile, failures=(*FOUND, 409)),
+)
 async def delete_file(request: Request[Any, Any, State], state: State, id: str) -> DeletedFile:
     """It is gone at once; one that a batch reads is not to be deleted."""
     batches: Batches = state.batches
