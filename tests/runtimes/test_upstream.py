@@ -214,7 +214,7 @@ def test_an_answer_comes_with_usage_and_who_gave_it(front: Served, server: Odd) 
     assert server.asked[0]["model"] == "m"
     assert server.asked[0]["temperature"] == 1.0
     assert server.sent_headers[0]["authorization"] == f"Bearer {KEY}"
-    sent, ours = server.sent_headers[0]["x-request-id"], body["id"].partition("-")[2]
+    sent, ours = server.sent_headers[0]["x-request-id"], reply.headers["x-request-id"].partition("_")[2]
     assert uuid.UUID(sent).hex.startswith(ours)  # llama_cpp.server refuses what is no UUID
 
 

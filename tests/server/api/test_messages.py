@@ -363,10 +363,8 @@ def test_what_anthropics_clients_ask_elsewhere_fails_in_its_shape_too(
 ) -> None:
     reply = httpx.post(f"{house.root}/v1/messages/batches", json={}, headers=VERSION)
     assert (reply.status_code, reply.json()["type"]) == (404, "error")
-    assert reply.json()["error"] == {
-        "type": "not_found_error",
-        "message": "there is no POST /v1/messages/batches here",
-    }
+    assert reply.json()["error"]["type"] == "not_found_error"
+    assert reply.json()["error"]["message"].startswith("there is no POST /v1/messages/batches here")
     assert "param" in httpx.post(f"{house.root}/v1/nothing", json={}).json()["error"]
     with pytest.raises(anthropic.NotFoundError, match="nobody"):
         client.models.retrieve("nobody")

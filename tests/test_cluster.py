@@ -1,4 +1,4 @@
-"""The files of docs/examples are what the programs that read them take, and the configs in them ours."""
+"""The files of docs/cluster are what the programs that read them take, and the configs in them ours."""
 
 import subprocess
 import sys
@@ -11,9 +11,9 @@ import yaml
 
 from enginehouse.config.load import load
 
-EXAMPLES = Path(__file__).parent.parent / "docs" / "examples"
-COMPOSE: dict[str, Any] = yaml.safe_load((EXAMPLES / "compose.yaml").read_text())
-OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all((EXAMPLES / "kubernetes.yaml").read_text()))
+CLUSTER = Path(__file__).parent.parent / "docs" / "cluster"
+COMPOSE: dict[str, Any] = yaml.safe_load((CLUSTER / "compose.yaml").read_text())
+OBJECTS: list[dict[str, Any]] = list(yaml.safe_load_all((CLUSTER / "kubernetes.yaml").read_text()))
 
 
 def named(kind: str, name: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ CONFIGS = {
 
 def test_compose_takes_the_compose_file() -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    checked = subprocess.run([*command, str(EXAMPLES / "compose.yaml")], capture_output=True, text=True)
+    checked = subprocess.run([*command, str(CLUSTER / "compose.yaml")], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 
