@@ -42,6 +42,7 @@ class Replica:
     def __init__(self, url: str, config: Upstream, key: str | None) -> None:
         self.url = url.rstrip("/")
         self.load = 0  # requests under way
+        self.turn = 0  # when a conversation began there last; the higher, the later
         self.failure = ""  # why it is not asked, or was not when it was last tried
         self._failures = 0  # in a row
         self._failed = 0.0  # when last

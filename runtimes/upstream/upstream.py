@@ -242,8 +242,9 @@ class Upstream:
             chosen = known
         else:
             idle = [replica for replica in usable if replica.load == least]
-            chosen = idle[self._turns % len(idle)]
+            chosen = min(idle, key=lambda replica: replica.turn)
             self._turns += 1
+            chosen.turn = self._turns
         if prefixes:
             self._served[prefixes[0]] = chosen
             self._served.move_to_end(prefixes[0])

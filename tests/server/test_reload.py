@@ -93,6 +93,7 @@ def test_a_stream_goes_on_through_a_reload_of_its_own_model(served: Served) -> N
     reading = threading.Thread(target=read)
     reading.start()
     served.wait_for("loaded 'echo'", SECONDS)
+    before = served.worker()
     log = change(served, lambda config: config["models"]["echo"].update(slots=2, options={}))
     assert any("models.echo.slots was 8, is 2" in line for line in log)
     assert ask(served, "echo").status_code == 200
@@ -102,6 +103,7 @@ def test_a_stream_goes_on_through_a_reload_of_its_own_model(served: Served) -> N
     reading.join(SECONDS)
     assert "".join(received) == text
     served.wait_for("unloading 'echo'", SECONDS)
+    before.wait(SECONDS)
     assert sum("enginehouse.runtimes.worker" in child.cmdline() for child in served.children()) == 1
 
 
