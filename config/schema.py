@@ -14,7 +14,6 @@ Duration = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?[smh]|forever)$")]
 Size = Annotated[str, msgspec.Meta(pattern=r"^(\d+(\.\d+)?(%|MiB|GiB))$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Key = Annotated[str, msgspec.Meta(pattern=r"^[\x21-\x7e]+$")]  # what a header can carry: any other would never match
-BaseUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]  # no key in it: it is shown
 HttpUrl = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s@]+(/[^?#\s]*)?$")]  # no key in it: it is shown
 Origin = Annotated[str, msgspec.Meta(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^*/?#\s]+)$")]  # as browsers write it
 
@@ -69,7 +68,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Servers of OpenAI's API that serve a model: replicas of one another. See docs/upstreams.md."""
 
-    base_urls: Annotated[tuple[BaseUrl, ...], msgspec.Meta(min_length=1, max_length=64)]  # as OpenAI's clients take it
+    base_urls: Annotated[tuple[HttpUrl, ...], msgspec.Meta(min_length=1, max_length=64)]  # as OpenAI's clients take it
     model: Annotated[str, msgspec.Meta(min_length=1)]  # its name there
     api_key_env: str | None = None  # the environment variable that holds their key
     answers_as: str | None = None  # what they call it in answers, where that is not `model`

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,14 @@ def sizes(source: str, revision: str | None) -> dict[str, int]:
 
     with explained(source, source, revision, cached_only=False):
         files = huggingface_hub.HfApi().list_repo_tree(source, revision=revision, recursive=True)
-        return {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
+        return bytes_by_name(files)
+
+
+def bytes_by_name(files: Iterable[Any]) -> dict[str, int]:
+    """Of a repository's tree, which has folders too."""
+    import huggingface_hub
+
+    return {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
 
 
 def fetch_adapter(source: str, report: Report, cached_only: bool = False) -> tuple[str, bool]:
@@ -146,7 +153,7 @@ def download(
         if cached_only:
             raise errors.LocalEntryNotFoundError("its list of files is not cached") from None
         files = list(api.list_repo_tree(repository, revision=commit, recursive=True))
-    sizes = {file.path: file.size for file in files if isinstance(file, huggingface_hub.RepoFile)}
+    sizes = bytes_by_name(files)
     layout = choose(list(sizes))
     if not cached_only:
         left = [file for file in layout.files if not cached(repository, file, commit)]

@@ -33,7 +33,11 @@ def pull(config: Config, name: str, file: str | None, revision: str | None) -> N
         return
     revision = revision or (model.revision if model else None)
     if not model or file:
-        source = f"{source}/{file}" if file else chosen(source, revision, bytes_of(config.memory_budget, memory()))
+        source = (
+            f"{source}/{file}"
+            if file
+            else chosen(source, revision, bytes_of(config.memory_budget, host.total_memory()))
+        )
     with Shown(source) as shown:
         path, offline = hub.fetch(source, revision, precision, shown.report)
     print(f"'{source}' is {'cached, though the hub is out of reach' if offline else 'here'}: {path}")
@@ -45,17 +49,14 @@ def pull(config: Config, name: str, file: str | None, revision: str | None) -> N
         print(f"to serve it, in the config:\nmodels:\n  {short}:\n    source: {source}{pin}")
 
 
-def memory() -> int:
-    return host.total_memory()
-
-
 def chosen(source: str, revision: str | None, budget: int) -> str:
     """Of a repository's .gguf files the one that is usually taken, else the largest that fits; all of them are shown.
     Anything else is taken as it is."""
     if len(source.split("/")) > 2:
         return source
     sizes = hub.sizes(source, revision)
-    models = {name: sum(sizes[part] for part in parts) for name, parts in gguf_models(list(sizes)).items()}
+    files = gguf_models(list(sizes))
+    models = {name: sum(sizes[part] for part in parts) for name, parts in files.items()}
     if len(models) < 2:
         return source
     fitting = {name: size for name, size in models.items() if LOADED_BYTES * size + OVERHEAD_BYTES <= budget}
@@ -69,7 +70,7 @@ def chosen(source: str, revision: str | None, budget: int) -> str:
     if best is None:
         raise BadConfig(f"no file of '{source}' fits memory_budget; raise it, or take one all the same with --file")
     print(f"fetching '{best}'; another with --file")
-    return f"{source}/{gguf_models(list(sizes))[best][0]}"
+    return f"{source}/{files[best][0]}"
 
 
 class Shown:

@@ -218,7 +218,7 @@ def test_a_server_that_loads_while_artifacts_are_pruned_builds_anew_and_answers(
         pruning = threading.Thread(target=prune)
         pruning.start()
         try:
-            assert ask(served) == expected
+            assert [ask(served) for _ in range(2)] == [expected] * 2
         finally:
             ended.set()
             pruning.join()
